@@ -1,0 +1,430 @@
+"""A reader of pickles that cannot run code: it interprets the opcodes itself and has no way to import anything.
+
+A pickle is a program for a small stack machine. Python's own machine imports what the program names and calls it.
+This one knows names only: a name outside the table of constructors given to it ends the reading, a name inside
+stands for one of our functions, which build inert records. Long byte strings stay views of the file, the number of
+operations is limited, and nothing in the program (memo indices, lengths, keys) decides how much is allocated.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Constructor = Callable[[tuple[object, ...]], object]
+
+# The pickles of a 1024 px generator with its discriminator hold about 100,000 operations.
+MAX_OPERATIONS = 1_000_000
+_MAX_LINE_BYTES = 4096
+_MAX_INTEGER_BYTES = 16
+_SMALL_BYTES = 4096
+
+
+class UnreadableError(ValueError):
+    """Why a file cannot be used, without its name, which `open_checkpoint` puts in front."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name that the pickle refers to; allowed, and nothing but a name."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class Record:
+    """An instance of a class that is not loaded: its name, the arguments and the state stored for it."""
+
+    name: str
+    args: tuple[object, ...] = ()
+    state: object = None
+
+    def set_state(self, state: object) -> None:
+        self.state = state
+
+
+@dataclass(slots=True)
+class Budget:
+    """Operations left for one file, shared by the pickles nested in it."""
+
+    operations: int = MAX_OPERATIONS
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A position in the bytes of a file."""
+
+    content: memoryview
+    position: int = 0
+
+    def take(self, num_bytes: int) -> memoryview:
+        """The next bytes, as a view. Raises UnreadableError past the end."""
+        end = self.position + num_bytes
+        if end > len(self.content):
+            raise UnreadableError(
+                f"truncated: {num_bytes:,} bytes are announced at position {self.position:,}, the file has "
+                f"{len(self.content) - self.position:,} left. Fetch it again"
+            )
+        piece = self.content[self.position : end]
+        self.position = end
+        return piece
+
+    def line(self) -> str:
+        """Text up to the next line feed."""
+        window = bytes(self.content[self.position : self.position + _MAX_LINE_BYTES])
+        length = window.find(b"\n")
+        if length < 0:
+            raise UnreadableError(f"truncated or damaged: an unfinished line at position {self.position:,}")
+        self.position += length + 1
+        return window[:length].decode("utf-8", errors="replace")
+
+
+def describe_value(value: object) -> str:
+    """A stored value for an error message: short whatever the file says."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "...")
+    return f"a {type(value).__name__}"
+
+
+class _Stop(Exception):  # noqa: N818
+    """The pickle's end."""
+
+
+class PickleReader:
+    """Reads one pickle at the cursor, leaving the cursor behind it.
+
+    `constructors` maps names such as `collections.OrderedDict` to functions of the argument tuple. `load_persistent`
+    resolves the references that torch's files use for storages. Raises UnreadableError for anything else.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        constructors: Mapping[str, Constructor],
+        budget: Budget,
+        load_persistent: Callable[[object], object] | None = None,
+    ) -> None:
+        self.cursor, self.constructors, self.budget = cursor, constructors, budget
+        self.load_persistent = load_persistent
+        self.stack: list[object] = []
+        self.marks: list[list[object]] = []
+        self.memo: dict[int, object] = {}
+
+    def read(self) -> object:
+        """The pickled value, of plain containers, Records and what the constructors return."""
+        content, cursor, operations = self.cursor.content, self.cursor, _OPERATIONS
+        end = len(content)
+        try:
+            while cursor.position < end:
+                opcode = content[cursor.position]
+                cursor.position += 1
+                self.budget.operations -= 1
+                if self.budget.operations < 0:
+                    raise UnreadableError(f"more than {MAX_OPERATIONS:,} pickle operations; no StyleGAN2 needs that")
+                operations[opcode](self)
+        except _Stop:
+            return self.stack.pop()
+        except IndexError as error:
+            raise UnreadableError(
+                f"damaged pickle: a value is missing for the operation that ends at position {cursor.position:,}"
+            ) from error
+        raise UnreadableError(f"truncated: the pickle stops after {end:,} bytes, unfinished. Fetch it again")
+
+    def pop_mark(self) -> list[object]:
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    def fetch_global(self, module: object, name: object) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnreadableError("damaged pickle: a global without a name")
+        full_name = f"{module}.{name}"
+        if full_name not in self.constructors:
+            raise UnreadableError(
+                f"names {full_name[:200]!r}, which a generator's tensors do not need: refused, nothing was executed"
+            )
+        self.stack.append(Global(full_name))
+
+    def call(self, function: object, args: object) -> object:
+        if not isinstance(function, Global) or not isinstance(args, tuple):
+            raise UnreadableError(f"calls {describe_value(function)}, which is no constructor: refused")
+        return self.constructors[function.name](args)
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        set_state = getattr(target, "set_state", None)
+        if set_state is not None:
+            set_state(state)
+        elif not isinstance(target, dict):  # attributes of an ordered or "easy" dict carry nothing of use
+            raise UnreadableError(f"sets the state of {describe_value(target)}: refused")
+
+    def extend(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise UnreadableError(f"damaged pickle: appends to {describe_value(target)}")
+        target.extend(items)
+
+    def set_items(self, items: list[object]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise UnreadableError(f"damaged pickle: sets items of {describe_value(target)}")
+        target.update(_pairs(items))
+
+
+def _pairs(items: list[object]) -> dict[object, object]:
+    """Keys and values in turn to a dict. Other keys than scalars could take forever to hash."""
+    for key in items[::2]:
+        if key is not None and not isinstance(key, str | int | float):
+            raise UnreadableError(f"a dictionary key that is {describe_value(key)}: refused")
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
+_Operation = Callable[[PickleReader], None]
+
+
+def _unknown(reader: PickleReader) -> None:
+    position = reader.cursor.position - 1
+    raise UnreadableError(f"damaged: no pickle operation {reader.cursor.content[position]:#04x} at {position:,}")
+
+
+def _stop(reader: PickleReader) -> None:
+    raise _Stop
+
+
+def _mark(reader: PickleReader) -> None:
+    reader.marks.append(reader.stack)
+    reader.stack = []
+
+
+def _constant(value: object) -> _Operation:
+    return lambda reader: reader.stack.append(value)
+
+
+def _number(form: str) -> _Operation:
+    layout = struct.Struct(form)
+    return lambda reader: reader.stack.append(layout.unpack(reader.cursor.take(layout.size))[0])
+
+
+def _length(reader: PickleReader, size: int) -> int:
+    return int.from_bytes(reader.cursor.take(size), "little")
+
+
+def _long(size: int) -> _Operation:
+    def operation(reader: PickleReader) -> None:
+        length = _length(reader, size)
+        if length > _MAX_INTEGER_BYTES:
+            raise UnreadableError(f"damaged: an integer of {length:,} bytes")
+        reader.stack.append(int.from_bytes(reader.cursor.take(length), "little", signed=True))
+
+    return operation
+
+
+def _text(size: int) -> _Operation:
+    def operation(reader: PickleReader) -> None:
+        raw = reader.cursor.take(_length(reader, size))
+        reader.stack.append(str(raw, "utf-8", errors="replace"))
+
+    return operation
+
+
+def _legacy_text(size: int) -> _Operation:
+    """Python 2 strings; Latin-1 keeps their bytes."""
+    return lambda reader: reader.stack.append(str(reader.cursor.take(_length(reader, size)), "latin-1"))
+
+
+def _bytes(size: int) -> _Operation:
+    def operation(reader: PickleReader) -> None:
+        raw = reader.cursor.take(_length(reader, size))
+        reader.stack.append(bytes(raw) if len(raw) <= _SMALL_BYTES else raw)
+
+    return operation
+
+
+def _line_number(reader: PickleReader) -> None:
+    line = reader.cursor.line().removesuffix("L")
+    try:
+        value = {"00": False, "01": True}.get(line, int(line) if len(line) <= 40 else None)
+    except ValueError:
+        value = None
+    if value is None:
+        raise UnreadableError(f"damaged: {line[:40]!r} is no integer")
+    reader.stack.append(value)
+
+
+def _line_float(reader: PickleReader) -> None:
+    line = reader.cursor.line()
+    try:
+        reader.stack.append(float(line))
+    except ValueError:
+        raise UnreadableError(f"damaged: {line[:40]!r} is no number") from None
+
+
+def _tuple_of(length: int) -> _Operation:
+    def operation(reader: PickleReader) -> None:
+        if len(reader.stack) < length:
+            raise UnreadableError("damaged pickle: too few values for a tuple")
+        items = reader.stack[-length:]
+        del reader.stack[-length:]
+        reader.stack.append(tuple(items))
+
+    return operation
+
+
+def _put(size: int) -> _Operation:
+    def operation(reader: PickleReader) -> None:
+        reader.memo[_length(reader, size)] = reader.stack[-1]
+
+    return operation
+
+
+def _memoize(reader: PickleReader) -> None:
+    reader.memo[len(reader.memo)] = reader.stack[-1]
+
+
+def _get(size: int) -> _Operation:
+    def operation(reader: PickleReader) -> None:
+        index = _length(reader, size)
+        if index not in reader.memo:
+            raise UnreadableError(f"damaged pickle: value {index:,} was never remembered")
+        reader.stack.append(reader.memo[index])
+
+    return operation
+
+
+def _global(reader: PickleReader) -> None:
+    module = reader.cursor.line()
+    reader.fetch_global(module, reader.cursor.line())
+
+
+def _stack_global(reader: PickleReader) -> None:
+    name = reader.stack.pop()
+    reader.fetch_global(reader.stack.pop(), name)
+
+
+def _reduce(reader: PickleReader) -> None:
+    args = reader.stack.pop()
+    reader.stack.append(reader.call(reader.stack.pop(), args))
+
+
+def _new_object_with_keywords(reader: PickleReader) -> None:
+    keywords = reader.stack.pop()
+    if keywords != {}:
+        raise UnreadableError("builds an object with keyword arguments: refused")
+    _reduce(reader)
+
+
+def _persistent(reader: PickleReader) -> None:
+    if reader.load_persistent is None:
+        raise UnreadableError("refers to data outside of itself; it is only a part of a checkpoint")
+    reader.stack.append(reader.load_persistent(reader.stack.pop()))
+
+
+def _pop(reader: PickleReader) -> None:
+    if reader.stack:
+        reader.stack.pop()
+    else:
+        reader.pop_mark()
+
+
+def _pop_mark(reader: PickleReader) -> None:
+    reader.pop_mark()
+
+
+def _append(reader: PickleReader) -> None:
+    item = reader.stack.pop()
+    reader.extend([item])
+
+
+def _set_item(reader: PickleReader) -> None:
+    value = reader.stack.pop()
+    reader.set_items([reader.stack.pop(), value])
+
+
+def _protocol(reader: PickleReader) -> None:
+    version = reader.cursor.take(1)[0]
+    if version > 5:
+        raise UnreadableError(f"damaged: pickle protocol {version}, 5 is the newest")
+
+
+def _frame(reader: PickleReader) -> None:
+    """A hint on buffering."""
+    reader.cursor.take(8)
+
+
+def _read_only(reader: PickleReader) -> None:
+    """Everything is."""
+
+
+# Opcodes as documented in Python's pickletools. Sets become lists: nothing here asks for membership.
+_BY_CHARACTER: dict[bytes, _Operation] = {
+    b".": _stop,
+    b"(": _mark,
+    b"0": _pop,
+    b"1": _pop_mark,
+    b"2": lambda reader: reader.stack.append(reader.stack[-1]),
+    b"N": _constant(None),
+    b"\x88": _constant(True),
+    b"\x89": _constant(False),
+    b"I": _line_number,
+    b"L": _line_number,
+    b"F": _line_float,
+    b"J": _number("<i"),
+    b"K": _number("<B"),
+    b"M": _number("<H"),
+    b"G": _number(">d"),
+    b"\x8a": _long(1),
+    b"\x8b": _long(4),
+    b"T": _legacy_text(4),
+    b"U": _legacy_text(1),
+    b"X": _text(4),
+    b"\x8c": _text(1),
+    b"\x8d": _text(8),
+    b"B": _bytes(4),
+    b"C": _bytes(1),
+    b"\x8e": _bytes(8),
+    b"\x96": _bytes(8),
+    b")": _constant(()),
+    b"t": lambda reader: reader.stack.append(tuple(reader.pop_mark())),
+    b"\x85": _tuple_of(1),
+    b"\x86": _tuple_of(2),
+    b"\x87": _tuple_of(3),
+    b"]": lambda reader: reader.stack.append([]),
+    b"l": lambda reader: reader.stack.append(reader.pop_mark()),
+    b"a": _append,
+    b"e": lambda reader: reader.extend(reader.pop_mark()),
+    b"\x8f": lambda reader: reader.stack.append([]),
+    b"\x90": lambda reader: reader.extend(reader.pop_mark()),
+    b"\x91": lambda reader: reader.stack.append(reader.pop_mark()),
+    b"}": lambda reader: reader.stack.append({}),
+    b"d": lambda reader: reader.stack.append(_pairs(reader.pop_mark())),
+    b"s": _set_item,
+    b"u": lambda reader: reader.set_items(reader.pop_mark()),
+    b"q": _put(1),
+    b"r": _put(4),
+    b"\x94": _memoize,
+    b"h": _get(1),
+    b"j": _get(4),
+    b"c": _global,
+    b"\x93": _stack_global,
+    b"R": _reduce,
+    b"\x81": _reduce,
+    b"\x92": _new_object_with_keywords,
+    b"b": lambda reader: reader.build(),
+    b"Q": _persistent,
+    b"\x80": _protocol,
+    b"\x95": _frame,
+    b"\x98": _read_only,
+}
+_OPERATIONS: list[_Operation] = [_BY_CHARACTER.get(bytes([code]), _unknown) for code in range(256)]
+
+
+def read_pickle(
+    content: memoryview,
+    constructors: Mapping[str, Constructor],
+    budget: Budget,
+    load_persistent: Callable[[object], object] | None = None,
+) -> object:
+    """The value of a pickle that begins at the first byte."""
+    return PickleReader(Cursor(content), constructors, budget, load_persistent).read()

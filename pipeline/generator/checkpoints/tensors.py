@@ -1,0 +1,229 @@
+"""Tensors as files describe them: a view of the file's bytes with a shape, checked before anything is allocated."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.generator.checkpoints.restricted import Constructor, Record, UnreadableError, describe_value
+
+_MAX_DIMENSIONS = 8
+
+# Names of torch's storage classes to the kind and size of their elements; bfloat16 is the upper half of a float32.
+STORAGE_KINDS = {
+    "DoubleStorage": "f8",
+    "FloatStorage": "f4",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "bf16",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "u1",
+}
+_BFLOAT16 = "bf16"
+_NUMPY_KINDS = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})
+
+
+def kind_bytes(kind: str) -> int:
+    """Bytes of one element."""
+    return 2 if kind == _BFLOAT16 else int(kind[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of equal elements in the file."""
+
+    kind: str
+    content: memoryview
+    byte_order: str = "<"
+
+    @property
+    def num_elements(self) -> int:
+        return len(self.content) // kind_bytes(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A strided view of a storage; all of it lies inside, and no element counts for many."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+
+    def __post_init__(self) -> None:
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        available = self.storage.num_elements
+        if self.num_elements > available or (self.num_elements > 0 and last >= available):
+            raise UnreadableError(
+                f"damaged: a tensor of shape {self.shape} lies outside its {available:,} stored elements"
+            )
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    def to_float32(self) -> Tensor:
+        """A contiguous copy. Raises UnreadableError when a value is not finite as float32."""
+        values = torch.from_numpy(self._values())
+        if not bool(torch.isfinite(values).all()):
+            raise UnreadableError("holds values that are not finite")
+        return values
+
+    def _values(self) -> NDArray[np.float32]:
+        kind, order = self.storage.kind, self.storage.byte_order
+        stored = np.dtype(order + ("u2" if kind == _BFLOAT16 else kind))
+        flat = np.frombuffer(self.storage.content, dtype=stored, count=self.storage.num_elements)
+        strides = tuple(stride * stored.itemsize for stride in self.strides)
+        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
+        if kind == _BFLOAT16:
+            return (view.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # what overflows is reported as not finite
+            return np.array(view, dtype=np.float32, order="C")
+
+
+def contiguous_strides(shape: Sequence[int], *, fortran: bool = False) -> tuple[int, ...]:
+    """Strides in elements of a densely stored array."""
+    sizes = list(shape) if fortran else list(reversed(shape))
+    strides = [math.prod(sizes[:index]) for index in range(len(sizes))]
+    return tuple(strides if fortran else reversed(strides))
+
+
+def integers(value: object, *, low: int = 0, high: int = 2**48) -> tuple[int, ...]:
+    """A tuple or list of a few integers within bounds."""
+    if not isinstance(value, tuple | list) or len(value) > _MAX_DIMENSIONS:
+        raise UnreadableError(f"damaged: {describe_value(value)} stands for a shape")
+    for item in value:
+        if not isinstance(item, int) or isinstance(item, bool) or not low <= item <= high:
+            raise UnreadableError(f"damaged: {describe_value(item)} stands for a size")
+    return tuple(value)
+
+
+def rebuild_tensor(args: tuple[object, ...]) -> StoredTensor:
+    """torch's recipe: storage, offset, shape, strides, and flags that do not matter here."""
+    storage, offset, shape, strides = args[0], args[1], args[2], args[3]
+    if not isinstance(storage, Storage):
+        raise UnreadableError(f"damaged: a tensor on {describe_value(storage)}")
+    sizes, steps = integers(shape), integers(strides)
+    if len(sizes) != len(steps):
+        raise UnreadableError(f"damaged: shape {sizes} with strides {steps}")
+    return StoredTensor(storage, integers((offset,))[0], sizes, steps)
+
+
+def rebuild_parameter(args: tuple[object, ...]) -> StoredTensor:
+    """A parameter is its tensor."""
+    if not isinstance(args[0], StoredTensor):
+        raise UnreadableError(f"damaged: a parameter made of {describe_value(args[0])}")
+    return args[0]
+
+
+class StoredDtype:
+    """A numpy.dtype of plain numbers."""
+
+    def __init__(self, args: tuple[object, ...]) -> None:
+        self.kind, self.byte_order = str(args[0]).lstrip("<>=|")[:8], "<"
+        if self.kind not in _NUMPY_KINDS:
+            raise UnreadableError(f"holds numbers of numpy type {self.kind!r}, which no StyleGAN2 needs: refused")
+
+    def set_state(self, state: object) -> None:
+        """The second entry is the byte order."""
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "=", "|"):
+            raise UnreadableError("damaged: the state of a numpy type")
+        self.byte_order = ">" if state[1] == ">" else "<"
+
+    def array(self, raw: object, shape: tuple[int, ...], *, fortran: bool = False) -> StoredTensor:
+        content = raw.encode("latin-1", errors="replace") if isinstance(raw, str) else raw
+        if not isinstance(content, bytes | memoryview):
+            raise UnreadableError(f"damaged: numbers stored as {describe_value(raw)}")
+        storage = Storage(self.kind, memoryview(content), self.byte_order)
+        return StoredTensor(storage, 0, shape, contiguous_strides(shape, fortran=fortran))
+
+
+class StoredArray:
+    """A numpy.ndarray, whose content arrives as its state: version, shape, type, order, bytes."""
+
+    tensor: StoredTensor | None = None
+
+    def set_state(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], StoredDtype):
+            raise UnreadableError("damaged: the state of a numpy array")
+        self.tensor = state[2].array(state[4], integers(state[1]), fortran=state[3] is True)
+
+
+def _scalar(args: tuple[object, ...]) -> object:
+    """numpy's recipe for one number, as a Python number."""
+    dtype, raw = args[0], args[1]
+    if not isinstance(dtype, StoredDtype):
+        raise UnreadableError("damaged: a numpy number without type")
+    value = float(dtype.array(raw, ()).to_float32()) if dtype.kind != "f8" else _double(dtype, raw)
+    return int(value) if dtype.kind[0] in "iub" else value
+
+
+def _double(dtype: StoredDtype, raw: object) -> float:
+    stored = dtype.array(raw, ()).storage
+    return float(np.frombuffer(stored.content, dtype=f"{stored.byte_order}f8", count=1)[0])
+
+
+def _from_buffer(args: tuple[object, ...]) -> StoredTensor:
+    """numpy's recipe of pickle protocol 5: bytes, type, shape, order."""
+    if not isinstance(args[1], StoredDtype):
+        raise UnreadableError("damaged: a numpy array without type")
+    return args[1].array(args[0], integers(args[2]), fortran=args[3] == "F")
+
+
+def _reconstruct(args: tuple[object, ...]) -> StoredArray:
+    return StoredArray()
+
+
+def _class_name(name: str) -> Constructor:
+    """A class that is referred to but never called."""
+
+    def refuse(args: tuple[object, ...]) -> object:
+        raise UnreadableError(f"calls {name}: refused")
+
+    return refuse
+
+
+def record(name: str) -> Constructor:
+    """A constructor of inert records."""
+    return lambda args: Record(name, args)
+
+
+def _dictionary(args: tuple[object, ...]) -> dict[object, object]:
+    """OrderedDict; its items arrive one by one."""
+    if args:
+        raise UnreadableError("an ordered dictionary built from arguments: refused")
+    return {}
+
+
+def _numpy_constructors() -> dict[str, Constructor]:
+    """Each under its name before and since numpy 2."""
+    constructors: dict[str, Constructor] = {
+        "numpy.ndarray": _class_name("numpy.ndarray"),
+        "numpy.dtype": StoredDtype,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        constructors[f"{core}.multiarray._reconstruct"] = _reconstruct
+        constructors[f"{core}.multiarray.scalar"] = _scalar
+        constructors[f"{core}.numeric._frombuffer"] = _from_buffer
+    return constructors
+
+
+# What tensors, and the settings saved beside them, are made of. Everything else is refused by name.
+BASIC_CONSTRUCTORS: dict[str, Constructor] = {
+    "collections.OrderedDict": _dictionary,
+    "argparse.Namespace": record("argparse.Namespace"),
+    "torch.Size": lambda args: integers(args[0]),
+    "torch._utils._rebuild_tensor": rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
+    **_numpy_constructors(),
+}

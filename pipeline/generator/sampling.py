@@ -1,0 +1,221 @@
+"""Seeds to images: a sample's identity is its seed.
+
+z = numpy.random.RandomState(seed).randn(z_dim), so that with constant noise, the same psi and class, NVIDIA's tools
+show the same picture. Every batch is padded to one fixed size, because the size of a batch chooses kernels and
+thereby bits: a picture does not depend on which seeds were asked for beside its own.
+
+Shape suffixes: B batch, C channels, H height, W width, Z latent or classes, D style, L rows of w.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.generator.networks import Generator, Noise, row_resolution
+from schemas.config import SEED_LIMIT, GeneratorConfig, NumericsConfig
+from schemas.errors import ConfigError
+
+Item = TypeVar("Item")
+
+# Keeps the numbers of noise apart from those of z, which RandomState(seed) alone gives.
+_NOISE_STREAM = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One synthesis, on the device."""
+
+    seeds: tuple[int, ...]
+    class_ids: tuple[int | None, ...]
+    ws_BLD: Tensor
+    """Truncated rows of w, float32."""
+    images_BCHW: Tensor
+    """float32, nominally in [-1, 1]."""
+    noise: Noise
+    """What `Generator.synthesize` took: 'const', 'none', or a tensor [B, 1, r, r] for each convolution."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """Tapped activations [B, C, r, r] by convolution name."""
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def select(self, indices: Sequence[int]) -> "Batch":
+        """The samples at these positions, which may repeat."""
+        index = torch.tensor(list(indices), device=self.ws_BLD.device)
+        return Batch(
+            seeds=tuple(self.seeds[i] for i in indices),
+            class_ids=tuple(self.class_ids[i] for i in indices),
+            ws_BLD=self.ws_BLD[index],
+            images_BCHW=self.images_BCHW[index],
+            noise=self.noise if isinstance(self.noise, str) else tuple(n_B1HW[index] for n_B1HW in self.noise),
+            features={name: tensor[index] for name, tensor in self.features.items()},
+        )
+
+
+def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+    """z [B, z_dim] float32 on the CPU, each row from its seed alone. Raises ValueError on seeds past 2^32."""
+    for seed in seeds:
+        if not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"seed {seed}: must be 0 or more and below 2^32 = {SEED_LIMIT}")
+    rows = [np.random.RandomState(seed).randn(z_dim) for seed in seeds]
+    return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(len(seeds), z_dim))
+
+
+def noise_of_seeds(seeds: Sequence[int], num_convolutions: int) -> tuple[Tensor, ...]:
+    """Noise [B, 1, r, r] float32 on the CPU for each convolution in the order of rows, from each seed alone."""
+    sources = [np.random.default_rng([seed, _NOISE_STREAM]) for seed in seeds]
+    noise = []
+    for row in range(num_convolutions):
+        shape = (1, row_resolution(row), row_resolution(row))
+        drawn = np.stack([source.standard_normal(shape, dtype=np.float32) for source in sources])
+        noise.append(torch.from_numpy(drawn))
+    return tuple(noise)
+
+
+def to_uint8(images_BCHW: Tensor) -> Tensor:
+    """Images in [-1, 1] to bytes [B, H, W, C]: x * 127.5 + 128, cut off at 0 and 255, as NVIDIA's tools do."""
+    scaled = images_BCHW.float() * 127.5 + 128
+    return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+@contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """No autotuned kernels, no atomic additions, full float32: what two runs need to agree to the bit."""
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with flags, torch.no_grad():
+        yield
+
+
+class ClassChooser:
+    """The class of each seed, from the seed alone. Raises ConfigError where classes and generator do not fit."""
+
+    def __init__(self, config: GeneratorConfig, c_dim: int) -> None:
+        self.c_dim = c_dim
+        weights = _class_weights(config, c_dim)
+        self.ids = tuple(weights)
+        total = sum(weights.values())
+        self.upper_bounds = np.cumsum([weight / total for weight in weights.values()]) if weights else None
+
+    def __call__(self, seed: int) -> int | None:
+        if self.upper_bounds is None:
+            return None
+        digest = hashlib.sha256(f"class of seed {seed}".encode()).digest()
+        position = int.from_bytes(digest[:8], "big") / 2**64
+        index = int(np.searchsorted(self.upper_bounds, position, side="right"))
+        return self.ids[min(index, len(self.ids) - 1)]
+
+    def one_hot(self, class_ids: Sequence[int | None]) -> Tensor | None:
+        """Classes [B, c_dim] float32 on the CPU, None for an unconditional generator."""
+        if self.upper_bounds is None:
+            return None
+        classes_BZ = torch.zeros(len(class_ids), self.c_dim)
+        for row, class_id in enumerate(class_ids):
+            assert class_id is not None
+            classes_BZ[row, class_id] = 1.0
+        return classes_BZ
+
+
+def _class_weights(config: GeneratorConfig, c_dim: int) -> dict[int, float]:
+    """Positive weights by class id in ascending order; empty for an unconditional generator."""
+    classes, source = config.classes, config.checkpoint
+    if c_dim == 0:
+        if classes is not None:
+            raise ConfigError(f"generator.classes: {classes!r}, but {source} is not class-conditional; remove the key")
+        return {}
+    if classes is None:
+        raise ConfigError(
+            f"generator.classes: missing, but {source} is conditional on {c_dim} classes; give a list of ids "
+            f"from 0 to {c_dim - 1}, a mapping of id to weight, or `all`"
+        )
+    if classes == "all":
+        return dict.fromkeys(range(c_dim), 1.0)
+    weights = dict(classes) if isinstance(classes, dict) else dict.fromkeys(classes, 1.0)
+    unknown = [class_id for class_id in weights if not 0 <= class_id < c_dim]
+    if unknown:
+        raise ConfigError(f"generator.classes: {unknown} not in 0 to {c_dim - 1}, the classes of {source}")
+    if any(not 0 <= weight < float("inf") for weight in weights.values()) or sum(weights.values()) <= 0:
+        raise ConfigError(f"generator.classes: weights must be 0 or more, one above 0, got {classes!r}")
+    return {class_id: weights[class_id] for class_id in sorted(weights) if weights[class_id] > 0}
+
+
+class Sampler:
+    """A generator with its settings, on a device: seeds to batches.
+
+    Raises ConfigError where configuration and generator do not fit together.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        config: GeneratorConfig,
+        numerics: NumericsConfig,
+        device: str | torch.device,
+    ) -> None:
+        self.device = torch.device(device)
+        num_ws, cutoff = generator.spec.num_ws, config.truncation_cutoff
+        if cutoff is not None and cutoff > num_ws:
+            raise ConfigError(
+                f"generator.truncation_cutoff: {cutoff}, but {config.checkpoint} has {num_ws} rows of w; "
+                f"1 to {num_ws}, or null for all of them"
+            )
+        if numerics.precision != "float32" and self.device.type != "cuda":
+            raise ConfigError(
+                f"numerics.precision: {numerics.precision} needs a GPU, this run is on the "
+                f"{self.device.type.upper()}; use float32"
+            )
+        self.config, self.numerics = config, numerics
+        self.choose_class = ClassChooser(config, generator.spec.c_dim)
+        self.generator = generator.eval().requires_grad_(False).to(self.device)
+        self.generator.compute_dtype = getattr(torch, numerics.precision)
+
+    def ws(self, seeds: Sequence[int], psi: float | None = None) -> tuple[Tensor, tuple[int | None, ...]]:
+        """Truncated ws [B, num_ws, w_dim] of any number of seeds, and their classes.
+
+        psi stands for the configured truncation_psi.
+        """
+        class_ids = tuple(self.choose_class(seed) for seed in seeds)
+        size = self.numerics.batch_size
+        parts = [
+            self._map(seeds[start : start + size], class_ids[start : start + size])
+            for start in range(0, len(seeds), size)
+        ]
+        psi = self.config.truncation_psi if psi is None else psi
+        with repeatable_kernels():
+            return self.generator.truncate(torch.cat(parts), psi, self.config.truncation_cutoff), class_ids
+
+    def _map(self, seeds: Sequence[int], class_ids: Sequence[int | None]) -> Tensor:
+        size = self.numerics.batch_size
+        z_BZ = latents(_padded(seeds, size), self.generator.spec.z_dim).to(self.device)
+        classes_BZ = self.choose_class.one_hot(_padded(class_ids, size))
+        with repeatable_kernels():
+            ws_BLD = self.generator.map(z_BZ, None if classes_BZ is None else classes_BZ.to(self.device))
+            return ws_BLD[: len(seeds)].contiguous()
+
+    def sample(self, seeds: Sequence[int], layers: Collection[str] = ()) -> Batch:
+        """Synthesise 1 to batch_size seeds, tapping `layers`."""
+        size = self.numerics.batch_size
+        if not 1 <= len(seeds) <= size:
+            raise ValueError(f"a batch takes 1 to {size} seeds, got {len(seeds)}")
+        ws_BLD, class_ids = self.ws(_padded(seeds, size))
+        noise = self.noise(_padded(seeds, size))
+        with repeatable_kernels():
+            synthesis = self.generator.synthesize(ws_BLD, noise, taps=tuple(layers))
+        whole = Batch(tuple(_padded(seeds, size)), class_ids, ws_BLD, synthesis.images_BCHW, noise, synthesis.features)
+        return whole if len(seeds) == size else whole.select(range(len(seeds)))
+
+    def noise(self, seeds: Sequence[int]) -> Noise:
+        """The noise that the configuration gives these seeds."""
+        if self.config.noise != "per_seed":
+            return self.config.noise
+        drawn = noise_of_seeds(seeds, self.generator.spec.num_ws - 1)
+        return tuple(noise_B1HW.to(self.device) for noise_B1HW in drawn)
+
+
+def _padded(items: Sequence[Item], size: int) -> list[Item]:
+    return [*items, *([items[-1]] * (size - len(items)))]

@@ -1,0 +1,134 @@
+"""What a training remembers: weights, second moments and counters, in small files that appear all at once.
+
+A state is a folder named after its step. It is written under a hidden name and renamed when complete, so a kill
+at any moment leaves the previous state, and no file passes 16 MiB at the sizes labelmill trains.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pipeline.generator.checkpoints.native import write_atomically
+from schemas.errors import LabelmillError
+
+PROGRESS_FILE = "progress.json"
+
+
+class TrainingStateError(LabelmillError):
+    """A saved training cannot be continued as asked."""
+
+
+class SecondMomentAdam:
+    """Adam with beta1 = 0 (Kingma & Ba 2015): no first moment, so half of Adam's state."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        rate: float,
+        beta2: float,
+        epsilon: float = 1e-8,
+        may_overflow: bool = False,
+    ) -> None:
+        self.parameters, self.rate, self.beta2, self.epsilon = dict(parameters), rate, beta2, epsilon
+        self.may_overflow = may_overflow
+        self.num_steps = 0
+        self.moments = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
+
+    @torch.no_grad()
+    def step(self, rate_scale: float = 1.0) -> None:
+        """Apply and clear the gradients; parameters without one stay. With `may_overflow` (float16), NaN counts
+        as 0 and infinity as 1e5."""
+        self.num_steps += 1
+        names = [name for name, tensor in self.parameters.items() if tensor.grad is not None]
+        gradients = [_gradient(self.parameters[name]) for name in names]
+        if self.may_overflow:
+            gradients = [torch.nan_to_num_(gradient, posinf=1e5, neginf=-1e5) for gradient in gradients]
+        moments = [self.moments[name] for name in names]
+        torch._foreach_mul_(moments, self.beta2)
+        torch._foreach_addcmul_(moments, gradients, gradients, 1 - self.beta2)
+        scales = torch._foreach_div(moments, 1 - self.beta2**self.num_steps)
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, self.epsilon)
+        torch._foreach_addcdiv_([self.parameters[name] for name in names], gradients, scales, -self.rate * rate_scale)
+        self.clear()
+
+    def clear(self) -> None:
+        for tensor in self.parameters.values():
+            tensor.grad = None
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def write_state(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, object]
+) -> None:
+    """Publish folder/<step>: one safetensors file a name, progress.json; older states are removed afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".writing-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name, group in tensors.items():
+        stored = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
+        write_atomically(temporary / f"{name}.safetensors", save(stored))
+    write_atomically(temporary / PROGRESS_FILE, json.dumps(progress, indent=1).encode())
+    target = folder / f"{step:09d}"
+    if target.exists():  # this very step is there already
+        shutil.rmtree(temporary)
+        return
+    temporary.rename(target)
+    for old in _states(folder)[:-1]:
+        shutil.rmtree(old, ignore_errors=True)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The newest complete state in a folder."""
+    states = _states(folder)
+    return states[-1] if states else None
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[0-9]*") if (path / PROGRESS_FILE).is_file())
+
+
+def read_progress(state: Path) -> dict[str, object]:
+    """The counters of a state. Raises TrainingStateError when they are not JSON."""
+    try:
+        progress = json.loads((state / PROGRESS_FILE).read_text())
+    except ValueError as error:
+        raise TrainingStateError(f"{state / PROGRESS_FILE}: damaged ({error}); remove {state}") from error
+    assert isinstance(progress, dict)
+    return progress
+
+
+def read_tensors(state: Path, name: str) -> dict[str, Tensor]:
+    """The tensors stored under a name."""
+    return load_file(state / f"{name}.safetensors")
+
+
+def copy_matching(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Copy tensors of the same name and shape into a module; returns the names that stayed as they were."""
+    own = module.state_dict()
+    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
+    module.load_state_dict(matching, strict=False)
+    return sorted(own.keys() - matching.keys())
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """Move each parameter of `average` towards `current`: p <- decay p + (1 - decay) q; copy the buffers."""
+    pairs: Iterable[tuple[Tensor, Tensor]] = zip(average.parameters(), current.parameters(), strict=True)
+    ours, theirs = (list(side) for side in zip(*pairs, strict=True))
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
+    for own, other in zip(average.buffers(), current.buffers(), strict=True):
+        own.copy_(other)

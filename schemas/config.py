@@ -1,0 +1,172 @@
+"""The run file: every field, its meaning and its one default.
+
+A run file is YAML. Unknown keys are refused, values are never coerced, and all mistakes are reported at
+once with their dotted keys.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# NumPy's RandomState, which NVIDIA's tools draw latents from, takes seeds below 2^32.
+SEED_LIMIT = 2**32
+
+
+def _check_seed_range(name: str, first: int, count: int) -> None:
+    if first + count > SEED_LIMIT:
+        raise ValueError(
+            f"{name} {first} plus {count} seeds passes 2^32, the limit of seeds; "
+            f"{name} may be at most {max(0, SEED_LIMIT - count)}"
+        )
+
+
+class Section(BaseModel):
+    """A part of a run file: frozen, strict about its keys, fields documented beneath them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GeneratorConfig(Section):
+    """Which generator, and how latents become images."""
+
+    checkpoint: str
+    """`bundled:NAME`, or a path to a StyleGAN2 checkpoint."""
+    truncation_psi: float = Field(0.7, ge=0, le=2)
+    """Truncation psi: 0 gives the mean image, 1 the untruncated distribution."""
+    truncation_cutoff: int | None = Field(None, ge=1)
+    """Truncate only the first so many rows of w. null truncates all of them."""
+    noise: Literal["const", "none", "per_seed"] = "const"
+    """Noise inputs: the checkpoint's own buffers, zeros, or drawn from each sample's seed. Variants of an
+    image always share its noise."""
+    classes: list[int] | dict[int, float] | Literal["all"] | None = None
+    """For class-conditional generators: a list of class ids, a mapping of id to weight, or `all`."""
+
+
+class StyleMixingConfig(Section):
+    """Network-free masks: pixels of a segment change together under style mixing (Feng et al., CVPR 2023)."""
+
+    method: Literal["style_mixing"] = "style_mixing"
+    """Name of the labeling method."""
+    variants: int = Field(16, ge=1, le=256)
+    """Style-mixed variants of each image that are clustered."""
+    crossover: int | Literal["auto"] = "auto"
+    """First row of w taken from the donor. Lower rows keep the image's layout. `auto` chooses it in `fit`."""
+    clusters: int = Field(8, ge=2, le=64)
+    """k of k-means. Above 2, clusters are merged into foreground and background by evidence calibrated in
+    `fit`; 2 is the paper's setting."""
+    normalisation: Literal["none", "centred", "standardised"] = "centred"
+    """What is done to each pixel's vector over the variants before clustering: nothing, its mean colour
+    subtracted, or that and division by its deviation (correlation)."""
+    restarts: int = Field(16, ge=1, le=64)
+    """k-means starts an image; the one with the least inertia is kept."""
+    iterations: int = Field(10, ge=1, le=100)
+    """Lloyd iterations a start, a fixed number so that the work never depends on the data."""
+    donor_first_seed: int = Field(4_000_000_000, ge=0, lt=SEED_LIMIT)
+    """Seeds of the donors count up from here. All images share the donors, in this order."""
+    donor_truncation_psi: float = Field(1.0, ge=0, le=2)
+    """Truncation psi of the donors: higher means stronger colours."""
+    fit_samples: int = Field(256, ge=16)
+    """Images that `fit` looks at to calibrate the merging of clusters."""
+    fit_first_seed: int = Field(4_100_000_000, ge=0, lt=SEED_LIMIT)
+    """Seeds of those images count up from here."""
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> "StyleMixingConfig":
+        _check_seed_range("donor_first_seed", self.donor_first_seed, self.variants)
+        _check_seed_range("fit_first_seed", self.fit_first_seed, self.fit_samples)
+        return self
+
+
+# A further method joins as a union, told apart by `method`.
+LabelerConfig = StyleMixingConfig
+
+
+class DatasetConfig(Section):
+    """How many samples, in which shards."""
+
+    samples: int = Field(ge=1)
+    """Samples delivered, exactly. No part of the fingerprint: raise it later and shards are added."""
+    samples_per_shard: int = Field(500, ge=1)
+    """Samples a shard; the last shard holds the remainder."""
+    max_candidates_per_sample: int = Field(4, ge=1)
+    """A shard may try at most so many seeds a sample before it fails."""
+    first_seed: int = Field(0, ge=0, lt=SEED_LIMIT)
+    """The first seed of shard 0. Each shard owns a block of seeds."""
+    image_format: Literal["jpg", "png", "webp"] = "jpg"
+    """File format of the images. Masks are always 8-bit gray PNG."""
+    image_quality: int = Field(95, ge=1, le=100)
+    """Quality of jpg (4:4:4) and webp images."""
+    splits: dict[str, float] = Field(default_factory=lambda: {"train": 0.9, "val": 0.1})
+    """Share of shards a split. A shard's split follows from its index alone, so it never changes."""
+
+    @field_validator("splits")
+    @classmethod
+    def _check_splits(cls, splits: dict[str, float]) -> dict[str, float]:
+        if not splits or any(share < 0 for share in splits.values()) or abs(sum(splits.values()) - 1) > 1e-6:
+            raise ValueError(f"shares must be 0 or more and sum to 1, got {splits}")
+        return splits
+
+    @property
+    def seeds_per_shard(self) -> int:
+        return self.samples_per_shard * self.max_candidates_per_sample
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.samples // self.samples_per_shard)
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> "DatasetConfig":
+        _check_seed_range("first_seed", self.first_seed, self.num_shards * self.seeds_per_shard)
+        return self
+
+
+class QualityConfig(Section):
+    """Which samples are kept. Every drop is recorded with its reason."""
+
+    enabled: bool = True
+    """false keeps everything."""
+    foreground_min: float = Field(0.05, ge=0, le=1)
+    """Drop as `foreground_too_small` when the foreground covers less of the image."""
+    foreground_max: float = Field(0.95, ge=0, le=1)
+    """Drop as `foreground_too_large` when the foreground covers more of the image."""
+    confidence_min: float = Field(0.5, ge=0, le=1)
+    """Drop as `low_confidence` when the labeler's confidence is lower."""
+    largest_component_min: float = Field(0.8, ge=0, le=1)
+    """Drop as `fragmented` when the largest connected piece holds less of the foreground."""
+
+
+class NumericsConfig(Section):
+    """What can change the bits of a shard. Part of the fingerprint."""
+
+    batch_size: int = Field(16, ge=1, le=1024)
+    """Candidates synthesised at once."""
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Arithmetic of synthesis. Half precisions need a GPU."""
+
+
+class ExecutionConfig(Section):
+    """Where the work runs. Never changes a byte, and never part of the fingerprint."""
+
+    executor: Literal["local"] = "local"
+    """`local` works in this process."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes the GPU if there is one."""
+    encode_threads: int = Field(2, ge=1, le=64)
+    """Threads that encode images and masks while the device synthesises."""
+    keep_rejects: bool = False
+    """Write dropped candidates to `rejects/`, one tar a shard, to look at."""
+
+
+class RunConfig(Section):
+    """A whole run file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    """Prefix of the shard files: lower-case letters, digits, - and _."""
+    output: str
+    """Folder that the dataset is written to."""
+    generator: GeneratorConfig
+    labeler: LabelerConfig = StyleMixingConfig()
+    dataset: DatasetConfig
+    quality: QualityConfig = QualityConfig()
+    numerics: NumericsConfig = NumericsConfig()
+    execution: ExecutionConfig = ExecutionConfig()

@@ -1,0 +1,31 @@
+"""Errors that speak to a person. Each kind carries the exit status that `labelmill` ends with."""
+
+
+class LabelmillError(ValueError):
+    """What a user can understand and mend: names the file or dotted key, the value, and a way out."""
+
+    exit_code = 2
+
+
+class ConfigError(LabelmillError):
+    """The run file is wrong. The message lists every mistake, one a line."""
+
+
+class CheckpointError(LabelmillError):
+    """A generator checkpoint cannot be used. The message names the file, what it is, what would work."""
+
+
+class OutputError(LabelmillError):
+    """The output folder or bucket cannot take this run: foreign, unwritable, or of another fingerprint."""
+
+
+class ShardError(LabelmillError):
+    """A shard cannot be made from this configuration: its seeds ran out, or the disk is full."""
+
+    exit_code = 3
+
+
+class VerificationError(LabelmillError):
+    """A dataset is not what its manifest says."""
+
+    exit_code = 4

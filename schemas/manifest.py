@@ -1,0 +1,72 @@
+"""Files that describe a whole dataset: run.json (written first), index.json, manifest.json (written last)."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class RunFile(BaseModel):
+    """`run.json`: claims an output for one identity, before any shard. Create-only, so two drivers agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "labelmill-run"
+    identity: dict[str, Any]
+    """What decides the bytes of shards (schemas.config.identity)."""
+
+
+class IndexedShard(BaseModel):
+    """One shard in index.json, in the field names of wids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    """Relative to the dataset's root, `shards/<name>.tar`."""
+    nsamples: int
+    filesize: int
+    sha256: str
+    split: str
+
+
+class Index(BaseModel):
+    """`index.json`: the shard list that loaders read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wids_version: int = 1
+    name: str
+    shardlist: list[IndexedShard]
+    splits: dict[str, list[str]]
+    """URLs a split."""
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: written last; where it exists the dataset is complete."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "labelmill-dataset"
+    format_version: int
+    name: str
+    fingerprint: str
+    config: dict[str, Any]
+    """The run file as resolved, without `output` and `execution`."""
+    classes: list[str]
+    """Class names in the order of mask values; 255 is ignore."""
+    resolution: int
+    image_format: str
+    num_samples: int
+    num_candidates: int
+    num_shards: int
+    num_bytes: int
+    samples_by_split: dict[str, int]
+    dropped_by_reason: dict[str, int]
+    class_pixels: dict[str, int]
+    mean: tuple[float, float, float]
+    """Mean of red, green and blue over all pixels, in [0, 1]."""
+    std: tuple[float, float, float]
+    checkpoint: dict[str, Any]
+    """The checkpoint's reference, SHA-256, format and licence."""
+    labeler_sha256: str
+    versions: dict[str, str]
+    """Python and library versions of the process that finished the dataset."""

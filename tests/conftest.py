@@ -1,0 +1,63 @@
+"""Shared fixtures: the tiny real generator, and run files that use it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline.generator.checkpoints.native import save_generator
+from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+
+# The suite shares two cores with Ray, browsers and subprocesses; more threads only get in each other's way.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 32 px StyleGAN2, for plumbing."""
+    torch.manual_seed(0)
+    spec = GeneratorSpec(
+        resolution=32,
+        z_dim=32,
+        w_dim=32,
+        c_dim=0,
+        mapping_layers=2,
+        channels=channels_by_resolution(32, channel_base=256, channel_max=16),
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_generator(path, Generator(spec), {"licence": "Apache-2.0"})
+    return path
+
+
+@pytest.fixture
+def write_run_file(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small run file; keyword arguments replace whole sections or add keys to them."""
+
+    def write(**sections: object) -> Path:
+        values: dict[str, object] = {
+            "name": "tiny",
+            "output": str(tmp_path / "out"),
+            "generator": {"checkpoint": str(tiny_checkpoint)},
+            "labeler": {
+                "method": "style_mixing",
+                "variants": 4,
+                "crossover": 3,
+                "clusters": 4,
+                "restarts": 2,
+                "iterations": 4,
+                "fit_samples": 16,
+            },
+            "dataset": {"samples": 24, "samples_per_shard": 6},
+            "quality": {"enabled": False},
+            "numerics": {"batch_size": 4},
+        }
+        for key, section in sections.items():
+            current = values.get(key)
+            values[key] = {**current, **section} if isinstance(current, dict) and isinstance(section, dict) else section
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write

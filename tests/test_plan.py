@@ -1,0 +1,93 @@
+"""Planning: exactly N samples, disjoint seeds, growth by whole shards."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.plan import check_extension, remaining_tasks, shard_tasks
+from schemas.config import DatasetConfig, RunConfig
+from schemas.errors import OutputError
+from schemas.run_file import validate
+from schemas.shard import ShardRecord, ShardTask, split_of
+
+
+def _config(samples: int, per_shard: int, candidates: int = 2, first_seed: int = 0) -> RunConfig:
+    dataset = {
+        "samples": samples,
+        "samples_per_shard": per_shard,
+        "max_candidates_per_sample": candidates,
+        "first_seed": first_seed,
+    }
+    values = {"name": "run", "output": "out", "generator": {"checkpoint": "x"}, "dataset": dataset}
+    return validate(values, "test", RunConfig)
+
+
+def _record(task: ShardTask) -> ShardRecord:
+    return ShardRecord(
+        index=task.index,
+        name=task.name,
+        num_samples=task.num_samples,
+        num_candidates=task.num_samples,
+        dropped_by_reason={},
+        sha256="",
+        num_bytes=0,
+        class_pixels={},
+        channel_means=(0, 0, 0),
+        channel_square_means=(0, 0, 0),
+        fingerprint="",
+        seconds_by_stage=None,
+        attempts=None,
+        host=None,
+        device=None,
+        created=None,
+    )
+
+
+counts = st.integers(1, 300)
+
+
+@given(samples=counts, per_shard=st.integers(1, 50), candidates=st.integers(1, 5), first=st.integers(0, 10**9))
+def test_tasks_deliver_exactly_and_share_no_seed(samples: int, per_shard: int, candidates: int, first: int) -> None:
+    tasks = shard_tasks(_config(samples, per_shard, candidates, first))
+    assert sum(task.num_samples for task in tasks) == samples
+    assert [task.index for task in tasks] == list(range(len(tasks)))
+    assert all(1 <= task.num_samples <= per_shard for task in tasks)
+    seed = first
+    for task in tasks:
+        assert (task.first_seed, task.num_seeds) == (seed, per_shard * candidates)
+        seed += task.num_seeds
+
+
+@given(samples=counts, more=counts, per_shard=st.integers(1, 50))
+def test_growth_keeps_existing_shards_or_is_refused(samples: int, more: int, per_shard: int) -> None:
+    before = shard_tasks(_config(samples, per_shard))
+    config = _config(more, per_shard)
+    after = shard_tasks(config)
+    records = [_record(task) for task in before]
+    try:
+        check_extension(config.dataset, records)
+    except OutputError as error:
+        assert after[: len(before)] != before
+        assert f"{samples} " in str(error)
+        check_extension(_config(samples, per_shard).dataset, records)  # the count it names works
+    else:
+        assert after[: len(before)] == before
+        assert remaining_tasks(after, records) == after[len(before) :]
+
+
+def test_nothing_there_yet_takes_any_count() -> None:
+    check_extension(DatasetConfig(samples=7, samples_per_shard=3), [])
+
+
+def test_the_refusal_says_what_to_delete() -> None:
+    records = [_record(task) for task in shard_tasks(_config(120, 50))]
+    with pytest.raises(OutputError, match=r"run-000002.*120 works.*shards/run-000002\.tar.*records/000002\.json"):
+        check_extension(_config(200, 50).dataset, records)
+
+
+def test_splits_follow_the_index_alone_and_keep_their_shares() -> None:
+    shares = {"train": 0.8, "val": 0.15, "test": 0.05}
+    splits = [split_of(index, shares) for index in range(20_000)]
+    for name, share in shares.items():
+        assert splits.count(name) / 20_000 == pytest.approx(share, abs=0.01)
+    assert split_of(3, {"all": 1.0}) == "all"
