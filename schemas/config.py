@@ -51,6 +51,9 @@ class StyleMixingConfig(Section):
     """Style-mixed variants of each image that are clustered."""
     crossover: int | Literal["auto"] = "auto"
     """First row of w taken from the donor. Lower rows keep the image's layout. `auto` chooses it in `fit`."""
+    min_layout_agreement: float = Field(0.5, ge=0, le=1)
+    """`crossover: auto` takes the lowest row from which the edges of image and variants agree so well: 0 as those of
+    two different images, 1 as those of an image with itself."""
     clusters: int = Field(8, ge=2, le=64)
     """k of k-means. Above 2, clusters are merged into foreground and background by evidence calibrated in
     `fit`; 2 is the paper's setting."""

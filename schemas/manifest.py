@@ -40,6 +40,19 @@ class Index(BaseModel):
     """URLs a split."""
 
 
+class CheckpointSource(BaseModel):
+    """The checkpoint that a dataset was drawn from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reference: str
+    """As the run file names it."""
+    sha256: str
+    format: str
+    licence: str
+    attribution: str | None
+
+
 class Manifest(BaseModel):
     """`manifest.json`: written last; where it exists the dataset is complete."""
 
@@ -65,8 +78,7 @@ class Manifest(BaseModel):
     mean: tuple[float, float, float]
     """Mean of red, green and blue over all pixels, in [0, 1]."""
     std: tuple[float, float, float]
-    checkpoint: dict[str, Any]
-    """The checkpoint's reference, SHA-256, format and licence."""
+    checkpoint: CheckpointSource
     labeler_sha256: str
     versions: dict[str, str]
     """Python and library versions of the process that finished the dataset."""

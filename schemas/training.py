@@ -21,7 +21,7 @@ class ShardsData(Section):
 
     kind: Literal["shards"]
     urls: tuple[str, ...] = Field(min_length=1)
-    """Local tar files; a name may hold wildcards."""
+    """Local tar files; a file name may hold wildcards."""
 
 
 class DomainData(Section):

@@ -201,13 +201,13 @@ class SynthesisLayer(nn.Module):
         dtype, total_gain = x_BCHW.dtype, gain * ACTIVATION_GAIN
         scale = (scale_BO * total_gain).to(dtype)[:, :, None, None]
         offset = (self.bias * total_gain).view(1, -1, 1, 1)
-        if noise is not None:
-            scaled_noise = noise * (self.noise_strength * total_gain)
-            if scaled_noise.shape[0] == 1:
-                offset = (offset + scaled_noise).contiguous(memory_format=torch.channels_last)
-                scaled_noise = None
+        scaled_noise = None if noise is None else noise * (self.noise_strength * total_gain)
+        if scaled_noise is not None and scaled_noise.shape[0] == 1:
+            # Noise that the batch shares joins the bias: one pass over the activations instead of two.
+            offset = (offset + scaled_noise).contiguous(memory_format=torch.channels_last)
+            scaled_noise = None
         y_BOHW = torch.addcmul(offset.to(dtype), y_BOHW, scale)
-        if noise is not None and scaled_noise is not None:
+        if scaled_noise is not None:
             y_BOHW = y_BOHW.add_(scaled_noise.to(dtype))
         return activate(y_BOHW, None if self.conv_clamp is None else self.conv_clamp * gain)
 

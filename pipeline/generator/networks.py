@@ -9,7 +9,8 @@ Shape suffixes: B batch, C channels, H height, W width, Z latent or classes, D s
 """
 
 import math
-from collections.abc import Collection, Mapping as MappingType, Sequence
+from collections.abc import Callable, Collection, Sequence
+from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,86 +25,39 @@ from pipeline.generator.layers import (
     binomial_filter,
     upsample_2x,
 )
+from pipeline.generator.spec import (
+    ARCHITECTURES,
+    Architecture,
+    GeneratorSpec,
+    SynthesisError,
+    channels_by_resolution,
+    conv_name,
+    is_half_resolution,
+    num_rows,
+    row_resolution,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Generator",
+    "GeneratorSpec",
+    "Mapping",
+    "Noise",
+    "Synthesis",
+    "SynthesisError",
+    "Trunk",
+    "channels_by_resolution",
+    "conv_name",
+    "is_half_resolution",
+    "num_rows",
+    "row_resolution",
+]
 
 MAPPING_RATE_MULTIPLIER = 0.01
-NUM_HALF_RESOLUTIONS = 4
 RESIDUAL_GAIN = math.sqrt(0.5)
 
-Architecture = Literal["skip", "orig", "resnet"]
-ARCHITECTURES: tuple[Architecture, ...] = ("skip", "orig", "resnet")
 Noise = Literal["const", "none"] | Sequence[Tensor] | MappingType[str, Tensor]
-
-
-class SynthesisError(ValueError):
-    """A request that this generator cannot fulfil."""
-
-
-def channels_by_resolution(resolution: int, *, channel_base: int, channel_max: int) -> tuple[tuple[int, int], ...]:
-    """StyleGAN2's widths: min(channel_base / r, channel_max) at each r = 4, 8, ..., resolution."""
-    sizes = [2**power for power in range(2, resolution.bit_length())]
-    return tuple((size, min(channel_base // size, channel_max)) for size in sizes)
-
-
-def is_half_resolution(resolution: int, full_resolution: int) -> bool:
-    """Whether a block runs in the reduced precision when one is asked for: the top four resolutions, 8 and up."""
-    return resolution >= max(full_resolution >> (NUM_HALF_RESOLUTIONS - 1), 8)
-
-
-@dataclass(frozen=True)
-class GeneratorSpec:
-    """Everything that fixes a generator's tensor shapes and arithmetic."""
-
-    resolution: int
-    z_dim: int
-    w_dim: int
-    c_dim: int
-    """Number of classes; 0 when unconditional."""
-    mapping_layers: int
-    channels: tuple[tuple[int, int], ...]
-    """(resolution, channels) for 4, 8, ..., resolution."""
-    architecture: Architecture = "skip"
-    conv_clamp: float | None = None
-    """Activations and RGB contributions are clamped to this magnitude; None: not at all."""
-    img_channels: int = 3
-
-    def __post_init__(self) -> None:
-        if self.resolution < 8 or self.resolution & (self.resolution - 1):
-            raise SynthesisError(f"resolution must be a power of two of at least 8, got {self.resolution}")
-        sizes = tuple(2**power for power in range(2, self.resolution.bit_length()))
-        if tuple(size for size, _ in self.channels) != sizes:
-            raise SynthesisError(f"channels must list the resolutions {sizes} in order, got {self.channels}")
-        for name in ("z_dim", "w_dim", "img_channels", "mapping_layers"):
-            if getattr(self, name) < 1:
-                raise SynthesisError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.c_dim < 0:
-            raise SynthesisError(f"c_dim must be 0 (unconditional) or more, got {self.c_dim}")
-        if self.architecture not in ARCHITECTURES:
-            raise SynthesisError(f"architecture must be one of {ARCHITECTURES}, got {self.architecture!r}")
-
-    @property
-    def num_ws(self) -> int:
-        """Rows of w: 2 log2(resolution) - 2, whatever the architecture."""
-        return num_rows(self.resolution)
-
-    @property
-    def conv_names(self) -> tuple[str, ...]:
-        """Names of the convolutions by their row: b4.conv1, b8.conv0, b8.conv1, ..."""
-        return tuple(conv_name(row) for row in range(self.num_ws - 1))
-
-
-def num_rows(resolution: int) -> int:
-    """Rows of w that synthesis up to a resolution uses."""
-    return 2 * (resolution.bit_length() - 1) - 2
-
-
-def row_resolution(row: int) -> int:
-    """Resolution of the convolution that a row styles."""
-    return 4 << ((row + 1) // 2)
-
-
-def conv_name(row: int) -> str:
-    """Name of the convolution that a row styles."""
-    return f"b{row_resolution(row)}.conv{1 if row % 2 == 0 else 0}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +93,7 @@ class Trunk:
         """A part of the batch."""
         return self._map(lambda tensor: tensor[index])
 
-    def _map(self, change) -> "Trunk":  # type: ignore[no-untyped-def]
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Trunk":
         def changed(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else change(tensor)
 
@@ -190,6 +144,8 @@ class Mapping(nn.Module):
 
 class SynthesisBlock(nn.Module):
     """The layers of one resolution; the walk over them is the generator's."""
+
+    resample_filter: Tensor
 
     def __init__(self, spec: GeneratorSpec, resolution: int) -> None:
         super().__init__()

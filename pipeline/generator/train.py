@@ -8,23 +8,22 @@ Shape suffixes: B batch, C channels, H height, W width, Z latent, L rows of w, D
 
 import copy
 import hashlib
-import json
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generator.checkpoints.native import load_generator, save_generator, write_atomically
+from pipeline.generator.checkpoints.native import load_generator, save_generator
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution, row_resolution
+from pipeline.generator.sample_sheet import write_sheet
 from pipeline.generator.training_data import TrainingImages, load_images
+from pipeline.generator.training_log import TrainingLog
+from pipeline.generator.training_resume import comparable, refuse_changes
 from pipeline.generator.training_state import (
     SecondMomentAdam,
     TrainingStateError,
@@ -39,12 +38,6 @@ from schemas.training import TrainGeneratorConfig
 
 PATH_LENGTH_DECAY = 0.01
 RAMP_FLOOR_IMAGES = 500
-SHEET_ROWS, SHEET_COLUMNS = 8, 12
-# Fields that a resumed training may change.
-FREE_FIELDS = (
-    "output", "total_images", "max_seconds", "device", "threads", "cache", "checkpoint_interval_seconds",
-    "sample_interval_images", "initialise_from",
-)  # fmt: skip
 
 
 def train_generator(config: TrainGeneratorConfig) -> None:
@@ -253,7 +246,7 @@ class Trainer:
     def _groups(self) -> dict[str, dict[str, Tensor]]:
         return {
             "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
+            "average": dict(self.average.named_parameters()),  # its buffers are the generator's
             "discriminator": self.discriminator.state_dict(),
             "generator_moments": self.generator_optimiser.moments,
             "discriminator_moments": self.discriminator_optimiser.moments,
@@ -287,7 +280,8 @@ class Trainer:
         refuse_changes(state, progress["config"], comparable(self.config))
         for name, own in self._groups.items():
             for key, tensor in read_tensors(state, name).items():
-                own[key].copy_(tensor)
+                own[key].data.copy_(tensor)
+        update_average(self.average, self.generator, decay=1.0)
         numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}
         self.num_steps = int(numbers["num_steps"])
         self.seconds_trained = float(numbers["seconds_trained"])
@@ -313,62 +307,7 @@ class Trainer:
             for name in fresh:
                 if name.endswith((".torgb.weight", ".torgb.bias")):
                     module.get_parameter(name).zero_()
-        # What is new in the average equals what is new in the generator, not its own random start: both were
-        # copied from one initialisation, so nothing is left to do.
-
-
-class TrainingLog:
-    """log.jsonl: every `interval` steps, the means of what was added since. One line, one flush."""
-
-    def __init__(self, path: Path, interval: int) -> None:
-        self.path, self.interval = path, interval
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}
-        self._last: tuple[int, float] = (0, 0.0)
-
-    def add(self, name: str, value: Tensor) -> None:
-        total, count = self._sums.get(name, (0.0, 0))
-        self._sums[name] = (total + value.detach(), count + 1)
-
-    def sums(self) -> dict[str, tuple[float, int]]:
-        """Sum and count since the last line, so that a resumed training writes the same next line."""
-        return {name: (float(total), count) for name, (total, count) in self._sums.items()}
-
-    def step(self, num_steps: int, images_seen: int, seconds: float) -> None:
-        if num_steps % self.interval:
-            return
-        means = {name: round(float(total) / count, 6) for name, (total, count) in self._sums.items()}
-        images, since = images_seen - self._last[0], seconds - self._last[1]
-        line = {
-            "step": num_steps,
-            "images": images_seen,
-            "seconds": round(seconds, 1),
-            "images_per_second": round(images / since, 2) if since > 0 else None,
-            **means,
-        }
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
-        self._sums, self._last = {}, (images_seen, seconds)
-
-    def truncate(self, num_steps: int, sums: object) -> None:
-        """Drop lines of steps after `num_steps`, which will be taken again, and restore the running sums."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= num_steps]
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        assert isinstance(sums, dict)
-        self._sums = {str(name): (float(total), int(count)) for name, (total, count) in sums.items()}
-        if kept:
-            last = json.loads(kept[-1])
-            self._last = (last["images"], last["seconds"])
-
-
-def _step_of(line: str) -> int:
-    """Step of a log line; a line that a kill cut short counts as after every step."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return 2**62
+        update_average(self.average, self.generator, decay=1.0)
 
 
 def choose_device(name: str) -> torch.device:
@@ -394,69 +333,3 @@ def spec_of(config: TrainGeneratorConfig) -> GeneratorSpec:
         architecture=network.architecture,
         conv_clamp=network.conv_clamp,
     )
-
-
-def comparable(config: TrainGeneratorConfig) -> dict[str, object]:
-    """The fields that must not change when a training is resumed."""
-    return config.model_dump(mode="json", exclude=set(FREE_FIELDS))
-
-
-def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None:
-    """Raise TrainingStateError naming every field in which a saved training differs from the one asked for."""
-    assert isinstance(saved, dict)
-    differences = list(_differences("", saved, asked))
-    if differences:
-        raise TrainingStateError(
-            f"{state}: was trained with other settings: {'; '.join(differences)}. Restore them, or choose another "
-            f"output and set initialise_from to {state.parent}"
-        )
-
-
-def _differences(prefix: str, saved: dict[str, object], asked: dict[str, object]) -> list[str]:
-    found: list[str] = []
-    for key in sorted(saved.keys() | asked.keys()):
-        old, new = saved.get(key), asked.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(f"{prefix}{key}.", old, new)
-        elif old != new:
-            found.append(f"{prefix}{key} was {old!r}, now {new!r}")
-    return found
-
-
-@torch.no_grad()
-def write_sheet(path: Path, generator: Generator, psi: float = 1.0) -> None:
-    """A PNG of seeds 0, 1, ... : samples in the upper half, below it style mixing.
-
-    Each lower row keeps one image's rows of w below 4 and takes the others from the images of the first row.
-    """
-    spec = generator.spec
-    count = SHEET_ROWS * SHEET_COLUMNS // 2
-    z_BZ = np.stack([np.random.RandomState(seed).randn(spec.z_dim) for seed in range(count)])
-    device = next(generator.parameters()).device
-    classes = torch.eye(spec.c_dim, device=device)[torch.arange(count) % spec.c_dim] if spec.c_dim else None
-    ws_BLD = generator.truncate(generator.map(torch.from_numpy(z_BZ).float().to(device), classes), psi)
-    base_BLD = ws_BLD[SHEET_COLUMNS : SHEET_COLUMNS + count // SHEET_COLUMNS].repeat_interleave(SHEET_COLUMNS, 0)
-    donor_BLD = ws_BLD[:SHEET_COLUMNS].repeat(count // SHEET_COLUMNS, 1, 1)
-    crossover = min(4, spec.num_ws - 2)
-    mixed_BLD = torch.cat([base_BLD[:, :crossover], donor_BLD[:, crossover:]], dim=1)
-    images = [generator.synthesize(ws).images_BCHW for ws in (ws_BLD, mixed_BLD)]
-    pixels = (torch.cat(images) * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
-    size = spec.resolution
-    grid = pixels.reshape(SHEET_ROWS, SHEET_COLUMNS, size, size, -1).transpose(0, 2, 1, 3, 4)
-    sheet = np.ascontiguousarray(grid.reshape(SHEET_ROWS * size, SHEET_COLUMNS * size, -1)[:, :, ::-1])
-    ok, encoded = cv2.imencode(".png", sheet)
-    assert ok
-    write_atomically(path, encoded.tobytes())
-
-
-def main(path: str, load: Callable[[str], object]) -> None:
-    """Run a YAML file."""
-    train_generator(TrainGeneratorConfig.model_validate(load(Path(path).read_text())))
-
-
-if __name__ == "__main__":
-    import sys
-
-    import yaml
-
-    main(sys.argv[1], yaml.safe_load)

@@ -6,7 +6,6 @@ Shape suffixes: N images, B batch, C channels, H height, W width.
 import hashlib
 import json
 from collections.abc import Iterator
-from glob import glob
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def load_images(data: TrainingData, resolution: int, cache: Path) -> NDArray[np.
         temporary = path.with_suffix(".partial.npy")
         np.save(temporary, images)
         temporary.replace(path)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(path, mmap_mode="r")
 
 
 def _cache_name(data: TrainingData, resolution: int) -> str:
@@ -112,7 +111,8 @@ def _folder_bytes(data: FolderData) -> Iterator[tuple[str, bytes]]:
 def _shard_bytes(data: ShardsData) -> Iterator[tuple[str, bytes]]:
     import webdataset
 
-    urls = [match for url in data.urls for match in sorted(glob(url))]
+    patterns = [Path(url) for url in data.urls]
+    urls = [str(match) for pattern in patterns for match in sorted(pattern.parent.glob(pattern.name))]
     if not urls:
         raise TrainingDataError(f"data.urls: no file matches {', '.join(data.urls)}")
     for sample in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from pipeline.generator.checkpoints.restricted import MAX_WIDTH, describe_value
+from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator, GeneratorSpec
 from schemas.errors import CheckpointError
 
@@ -24,12 +26,15 @@ FORMAT = "labelmill-generator"
 VERSION = 1
 METADATA_KEY = "labelmill"
 
+_TENSOR_TYPES = ("F16", "BF16", "F32")
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """Where a generator came from."""
 
-    path: Path
+    name: str
+    """Path or URL, without anything secret."""
     format: str
     provenance: dict[str, str]
     """Free text by key, such as data, command, licence; empty when the file says nothing."""
@@ -43,6 +48,8 @@ class LoadedCheckpoint:
     sha256: str
     """Hash of the file's bytes."""
     info: CheckpointInfo
+    discriminator: Discriminator | None = None
+    """Only when it was asked for and the file has one."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -86,69 +93,107 @@ def load_generator(path: Path) -> LoadedCheckpoint:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
-    header = _read_header(path, content)
-    generator = Generator(_read_spec(path, header))
+    return parse_generator(str(path), content)
+
+
+def parse_generator(name: str, content: bytes) -> LoadedCheckpoint:
+    """Read the content of a labelmill .safetensors file; `name` is for messages. Raises CheckpointError."""
+    header, num_tensors = _read_header(name, content)
+    # Laid out without memory: a description is believed only once the tensors agree with it.
+    spec = _read_spec(name, header, num_tensors)
+    with torch.device("meta"):
+        generator = Generator(spec)
     try:
         tensors = load(content)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged safetensors file ({error}); fetch or write it again") from error
-    _copy_tensors(path, generator, tensors)
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{name}: damaged safetensors file ({error}); fetch or write it again") from error
+    _assign_tensors(name, generator, tensors)
     provenance = header.get("provenance")
     texts = {str(k): str(v) for k, v in provenance.items()} if isinstance(provenance, dict) else {}
     return LoadedCheckpoint(
         generator.eval().requires_grad_(False),
         hashlib.sha256(content).hexdigest(),
-        CheckpointInfo(path, f"{FORMAT} {VERSION}", texts),
+        CheckpointInfo(name, f"{FORMAT} {VERSION}", texts),
     )
 
 
-def _read_header(path: Path, content: bytes) -> dict[str, object]:
-    """The JSON under METADATA_KEY; a safetensors file begins with its header's length (8 bytes) and the header."""
+def _read_header(name: str, content: bytes) -> tuple[dict[str, object], int]:
+    """The JSON under METADATA_KEY and the number of tensors.
+
+    A safetensors file begins with its header's length (8 bytes) and the header.
+    """
     try:
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length])["__metadata__"] if length < len(content) else {}
-        header = json.loads(metadata[METADATA_KEY])
-    except (ValueError, KeyError, TypeError) as error:
+        entries = json.loads(content[8 : 8 + length]) if length < len(content) else {}
+        header = json.loads(entries.pop("__metadata__")[METADATA_KEY])
+        _check_entries(name, entries)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        if length >= len(content):
+            raise CheckpointError(f"{name}: truncated: {len(content):,} bytes. Fetch it again") from error
         raise CheckpointError(
-            f"{path}: not a labelmill generator: it has no `{METADATA_KEY}` metadata of a safetensors file. "
-            f"Files that work are written by `labelmill train-generator`"
+            f"{name}: not a labelmill generator: it has no `{METADATA_KEY}` metadata of a safetensors file. "
+            f"Files that work are written by `labelmill train-generator` and `labelmill inspect --convert`"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
-        raise CheckpointError(f"{path}: holds {found!r}, not a {FORMAT!r}")
+        raise CheckpointError(f"{name}: holds {describe_value(found)}, not a {FORMAT!r}")
     if header.get("version") != VERSION:
         raise CheckpointError(
-            f"{path}: written in version {header.get('version')!r} of the format; this labelmill reads version "
-            f"{VERSION}. Install a newer labelmill"
+            f"{name}: written in version {describe_value(header.get('version'))} of the format; this labelmill reads "
+            f"version {VERSION}. Install a newer labelmill"
         )
-    return header
+    return header, len(entries)
 
 
-def _read_spec(path: Path, header: Mapping[str, object]) -> GeneratorSpec:
+def _check_entries(name: str, entries: Mapping[str, Mapping[str, object]]) -> None:
+    for tensor, entry in entries.items():
+        shape = entry["shape"]
+        if entry["dtype"] not in _TENSOR_TYPES or not isinstance(shape, list) or 0 in shape:
+            found = describe_value(entry["dtype"])
+            raise CheckpointError(f"{name}: {tensor[:80]} is no float16 or float32 tensor (type {found})")
+
+
+def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> GeneratorSpec:
     spec = header.get("spec")
     try:
         if not isinstance(spec, dict):
-            raise TypeError(f"spec is {spec!r}")
+            raise TypeError(f"spec is {describe_value(spec)}")
         channels = tuple((int(size), int(width)) for size, width in spec["channels"])
-        return GeneratorSpec(**{**spec, "channels": channels})
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its description of the network is unusable: {error}") from error
+        clamp = None if spec["conv_clamp"] is None else float(spec["conv_clamp"])
+        checked = GeneratorSpec(**{**spec, "channels": channels, "conv_clamp": clamp})
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{name}: its description of the network is unusable: {str(error)[:200]}") from error
+    numbers = {"z_dim": checked.z_dim, "w_dim": checked.w_dim, "img_channels": checked.img_channels}
+    numbers |= {f"channels at {size} px": width for size, width in channels} | {"c_dim + 1": checked.c_dim + 1}
+    for key, value in numbers.items():
+        if type(value) is not int or not 1 <= value <= MAX_WIDTH:
+            raise CheckpointError(f"{name}: {key} is {describe_value(value)}; 1 to {MAX_WIDTH} is possible")
+    if type(checked.mapping_layers) is not int or checked.mapping_layers > num_tensors:
+        raise CheckpointError(f"{name}: mapping_layers does not fit its {num_tensors} tensors")
+    return checked
 
 
-def _copy_tensors(path: Path, generator: Generator, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the generator; every name and shape must agree."""
+def _assign_tensors(file_name: str, generator: Generator, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the generator, so far without memory; every name and shape must agree."""
     expected = generator.state_dict()
     missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or surplus:
         raise CheckpointError(
-            f"{path}: tensors do not match its description: missing {missing[:5] or 'none'}, "
+            f"{file_name}: tensors do not match its description: missing {missing[:5] or 'none'}, "
             f"unknown {surplus[:5] or 'none'}"
         )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {tuple(tensor.shape)}, its description needs {tuple(expected[name].shape)}"
+                f"{file_name}: {name} has shape {tuple(tensor.shape)}, its description needs "
+                f"{tuple(expected[name].shape)}"
             )
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {name} holds values that are not finite")
-    generator.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            raise CheckpointError(f"{file_name}: {name} holds values that are not finite")
+    values = {name: tensor.float() for name, tensor in tensors.items()}
+    for name, tensor in values.items():
+        if tensor.ndim == 4:  # kernels lie channels-last, as synthesis wants them
+            values[name] = tensor.contiguous(memory_format=torch.channels_last)
+    generator.load_state_dict(values, assign=True)

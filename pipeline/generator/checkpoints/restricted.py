@@ -14,6 +14,8 @@ Constructor = Callable[[tuple[object, ...]], object]
 
 # The pickles of a 1024 px generator with its discriminator hold about 100,000 operations.
 MAX_OPERATIONS = 1_000_000
+# No layer of a StyleGAN2 has more channels, features or classes.
+MAX_WIDTH = 65_536
 _MAX_LINE_BYTES = 4096
 _MAX_INTEGER_BYTES = 16
 _SMALL_BYTES = 4096
@@ -90,6 +92,9 @@ def describe_value(value: object) -> str:
 class _Stop(Exception):  # noqa: N818
     """The pickle's end."""
 
+    def __init__(self, value: object) -> None:
+        self.value = value
+
 
 class PickleReader:
     """Reads one pickle at the cursor, leaving the cursor behind it.
@@ -123,8 +128,8 @@ class PickleReader:
                 if self.budget.operations < 0:
                     raise UnreadableError(f"more than {MAX_OPERATIONS:,} pickle operations; no StyleGAN2 needs that")
                 operations[opcode](self)
-        except _Stop:
-            return self.stack.pop()
+        except _Stop as stop:
+            return stop.value
         except IndexError as error:
             raise UnreadableError(
                 f"damaged pickle: a value is missing for the operation that ends at position {cursor.position:,}"
@@ -186,11 +191,12 @@ _Operation = Callable[[PickleReader], None]
 
 def _unknown(reader: PickleReader) -> None:
     position = reader.cursor.position - 1
-    raise UnreadableError(f"damaged: no pickle operation {reader.cursor.content[position]:#04x} at {position:,}")
+    code = reader.cursor.content[position]
+    raise UnreadableError(f"damaged: pickle operation {code:#04x} at position {position:,}, which no checkpoint needs")
 
 
 def _stop(reader: PickleReader) -> None:
-    raise _Stop
+    raise _Stop(reader.stack.pop())
 
 
 def _mark(reader: PickleReader) -> None:
@@ -242,25 +248,6 @@ def _bytes(size: int) -> _Operation:
     return operation
 
 
-def _line_number(reader: PickleReader) -> None:
-    line = reader.cursor.line().removesuffix("L")
-    try:
-        value = {"00": False, "01": True}.get(line, int(line) if len(line) <= 40 else None)
-    except ValueError:
-        value = None
-    if value is None:
-        raise UnreadableError(f"damaged: {line[:40]!r} is no integer")
-    reader.stack.append(value)
-
-
-def _line_float(reader: PickleReader) -> None:
-    line = reader.cursor.line()
-    try:
-        reader.stack.append(float(line))
-    except ValueError:
-        raise UnreadableError(f"damaged: {line[:40]!r} is no number") from None
-
-
 def _tuple_of(length: int) -> _Operation:
     def operation(reader: PickleReader) -> None:
         if len(reader.stack) < length:
@@ -268,6 +255,16 @@ def _tuple_of(length: int) -> _Operation:
         items = reader.stack[-length:]
         del reader.stack[-length:]
         reader.stack.append(tuple(items))
+
+    return operation
+
+
+def _collected(make: Callable[[list[object]], object]) -> _Operation:
+    """What lies above the topmost mark, as one value."""
+
+    def operation(reader: PickleReader) -> None:
+        items = reader.pop_mark()  # restores the stack that the value goes to
+        reader.stack.append(make(items))
 
     return operation
 
@@ -357,7 +354,8 @@ def _read_only(reader: PickleReader) -> None:
     """Everything is."""
 
 
-# Opcodes as documented in Python's pickletools. Sets become lists: nothing here asks for membership.
+# Opcodes of protocols 2 to 5, as documented in Python's pickletools. Sets become lists: nothing here asks for
+# membership.
 _BY_CHARACTER: dict[bytes, _Operation] = {
     b".": _stop,
     b"(": _mark,
@@ -367,9 +365,6 @@ _BY_CHARACTER: dict[bytes, _Operation] = {
     b"N": _constant(None),
     b"\x88": _constant(True),
     b"\x89": _constant(False),
-    b"I": _line_number,
-    b"L": _line_number,
-    b"F": _line_float,
     b"J": _number("<i"),
     b"K": _number("<B"),
     b"M": _number("<H"),
@@ -386,19 +381,17 @@ _BY_CHARACTER: dict[bytes, _Operation] = {
     b"\x8e": _bytes(8),
     b"\x96": _bytes(8),
     b")": _constant(()),
-    b"t": lambda reader: reader.stack.append(tuple(reader.pop_mark())),
+    b"t": _collected(tuple),
     b"\x85": _tuple_of(1),
     b"\x86": _tuple_of(2),
     b"\x87": _tuple_of(3),
     b"]": lambda reader: reader.stack.append([]),
-    b"l": lambda reader: reader.stack.append(reader.pop_mark()),
     b"a": _append,
     b"e": lambda reader: reader.extend(reader.pop_mark()),
     b"\x8f": lambda reader: reader.stack.append([]),
     b"\x90": lambda reader: reader.extend(reader.pop_mark()),
-    b"\x91": lambda reader: reader.stack.append(reader.pop_mark()),
+    b"\x91": _collected(list),
     b"}": lambda reader: reader.stack.append({}),
-    b"d": lambda reader: reader.stack.append(_pairs(reader.pop_mark())),
     b"s": _set_item,
     b"u": lambda reader: reader.set_items(reader.pop_mark()),
     b"q": _put(1),

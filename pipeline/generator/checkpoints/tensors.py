@@ -1,6 +1,7 @@
 """Tensors as files describe them: a view of the file's bytes with a shape, checked before anything is allocated."""
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ class StoredTensor:
         strides = tuple(stride * stored.itemsize for stride in self.strides)
         view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
         if kind == _BFLOAT16:
-            return (view.astype(np.uint32) << 16).view(np.float32)
+            return np.left_shift(view, 16, dtype=np.uint32, out=np.empty(self.shape, np.uint32)).view(np.float32)
         with np.errstate(over="ignore"):  # what overflows is reported as not finite
             return np.array(view, dtype=np.float32, order="C")
 
@@ -171,11 +172,31 @@ def _double(dtype: StoredDtype, raw: object) -> float:
     return float(np.frombuffer(stored.content, dtype=f"{stored.byte_order}f8", count=1)[0])
 
 
+def tensor_of_number(value: float) -> StoredTensor:
+    """A number as a tensor without dimensions."""
+    return StoredTensor(Storage("f8", memoryview(struct.pack("<d", value))), 0, (), ())
+
+
+def _encode(args: tuple[object, ...]) -> bytes:
+    """Bytes as Python 3 writes them in pickle protocol 2: text with one character a byte."""
+    if len(args) != 2 or args[1] != "latin1" or not isinstance(args[0], str):
+        raise UnreadableError("damaged: encoded bytes")
+    return args[0].encode("latin-1", errors="replace")
+
+
 def _from_buffer(args: tuple[object, ...]) -> StoredTensor:
-    """numpy's recipe of pickle protocol 5: bytes, type, shape, order."""
-    if not isinstance(args[1], StoredDtype):
+    """numpy's recipe of pickle protocol 5: bytes, type, shape, order; with order K, the order of the axes."""
+    raw, dtype, shape, order = args[0], args[1], args[2], args[3]
+    if not isinstance(dtype, StoredDtype) or not isinstance(order, str):
         raise UnreadableError("damaged: a numpy array without type")
-    return args[1].array(args[0], integers(args[2]), fortran=args[3] == "F")
+    stored = dtype.array(raw, integers(shape), fortran=order == "F")
+    if order != "K" or len(args) < 5 or args[4] is None:
+        return stored
+    axes = integers(args[4])
+    if sorted(axes) != list(range(len(stored.shape))):
+        raise UnreadableError("damaged: a numpy array with impossible axes")
+    sizes, strides = ([values[axis] for axis in axes] for values in (stored.shape, stored.strides))
+    return StoredTensor(stored.storage, 0, tuple(sizes), tuple(strides))
 
 
 def _reconstruct(args: tuple[object, ...]) -> StoredArray:
@@ -218,6 +239,7 @@ def _numpy_constructors() -> dict[str, Constructor]:
 
 # What tensors, and the settings saved beside them, are made of. Everything else is refused by name.
 BASIC_CONSTRUCTORS: dict[str, Constructor] = {
+    "_codecs.encode": _encode,
     "collections.OrderedDict": _dictionary,
     "argparse.Namespace": record("argparse.Namespace"),
     "torch.Size": lambda args: integers(args[0]),

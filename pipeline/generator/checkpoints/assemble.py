@@ -1,0 +1,267 @@
+"""Networks from named tensors: the configuration follows from names and shapes, then everything must fit.
+
+The networks are laid out without memory first, so that a shape is believed only once every other agrees with it and
+the sum is in proportion to the file.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.generator.checkpoints.restricted import MAX_WIDTH, UnreadableError, describe_value
+from pipeline.generator.checkpoints.tensors import StoredTensor
+from pipeline.generator.discriminator import Discriminator
+from pipeline.generator.layers import binomial_filter
+from pipeline.generator.networks import (
+    MAPPING_RATE_MULTIPLIER,
+    Architecture,
+    Generator,
+    GeneratorSpec,
+    SynthesisError,
+    normalise_second_moment,
+)
+
+NUM_AVERAGED_LATENTS = 4096
+_SEED = 0
+# Half precision in the file doubles, noise that the file lacks is added: 12 MiB at 1024 px.
+_MAX_GROWTH = 4
+_ALLOWANCE_BYTES = 64 * 2**20
+_AVERAGE_GRID = 2.0**20
+FILTER_SUFFIX = "resample_filter"
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A stored tensor on its way to one of ours: converted when its turn comes."""
+
+    stored: StoredTensor
+    shape: tuple[int, ...]
+    """After conversion."""
+    convert: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def plain(cls, stored: StoredTensor) -> "NamedTensor":
+        return cls(stored, stored.shape, lambda values: values)
+
+    @classmethod
+    def converted(cls, stored: StoredTensor, convert: Callable[[Tensor], Tensor]) -> "NamedTensor":
+        """The converted shape is found without memory."""
+        try:
+            shape = tuple(convert(torch.empty(stored.shape, device="meta")).shape)
+        except (RuntimeError, IndexError) as error:
+            raise UnreadableError(f"damaged: a tensor of shape {stored.shape} where another is due") from error
+        return cls(stored, shape, convert)
+
+
+def with_rate_multiplier(stored: StoredTensor, multiplier: object) -> NamedTensor:
+    """A mapping layer's tensor, stored for some learning rate multiplier (None: ours); the product counts."""
+    if multiplier is None:
+        return NamedTensor.plain(stored)
+    if not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e6:
+        raise UnreadableError(f"unknown architecture option: learning rate multiplier {describe_value(multiplier)}")
+    ratio = multiplier / MAPPING_RATE_MULTIPLIER
+    return NamedTensor.converted(stored, lambda values: values * ratio)
+
+
+@dataclass(frozen=True)
+class ReadNetworks:
+    """What a format's reader returns."""
+
+    format: str
+    generator: Generator
+    discriminator: Discriminator | None
+    """None unless asked for and present."""
+    provenance: dict[str, str] = field(default_factory=dict)
+
+
+def build_generator(
+    tensors: Mapping[str, NamedTensor], *, conv_clamp: float | None, num_file_bytes: int
+) -> tuple[Generator, dict[str, str]]:
+    """A generator (float32, gradients off) from tensors under NVIDIA's names, and what had to be filled in.
+
+    Noise buffers and w_avg may be missing; noise strengths that are missing mean none. Raises UnreadableError.
+    """
+    spec = infer_spec({name: tensor.shape for name, tensor in tensors.items()}, conv_clamp)
+    with torch.device("meta"):
+        generator = Generator(spec)
+    _check_size(generator, num_file_bytes)
+    state, provenance = _without_omissions(generator, tensors)
+    fill_network(generator, state)
+    generator.eval().requires_grad_(False)
+    if "mapping.w_avg" not in tensors:
+        generator.mapping.w_avg = estimate_average(generator)
+        provenance["w_avg"] = f"estimated: mean of {NUM_AVERAGED_LATENTS} latents of RandomState({_SEED})"
+    return generator, provenance
+
+
+def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) -> GeneratorSpec:
+    """The configuration that tensors of these names and shapes have. Raises UnreadableError."""
+
+    def axis(name: str, index: int) -> int:
+        shape = shapes.get(name)
+        if shape is None or len(shape) <= index:
+            raise UnreadableError(f"incomplete: a StyleGAN2 generator has {name}, this file does not")
+        if not 1 <= shape[index] <= MAX_WIDTH:
+            raise UnreadableError(f"damaged: {name} has shape {shape}")
+        return shape[index]
+
+    resolution = 4
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("synthesis.")}
+    while f"b{2 * resolution}" in blocks:
+        resolution *= 2
+    sizes = [2**power for power in range(2, resolution.bit_length())]
+    num_layers = 0
+    while f"mapping.fc{num_layers}.weight" in shapes:
+        num_layers += 1
+    w_dim = axis("synthesis.b4.conv1.affine.weight", 1)
+    is_conditional = "mapping.embed.weight" in shapes
+    img_channels = axis(f"synthesis.b{resolution}.torgb.weight", 0)
+    if img_channels != 3:
+        raise UnreadableError(f"its images have {img_channels} channels; generators of RGB images work")
+    try:
+        return GeneratorSpec(
+            resolution=resolution,
+            z_dim=axis("mapping.fc0.weight", 1) - (w_dim if is_conditional else 0),
+            w_dim=w_dim,
+            c_dim=axis("mapping.embed.weight", 1) if is_conditional else 0,
+            mapping_layers=num_layers,
+            channels=tuple((size, axis(f"synthesis.b{size}.conv1.weight", 0)) for size in sizes),
+            architecture=_architecture(shapes),
+            conv_clamp=conv_clamp,
+        )
+    except SynthesisError as error:
+        raise UnreadableError(f"not a StyleGAN2 generator that can be used: {error}") from error
+
+
+def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    if "synthesis.b8.skip.weight" in shapes:
+        return "resnet"
+    return "skip" if "synthesis.b4.torgb.weight" in shapes else "orig"
+
+
+def _without_omissions(
+    generator: Generator, tensors: Mapping[str, NamedTensor]
+) -> tuple[dict[str, NamedTensor | Tensor], dict[str, str]]:
+    """The tensors with resampling filters, missing noise and a placeholder for a missing average added."""
+    expected, provenance = generator.state_dict(), {}
+    state: dict[str, NamedTensor | Tensor] = dict(tensors)
+    missing_noise = [n for n in expected if n.endswith(".noise_const") and n not in tensors]
+    if missing_noise:
+        source = np.random.RandomState(_SEED)
+        for name in missing_noise:
+            drawn = source.randn(*expected[name].shape).astype(np.float32)
+            state[name] = torch.from_numpy(drawn)
+        provenance["noise"] = f"{len(missing_noise)} buffers, absent from the file: RandomState({_SEED})"
+    for name in expected:
+        if name.endswith(".noise_strength") and name not in tensors:
+            state[name] = torch.zeros([])
+    if "mapping.w_avg" not in tensors:
+        state["mapping.w_avg"] = torch.zeros(generator.spec.w_dim)
+    return state, provenance
+
+
+def _check_size(network: nn.Module, num_file_bytes: int) -> None:
+    num_bytes = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
+    if num_bytes > _MAX_GROWTH * num_file_bytes + _ALLOWANCE_BYTES:
+        raise UnreadableError(f"damaged: a file of {num_file_bytes:,} bytes describes a network of {num_bytes:,} bytes")
+
+
+def fill_network(network: nn.Module, state: Mapping[str, NamedTensor | Tensor]) -> None:
+    """Give a network that was laid out on the meta device its values. Raises UnreadableError."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    filters = {name for name in expected if name.endswith(FILTER_SUFFIX)}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_names({name: expected[name] for name in filters} | found, expected)
+    values = {}
+    for name, tensor in state.items():
+        values[name] = _laid_out(tensor if isinstance(tensor, Tensor) else _converted(name, tensor))
+    for name in filters:
+        check_filter(values.get(name, binomial_filter()))
+        values[name] = binomial_filter()
+    network.load_state_dict(values, assign=True)
+
+
+def check_filter(kernel: Tensor) -> None:
+    """A resampling filter, whatever it sums to, must be [1, 3, 3, 1]. Raises UnreadableError."""
+    ours = binomial_filter()
+    if kernel.shape != ours.shape or not torch.allclose(kernel / kernel.sum(), ours, atol=1e-6):
+        raise UnreadableError(
+            "unknown architecture option: a resampling filter other than [1, 3, 3, 1], which every StyleGAN2 has"
+        )
+
+
+def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Names and shapes must be those of the network. Raises UnreadableError."""
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        listed = [f"{title} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+                  for title, names in (("lacks", missing), ("has in addition", surplus)) if names]  # fmt: skip
+        raise UnreadableError(f"its tensors are not those of a StyleGAN2 network: it {' and '.join(listed)[:300]}")
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape or 0 in shape:
+            raise UnreadableError(
+                f"{name} has shape {tuple(found[name])}, the network that the other tensors make needs {shape}"
+            )
+
+
+def _converted(name: str, tensor: NamedTensor) -> Tensor:
+    try:
+        return tensor.convert(tensor.stored.to_float32()).reshape(tensor.shape)
+    except UnreadableError as error:
+        raise UnreadableError(f"{name} {error}") from error
+
+
+def _laid_out(values: Tensor) -> Tensor:
+    """Kernels channels-last, as synthesis wants them; the rest contiguous."""
+    if values.ndim == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    return values.contiguous()
+
+
+def estimate_average(generator: Generator) -> Tensor:
+    """The mean of w [w_dim] over latents of a fixed seed, classes in turn; for files that lack it.
+
+    In float64 and on a grid of 2^-20, far below its sampling error, so that no thread count changes a bit.
+    """
+    spec, mapping = generator.spec, generator.mapping.double()
+    x_BF = normalise_second_moment(
+        torch.from_numpy(np.random.RandomState(_SEED).randn(NUM_AVERAGED_LATENTS, spec.z_dim))
+    )
+    if spec.c_dim > 0:
+        embedded_ZD = normalise_second_moment(mapping.embed(torch.eye(spec.c_dim, dtype=torch.float64)))
+        x_BF = torch.cat([x_BF, embedded_ZD[torch.arange(NUM_AVERAGED_LATENTS) % spec.c_dim]], dim=1)
+    for index in range(spec.mapping_layers):
+        x_BF = mapping.get_submodule(f"fc{index}")(x_BF)
+    mapping.float()
+    return (torch.round(x_BF.mean(dim=0) * _AVERAGE_GRID) / _AVERAGE_GRID).float()
+
+
+def build_discriminator(
+    tensors: Mapping[str, NamedTensor], *, conv_clamp: float | None, group_size: int, num_file_bytes: int
+) -> Discriminator:
+    """A discriminator from tensors under NVIDIA's names. Raises UnreadableError; only residual ones work."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+
+    def axis(name: str, index: int) -> int:
+        if len(shapes.get(name, ())) <= index or not 1 <= shapes[name][index] <= MAX_WIDTH:
+            raise UnreadableError(f"its discriminator has no usable {name}; residual ones, StyleGAN2's standard, work")
+        return shapes[name][index]
+
+    channels = [(4, axis("b4.conv.weight", 0))]
+    while f"b{2 * channels[-1][0]}.conv0.weight" in shapes:
+        size = 2 * channels[-1][0]
+        channels.append((size, axis(f"b{size}.conv0.weight", 0)))
+    with torch.device("meta"):
+        discriminator = Discriminator(
+            tuple(channels),
+            c_dim=axis("mapping.embed.weight", 1) if "mapping.embed.weight" in shapes else 0,
+            image_channels=axis(f"b{channels[-1][0]}.fromrgb.weight", 1),
+            conv_clamp=conv_clamp,
+            group_size=group_size,
+        )
+    _check_size(discriminator, num_file_bytes)
+    fill_network(discriminator, tensors)
+    return discriminator.eval().requires_grad_(False)

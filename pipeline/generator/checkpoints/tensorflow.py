@@ -1,0 +1,318 @@
+"""StyleGAN2 pickles of NVIDIA's TensorFlow repositories (stylegan2, stylegan2-ada), read without their code.
+
+A network is its settings, its variables as numpy arrays and its component networks. Differences to the PyTorch
+names and layouts: kernels are [height, width, in, out], those of upsampling layers turned by 180 degrees; dense
+weights are transposed; the bias of a modulation is stored less 1.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pipeline.generator.checkpoints.assemble import (
+    NamedTensor,
+    ReadNetworks,
+    build_discriminator,
+    build_generator,
+    with_rate_multiplier,
+)
+from pipeline.generator.checkpoints.nvidia import LICENCE_NOTE
+from pipeline.generator.checkpoints.restricted import Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
+from pipeline.generator.discriminator import Discriminator
+
+NETWORK = "dnnlib.tflib.network.Network"
+FORMAT = "TensorFlow StyleGAN2 pickle"
+
+_MIN_VERSION = 4
+_MAX_NETWORKS = 64
+
+# Settings that show in the variables, or that touch training, precision and sampling only.
+_HARMLESS_SETTINGS = frozenset(
+    {
+        "num_channels", "resolution", "label_size", "latent_size", "dlatent_size", "mapping_layers", "mapping_fmaps",
+        "label_fmaps", "mapping_lrmul", "fmap_base", "fmap_max", "fmap_min", "fmap_decay", "num_fp16_res",
+        "architecture", "use_noise", "randomize_noise", "fused_modconv", "dlatent_broadcast", "truncation_psi",
+        "truncation_cutoff", "truncation_psi_val", "truncation_cutoff_val", "dlatent_avg_beta", "w_avg_beta",
+        "style_mixing_prob", "conv_clamp", "mbstd_group_size", "mbstd_num_features", "freeze_layers",
+    }
+)  # fmt: skip
+# Settings that work with one value only.
+_FIXED_SETTINGS: dict[str, tuple[object, ...]] = {
+    "nonlinearity": ("lrelu", None),
+    "mapping_nonlinearity": ("lrelu", None),
+    "normalize_latents": (True, None),
+    "dtype": ("float32", None),
+    "structure": ("auto", "fixed", None),
+}
+
+
+def _transposed(values: Tensor) -> Tensor:
+    return values.permute(1, 0)
+
+
+def _kernel(values: Tensor) -> Tensor:
+    return values.permute(3, 2, 0, 1)
+
+
+def _turned_kernel(values: Tensor) -> Tensor:
+    return values.flip(0, 1).permute(3, 2, 0, 1)
+
+
+def _same(values: Tensor) -> Tensor:
+    return values.reshape(values.shape)
+
+
+def _plus_one(values: Tensor) -> Tensor:
+    return values + 1
+
+
+def _first(values: Tensor) -> Tensor:
+    return values[0]
+
+
+def _first_plane(values: Tensor) -> Tensor:
+    return values[0, 0]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Variables whose names match, and where they go: a template over the match's groups, and a conversion."""
+
+    pattern: re.Pattern[str]
+    template: str
+    convert: Callable[[Tensor], Tensor]
+
+
+def _rules(*rows: tuple[str, str, Callable[[Tensor], Tensor]]) -> tuple[_Rule, ...]:
+    return tuple(_Rule(re.compile(pattern), template, convert) for pattern, template, convert in rows)
+
+
+def _layer_rules(ours: str, theirs: str, kernel: Callable[[Tensor], Tensor]) -> tuple[_Rule, ...]:
+    """A modulated layer at each resolution."""
+    name = rf"synthesis/(\d+)x\1/{theirs}"
+    target = rf"synthesis.b\1.{ours}"
+    return _rules(
+        (f"{name}/weight", f"{target}.weight", kernel),
+        (f"{name}/bias", f"{target}.bias", _same),
+        (f"{name}/noise_strength", f"{target}.noise_strength", _same),
+        (f"{name}/mod_weight", f"{target}.affine.weight", _transposed),
+        (f"{name}/mod_bias", f"{target}.affine.bias", _plus_one),
+    )
+
+
+_GENERATOR_RULES = (
+    *_rules(
+        ("dlatent_avg", "mapping.w_avg", _same),
+        ("mapping/LabelEmbed/weight", "mapping.embed.weight", _transposed),
+        ("mapping/LabelEmbed/bias", "mapping.embed.bias", _same),
+        (r"mapping/Dense(\d+)/weight", r"mapping.fc\1.weight", _transposed),
+        (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", _same),
+        ("synthesis/4x4/Const/const", "synthesis.b4.const", _first),
+        (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _turned_kernel),
+    ),
+    *_layer_rules("conv1", "Conv", _kernel),
+    *_layer_rules("conv0", "Conv0_up", _turned_kernel),
+    *_layer_rules("conv1", "Conv1", _kernel),
+    *_layer_rules("torgb", "ToRGB", _kernel),
+)
+_DISCRIMINATOR_RULES = _rules(
+    (r"(\d+)x\1/FromRGB/weight", r"b\1.fromrgb.weight", _kernel),
+    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", _same),
+    (r"(\d+)x\1/Conv0/weight", r"b\1.conv0.weight", _kernel),
+    (r"(\d+)x\1/Conv0/bias", r"b\1.conv0.bias", _same),
+    (r"(\d+)x\1/Conv1_down/weight", r"b\1.conv1.weight", _kernel),
+    (r"(\d+)x\1/Conv1_down/bias", r"b\1.conv1.bias", _same),
+    (r"(\d+)x\1/Skip/weight", r"b\1.skip.weight", _kernel),
+    ("4x4/Conv/weight", "b4.conv.weight", _kernel),
+    ("4x4/Conv/bias", "b4.conv.bias", _same),
+    ("4x4/Dense0/weight", "b4.fc.weight", _transposed),
+    ("4x4/Dense0/bias", "b4.fc.bias", _same),
+    ("Output/weight", "b4.out.weight", _transposed),
+    ("Output/bias", "b4.out.bias", _same),
+    ("LabelEmbed/weight", "mapping.embed.weight", _transposed),
+    ("LabelEmbed/bias", "mapping.embed.bias", _same),
+    (r"Mapping(\d+)/weight", r"mapping.fc\1.weight", _transposed),
+    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", _same),
+)
+_NOISE = re.compile(r"synthesis/noise(\d+)")
+# Progress of progressive growing, a leftover that StyleGAN2 does not use.
+_IGNORED = frozenset({"lod", "synthesis/lod"})
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stored network."""
+
+    name: str
+    settings: dict[object, object]
+    variables: dict[str, StoredTensor]
+    """Those of its components too, under their names and a slash."""
+
+    @property
+    def is_discriminator(self) -> bool:
+        return any("FromRGB" in name for name in self.variables) or self.name == "D"
+
+
+def is_tensorflow(root: object) -> bool:
+    """Whether an unpickled value is a network of these repositories or a tuple of some."""
+    values = root if isinstance(root, tuple) else (root,)
+    return any(isinstance(value, Record) and value.name == NETWORK for value in values)
+
+
+def read_tensorflow(root: object, num_file_bytes: int, *, discriminator: bool) -> ReadNetworks:
+    """The averaged generator (the last of G, D, Gs). Raises UnreadableError."""
+    values = root if isinstance(root, tuple) else (root,)
+    networks = [_read_network(value) for value in values[:8]]
+    generators = [network for network in networks if not network.is_discriminator]
+    if not generators:
+        raise UnreadableError("holds a discriminator but no generator; use the network pickle that training saved")
+    chosen = generators[-1]
+    _check_generation(chosen)
+    conv_clamp = _check_settings(chosen)
+    multiplier = chosen.settings.get("mapping_lrmul")
+    generator, filled_in = build_generator(
+        _renamed(chosen.variables, _GENERATOR_RULES, r"mapping/Dense.*", multiplier),
+        conv_clamp=conv_clamp,
+        num_file_bytes=num_file_bytes,
+    )
+    weights = chosen.name if chosen.name in ("G", "Gs") else "generator"
+    found = next((network for network in networks if network.is_discriminator and network.variables), None)
+    return ReadNetworks(
+        FORMAT,
+        generator,
+        _read_discriminator(found, num_file_bytes) if discriminator else None,
+        {"licence": LICENCE_NOTE, "weights": weights, **filled_in},
+    )
+
+
+def _read_discriminator(network: Network | None, num_file_bytes: int) -> Discriminator | None:
+    if network is None:
+        return None
+    conv_clamp = _check_settings(network)
+    group_size = network.settings.get("mbstd_group_size", 4)
+    return build_discriminator(
+        _renamed(network.variables, _DISCRIMINATOR_RULES, r"Mapping\d+/.*", network.settings.get("mapping_lrmul", 0.1)),
+        conv_clamp=conv_clamp,
+        group_size=group_size if isinstance(group_size, int) and group_size > 0 else 4,
+        num_file_bytes=num_file_bytes,
+    )
+
+
+def _read_network(value: object) -> Network:
+    state = _state(value)
+    version = state.get("version")
+    if not isinstance(version, int):
+        raise UnreadableError(f"damaged: a TensorFlow network of version {describe_value(version)}")
+    if version < _MIN_VERSION:
+        raise UnreadableError(
+            f"a StyleGAN1 or older network (TensorFlow pickle of version {version}, StyleGAN2's are {_MIN_VERSION} "
+            f"and up); StyleGAN2 works"
+        )
+    settings = state.get("static_kwargs")
+    if not isinstance(settings, dict):
+        raise UnreadableError("damaged: a TensorFlow network without settings")
+    return Network(str(state.get("name"))[:60], settings, dict(_variables(state)))
+
+
+def _state(value: object) -> dict[object, object]:
+    if not isinstance(value, Record) or value.name != NETWORK or not isinstance(value.state, dict):
+        raise UnreadableError(f"damaged: {describe_value(value)} instead of a TensorFlow network")
+    return value.state
+
+
+def _variables(root: dict[object, object]) -> Iterator[tuple[str, StoredTensor]]:
+    """Variables of a network and its components, by name."""
+    pending, num_networks = [("", root)], 0
+    while pending:
+        prefix, state = pending.pop()
+        num_networks += 1
+        components, variables = state.get("components", {}), state.get("variables", [])
+        if num_networks > _MAX_NETWORKS or not isinstance(components, dict) or not isinstance(variables, list):
+            raise UnreadableError("damaged: a TensorFlow network with unusable components or variables")
+        for item in variables:
+            yield _variable(prefix, item)
+        pending += [(f"{prefix}{str(name)[:60]}/", _state(component)) for name, component in components.items()]
+
+
+def _variable(prefix: str, item: object) -> tuple[str, StoredTensor]:
+    name, value = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+    tensor = value.tensor if isinstance(value, StoredArray) else value
+    if isinstance(tensor, int | float):  # numpy's way with arrays without dimensions
+        tensor = tensor_of_number(tensor)
+    if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
+        raise UnreadableError("damaged: a variable without name or value")
+    return f"{prefix}{name[:200]}", tensor
+
+
+def _check_generation(network: Network) -> None:
+    """Raises UnreadableError for the predecessors of StyleGAN2."""
+    for name in network.variables:
+        if "StyleMod" in name or "ToRGB_lod" in name:
+            raise UnreadableError(
+                f"a StyleGAN1 generator, or one of StyleGAN2's configurations A to D (it has {name[:80]!r}); "
+                f"StyleGAN2's configurations E and F, and StyleGAN2-ADA, work"
+            )
+        if "LabelConcat" in name:
+            raise UnreadableError(
+                "a class-conditional network of the first StyleGAN2 code, which joins labels and latents before "
+                "normalising; conditional networks of StyleGAN2-ADA work"
+            )
+
+
+def _check_settings(network: Network) -> float | None:
+    """The network's clamp. Raises UnreadableError for settings with which its output would come out wrong."""
+    for name, value in network.settings.items():
+        allowed = _FIXED_SETTINGS.get(name) if isinstance(name, str) else None
+        usable = allowed is None or (isinstance(value, str | bool | None) and value in allowed)
+        if name == "resample_kernel":
+            usable = value is None or (isinstance(value, list | tuple) and [_plain(v) for v in value] == [1, 3, 3, 1])
+        elif allowed is None:
+            usable = name in _HARMLESS_SETTINGS
+        if not usable:
+            raise UnreadableError(
+                f"unknown architecture option {describe_value(name)} = {describe_value(value)}: a fork of NVIDIA's "
+                f"code, whose images this StyleGAN2 would not reproduce"
+            )
+    clamp = network.settings.get("conv_clamp")
+    if clamp is None:
+        return None
+    if not isinstance(clamp, int | float) or not clamp > 0:
+        raise UnreadableError(f"unknown architecture option: conv_clamp {describe_value(clamp)}")
+    return float(clamp)
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, int | float) else None
+
+
+def _renamed(
+    variables: dict[str, StoredTensor], rules: tuple[_Rule, ...], mapping_names: str, multiplier: object
+) -> dict[str, NamedTensor]:
+    """Variables under our names, in our layouts."""
+    renamed = {}
+    for name, stored in variables.items():
+        if name in _IGNORED:
+            continue
+        target, convert = _target(name, rules)
+        if re.fullmatch(mapping_names, name) and multiplier is not None:
+            scale = with_rate_multiplier(stored, multiplier).convert
+            renamed[target] = NamedTensor.converted(stored, lambda v, c=convert, s=scale: c(s(v)))  # type: ignore[misc]
+        else:
+            renamed[target] = NamedTensor.converted(stored, convert)
+    return renamed
+
+
+def _target(name: str, rules: tuple[_Rule, ...]) -> tuple[str, Callable[[Tensor], Tensor]]:
+    noise = _NOISE.fullmatch(name)
+    if noise is not None and len(noise[1]) < 4:
+        index = int(noise[1])
+        layer = "conv1" if index % 2 == 0 else "conv0"
+        return f"synthesis.b{4 << (index + 1) // 2}.{layer}.noise_const", _first_plane
+    for rule in rules:
+        match = rule.pattern.fullmatch(name)
+        if match is not None:
+            return match.expand(rule.template), rule.convert
+    raise UnreadableError(f"has a variable {name[:80]!r}, unknown to StyleGAN2: a fork of NVIDIA's code")

@@ -1,0 +1,39 @@
+"""Which settings a resumed training must keep."""
+
+from pathlib import Path
+
+from pipeline.generator.training_state import TrainingStateError
+from schemas.training import TrainGeneratorConfig
+
+# Fields that a resumed training may change.
+FREE_FIELDS = (
+    "output", "total_images", "max_seconds", "device", "threads", "cache", "checkpoint_interval_seconds",
+    "sample_interval_images", "initialise_from",
+)  # fmt: skip
+
+
+def comparable(config: TrainGeneratorConfig) -> dict[str, object]:
+    """The fields that must not change when a training is resumed."""
+    return config.model_dump(mode="json", exclude=set(FREE_FIELDS))
+
+
+def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None:
+    """Raise TrainingStateError naming every field in which a saved training differs from the one asked for."""
+    assert isinstance(saved, dict)
+    differences = list(_differences("", saved, asked))
+    if differences:
+        raise TrainingStateError(
+            f"{state}: was trained with other settings: {'; '.join(differences)}. Restore them, or choose another "
+            f"output and set initialise_from to {state.parent}"
+        )
+
+
+def _differences(prefix: str, saved: dict[str, object], asked: dict[str, object]) -> list[str]:
+    found: list[str] = []
+    for key in sorted(saved.keys() | asked.keys()):
+        old, new = saved.get(key), asked.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(f"{prefix}{key}.", old, new)
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r}, now {new!r}")
+    return found

@@ -1,0 +1,125 @@
+"""Batched k-means that repeats to the bit: fixed work, fixed random numbers, no atomic additions.
+
+Every item of a batch is clustered on its own, from several k-means++ starts at once: scores are one matrix product over
+all starts, sums are matrix products with the assignment as zeros and ones.
+
+Shape suffixes: B batch, P points (pixels), D dimensions, R starts, K clusters, C = R * K, S points that starts are
+drawn from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+# Starts are drawn from so many evenly spaced points; more of them change no result that can be told apart.
+_START_POINTS = 1024
+_RACE_SEED = 20230618
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The best of all starts, for each item."""
+
+    assignment_BP: Tensor
+    """int64 in 0 to K - 1."""
+    centroids_BKD: Tensor
+    """float32. A cluster that lost all its points keeps its last centroid."""
+    sizes_BK: Tensor
+    """Points of each cluster, float32."""
+    inertia_B: Tensor
+    """Sum of squared distances to the nearest centroid."""
+
+    def __len__(self) -> int:
+        return len(self.inertia_B)
+
+    def take(self, count: int) -> "Clusters":
+        """The first `count` items."""
+        return Clusters(*(getattr(self, field.name)[:count] for field in fields(self)))
+
+    @staticmethod
+    def joined(parts: Sequence["Clusters"]) -> "Clusters":
+        """The items of several, in order."""
+        return Clusters(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Clusters)))
+
+
+class KMeans:
+    """k-means with k-means++ starts (Arthur and Vassilvitskii, 2007) and a fixed number of Lloyd iterations."""
+
+    def __init__(
+        self, num_clusters: int, *, restarts: int, iterations: int, device: str | torch.device = "cpu"
+    ) -> None:
+        if min(num_clusters, restarts, iterations) < 1:
+            raise ValueError(
+                f"clusters, restarts and iterations must be at least 1, got {num_clusters}, {restarts}, {iterations}"
+            )
+        self.num_clusters, self.restarts, self.iterations = num_clusters, restarts, iterations
+        source = torch.Generator().manual_seed(_RACE_SEED)
+        race_KRS = torch.empty(num_clusters, restarts, _START_POINTS).exponential_(generator=source)
+        self._race_KRS = race_KRS.to(device)
+
+    def __call__(self, x_BPD: Tensor) -> Clusters:
+        """Cluster points [B, P, D] float32, P at least 1."""
+        centroids_BCD = self._starts(x_BPD)
+        for _ in range(self.iterations):
+            centroids_BCD = self._improve(x_BPD, centroids_BCD)
+        return self._finish(x_BPD, self._best(x_BPD, centroids_BCD))
+
+    def _starts(self, x_BPD: Tensor) -> Tensor:
+        """k-means++: each centre is a point, drawn with odds in proportion to its squared distance from the others.
+
+        Drawing is a race: the greatest of odds over exponential variables wins with just those odds. The variables
+        are fixed, so an item's starts never depend on its batch, and no cumulative sum is needed.
+        """
+        num_points = x_BPD.shape[1]
+        count = min(num_points, _START_POINTS)
+        chosen_S = (torch.arange(count, device=x_BPD.device) * num_points) // count
+        x_BSD = x_BPD[:, chosen_S]
+        square_BS = x_BSD.square().sum(dim=2)
+        odds_BRS = torch.ones_like(square_BS)[:, None]
+        centres = []
+        for race_RS in self._race_KRS[:, :, :count]:
+            winner_BR = (odds_BRS / race_RS).argmax(dim=2)
+            centre_BRD = torch.gather(x_BSD, 1, winner_BR[:, :, None].expand(-1, -1, x_BSD.shape[2]))
+            distance_BRS = square_BS[:, None] + _scores(x_BSD, centre_BRD)
+            odds_BRS = torch.minimum(odds_BRS, distance_BRS) if centres else distance_BRS
+            odds_BRS = odds_BRS.clamp_min(0)
+            centres.append(centre_BRD)
+        return torch.stack(centres, dim=2).flatten(1, 2)
+
+    def _improve(self, x_BPD: Tensor, centroids_BCD: Tensor) -> Tensor:
+        """One Lloyd iteration. A point as near to two centroids counts for both."""
+        scores_BRKP = self._by_start(_scores(x_BPD, centroids_BCD))
+        is_nearest_BRKP = scores_BRKP <= scores_BRKP.amin(dim=2, keepdim=True)
+        weights_BCP = is_nearest_BRKP.to(x_BPD.dtype).flatten(1, 2)
+        sums_BCD = weights_BCP @ x_BPD
+        counts_BC1 = weights_BCP.sum(dim=2, keepdim=True)
+        return torch.where(counts_BC1 > 0, sums_BCD / counts_BC1.clamp_min(1), centroids_BCD)
+
+    def _best(self, x_BPD: Tensor, centroids_BCD: Tensor) -> Tensor:
+        """The centroids [B, K, D] of the start with the least inertia."""
+        nearest_BRP = self._by_start(_scores(x_BPD, centroids_BCD)).amin(dim=2)
+        best_B = nearest_BRP.sum(dim=2).argmin(dim=1)
+        return self._by_start(centroids_BCD)[torch.arange(len(best_B), device=x_BPD.device), best_B]
+
+    def _finish(self, x_BPD: Tensor, centroids_BKD: Tensor) -> Clusters:
+        nearest_BP, assignment_BP = _scores(x_BPD, centroids_BKD).min(dim=1)
+        inertia_B = (nearest_BP + x_BPD.square().sum(dim=2)).clamp_min(0).sum(dim=1)
+        sizes_BK = one_hot(assignment_BP, self.num_clusters).sum(dim=2)
+        return Clusters(assignment_BP, centroids_BKD, sizes_BK, inertia_B)
+
+    def _by_start(self, values: Tensor) -> Tensor:
+        return values.unflatten(1, (self.restarts, self.num_clusters))
+
+
+def one_hot(assignment_BP: Tensor, num_clusters: int) -> Tensor:
+    """Cluster indices as zeros and ones [B, K, P] float32, for sums by matrix product."""
+    ids_K1 = torch.arange(num_clusters, device=assignment_BP.device)[:, None]
+    return (assignment_BP[:, None] == ids_K1).float()
+
+
+def _scores(x_BPD: Tensor, centroids_BCD: Tensor) -> Tensor:
+    """|c|^2 - 2 x c [B, C, P]: the squared distance but for |x|^2, which all centroids share."""
+    square_BC1 = centroids_BCD.square().sum(dim=2, keepdim=True)
+    return torch.baddbmm(square_BC1, centroids_BCD, x_BPD.transpose(1, 2), alpha=-2)

@@ -1,0 +1,201 @@
+"""The files that describe a dataset: run.json claims the output first, manifest.json completes it last."""
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import fsum, sqrt
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.dataset_card import croissant, dataset_card
+from pipeline.shard_publisher import tar_path
+from pipeline.store import Store
+from schemas.config import RunConfig
+from schemas.errors import OutputError
+from schemas.fingerprint import FORMAT_VERSION, differing_keys
+from schemas.manifest import CheckpointSource, Index, IndexedShard, Manifest, RunFile
+from schemas.shard import ShardRecord, split_of
+
+RUN_PATH = "run.json"
+INDEX_PATH = "index.json"
+MANIFEST_PATH = "manifest.json"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Libraries whose version can change a shard's bytes or the meaning of its files.
+_RECORDED_LIBRARIES = ("labelmill", "torch", "numpy", "opencv-python-headless", "pyarrow", "webdataset")
+
+
+@dataclass(frozen=True)
+class DatasetContext:
+    """What a dataset's description needs beside its records."""
+
+    config: RunConfig
+    checkpoint: CheckpointSource
+    fitted: bytes
+    """The fitted labeler's file."""
+    fingerprint: str
+    classes: tuple[str, ...]
+    resolution: int
+
+
+def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
+    """Make the output this run's, or find that it is already.
+
+    Raises OutputError for an output that holds other things, or a run of another identity: then nothing is written.
+    """
+    if not store.exists(RUN_PATH):
+        strangers = [file.path for file in store.list()]
+        if strangers and not store.exists(RUN_PATH):  # another driver may have claimed it while we listed
+            raise OutputError(
+                f"{store.url}: holds files that are not labelmill's, such as {strangers[0]}; "
+                f"choose an empty or a new folder"
+            )
+        store.create(RUN_PATH, _json(RunFile(identity=dict(run_identity))))
+    differences = differing_keys(run_identity, read_run_file(store).identity)
+    if differences:
+        raise OutputError(
+            "\n  ".join(
+                [
+                    f"{store.url}: was made by another configuration; use a new output, or change back:",
+                    *differences,
+                ]
+            )
+        )
+
+
+def read_run_file(store: Store) -> RunFile:
+    """Raises OutputError where run.json is missing or is not one."""
+    return _read(store, RUN_PATH, RunFile)
+
+
+def read_index(store: Store) -> Index:
+    """Raises OutputError where index.json is missing or is not one."""
+    return _read(store, INDEX_PATH, Index)
+
+
+def read_manifest(store: Store) -> Manifest:
+    """Raises OutputError where the dataset has no manifest, hence is not complete."""
+    return _read(store, MANIFEST_PATH, Manifest)
+
+
+def finish_dataset(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
+    """Write index, card and croissant, then the manifest, last. Equal datasets get equal bytes."""
+    index = build_index(context.config.name, records, context.config.dataset.splits)
+    manifest = _build_manifest(records, context)
+    store.replace(INDEX_PATH, _json(index))
+    store.replace("README.md", dataset_card(manifest, index).encode())
+    store.replace("croissant.json", croissant(manifest, index))
+    store.replace(MANIFEST_PATH, _json(manifest))
+    return manifest
+
+
+def build_index(name: str, records: Sequence[ShardRecord], splits: Mapping[str, float]) -> Index:
+    """The shard list, in order."""
+    shards = [
+        IndexedShard(
+            url=tar_path(record.name),
+            nsamples=record.num_samples,
+            filesize=record.num_bytes,
+            sha256=record.sha256,
+            split=split_of(record.index, splits),
+        )
+        for record in sorted(records, key=lambda record: record.index)
+    ]
+    urls = {split: [shard.url for shard in shards if shard.split == split] for split in splits}
+    return Index(name=name, shardlist=shards, splits=urls)
+
+
+def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> "Totals":
+    """Sums over a dataset's shards."""
+    samples_by_split = dict.fromkeys(splits, 0)
+    dropped: Counter[str] = Counter()
+    pixels: Counter[str] = Counter()
+    for record in records:
+        samples_by_split[split_of(record.index, splits)] += record.num_samples
+        dropped.update(record.dropped_by_reason)
+        pixels.update(record.class_pixels)
+    num_samples = sum(record.num_samples for record in records)
+    mean = _weighted(records, [record.channel_means for record in records], num_samples)
+    square = _weighted(records, [record.channel_square_means for record in records], num_samples)
+    red, green, blue = (sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))
+    return Totals(
+        num_samples=num_samples,
+        num_candidates=sum(record.num_candidates for record in records),
+        num_bytes=sum(record.num_bytes for record in records),
+        samples_by_split=samples_by_split,
+        dropped_by_reason=dict(sorted(dropped.items())),
+        class_pixels=dict(pixels),
+        mean=mean,
+        std=(round(red, 6), round(green, 6), round(blue, 6)),
+    )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a dataset's shards; mean and standard deviation of red, green and blue in [0, 1]."""
+
+    num_samples: int
+    num_candidates: int
+    num_bytes: int
+    samples_by_split: dict[str, int]
+    dropped_by_reason: dict[str, int]
+    class_pixels: dict[str, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def _build_manifest(records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
+    config = context.config
+    sums = totals(records, config.dataset.splits)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        fingerprint=context.fingerprint,
+        config=config.model_dump(mode="json", exclude={"output", "execution"}),
+        classes=list(context.classes),
+        resolution=context.resolution,
+        image_format=config.dataset.image_format,
+        num_samples=sums.num_samples,
+        num_candidates=sums.num_candidates,
+        num_shards=len(records),
+        num_bytes=sums.num_bytes,
+        samples_by_split=sums.samples_by_split,
+        dropped_by_reason=sums.dropped_by_reason,
+        class_pixels=sums.class_pixels,
+        mean=sums.mean,
+        std=sums.std,
+        checkpoint=context.checkpoint,
+        labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
+    )
+
+
+def _weighted(
+    records: Sequence[ShardRecord], values: Sequence[tuple[float, float, float]], num_samples: int
+) -> tuple[float, float, float]:
+    """The mean over samples of what records give as means over their own."""
+    red, green, blue = (
+        round(fsum(v * record.num_samples for v, record in zip(channel, records, strict=True)) / num_samples, 6)
+        for channel in zip(*values, strict=True)
+    )
+    return red, green, blue
+
+
+def _json(model: BaseModel) -> bytes:
+    return model.model_dump_json(indent=1).encode() + b"\n"
+
+
+def _read(store: Store, path: str, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(store.read(path))
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{store.url}: has no {path}: not a labelmill dataset, or not complete; run `labelmill generate` on it"
+        ) from error
+    except ValidationError as error:
+        raise OutputError(f"{store.url}/{path}: is not what labelmill writes: {error.errors()[0]['msg']}") from error

@@ -1,0 +1,144 @@
+"""Samples into a shard: encode in threads, then pack into a tar in memory."""
+
+import io
+import json
+import struct
+import zlib
+from collections import deque
+from concurrent.futures import Executor, Future
+
+import cv2
+import numpy as np
+import webdataset
+from cv2.typing import MatLike
+from numpy.typing import NDArray
+
+from schemas.sample import Sample, SampleMetadata, sample_key
+
+# Samples encoded ahead of the tar: enough to keep the threads busy, little enough to hold in memory.
+_MAX_IN_FLIGHT = 32
+
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_XMP = f"""\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+ Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE_TYPE}"/>
+</rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>""".encode()
+# A JPEG's APP1 segment is told to be XMP by this name (XMP specification part 3); OpenCV leaves it out.
+_JPEG_XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
+# Signature and IHDR, after which a PNG may carry text.
+_PNG_HEAD_BYTES = 33
+
+
+class ShardWriter:
+    """Builds one shard. Samples keep their order, and equal samples give equal bytes."""
+
+    def __init__(self, image_format: str, image_quality: int, threads: Executor) -> None:
+        # OpenCV's own threads would compete with those that encode. The setting holds for the process.
+        cv2.setNumThreads(1)
+        self._image_format = image_format
+        self._image_quality = image_quality
+        self._threads = threads
+        self._stream = io.BytesIO()
+        self._tar = webdataset.TarWriter(self._stream, mtime=0, encoder=False)
+        self._encoding: deque[Future[list[tuple[str, bytes]]]] = deque()
+        self._num_written = 0
+
+    @property
+    def num_samples(self) -> int:
+        """Samples added so far."""
+        return self._num_written + len(self._encoding)
+
+    def add(self, sample: Sample) -> None:
+        """Start encoding a sample; waits while too many are being encoded.
+
+        The sample's arrays must not change afterwards. Raises what encoding an earlier sample raised.
+        """
+        _check(sample)
+        self._encoding.append(self._threads.submit(_members, sample, self._image_format, self._image_quality))
+        while self._encoding and (len(self._encoding) > _MAX_IN_FLIGHT or self._encoding[0].done()):
+            self._write_oldest()
+
+    def finish(self) -> bytes:
+        """The whole tar. Raises what encoding raised: a shard never lacks a sample in silence."""
+        while self._encoding:
+            self._write_oldest()
+        self._tar.close()
+        return self._stream.getvalue()
+
+    def _write_oldest(self) -> None:
+        members = self._encoding[0].result()  # a failed one stays first, so that `finish` fails too
+        self._encoding.popleft()
+        self._num_written += 1
+        for name, data in members:
+            key, ending = name.split(".", 1)
+            # One call a member: TarWriter sorts the endings within a call.
+            self._tar.write({"__key__": key, ending: data})
+
+
+def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) -> bytes:
+    """RGB HWC uint8 as jpg (4:4:4), png or webp, marked as made by a trained algorithm (IPTC, in XMP)."""
+    image_BGR = cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2BGR)
+    if image_format == "png":
+        # OpenCV writes XMP as tEXt, where readers do not look for it.
+        png = _encoded(".png", image_BGR)
+        return png[:_PNG_HEAD_BYTES] + _png_xmp_chunk() + png[_PNG_HEAD_BYTES:]
+    if image_format == "jpg":
+        xmp, sampling = _JPEG_XMP_NAME + _XMP, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+        parameters = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    else:
+        assert image_format == "webp", image_format
+        xmp, parameters = _XMP, [cv2.IMWRITE_WEBP_QUALITY, quality]
+    metadata = [np.frombuffer(xmp, np.uint8)]
+    done, encoded = cv2.imencodeWithMetadata(
+        f".{image_format}", image_BGR, [cv2.IMAGE_METADATA_XMP], metadata, parameters
+    )
+    assert done, f"OpenCV cannot write {image_format}"
+    return bytes(encoded.tobytes())
+
+
+def encode_mask(mask_HW: NDArray[np.uint8]) -> bytes:
+    """HW uint8 as an 8-bit gray PNG, lossless. No parameters: any would double time and size."""
+    return _encoded(".png", np.ascontiguousarray(mask_HW))
+
+
+def encode_metadata(metadata: SampleMetadata) -> bytes:
+    """JSON without spaces, keys in the order that schemas.sample declares: classes stay in mask order."""
+    return json.dumps(metadata.model_dump(mode="json"), separators=(",", ":"), allow_nan=False).encode()
+
+
+def member_names(key: str, image_format: str) -> tuple[str, str, str]:
+    """A sample's members, in the order in which they stand in the tar."""
+    return f"{key}.{image_format}", f"{key}.mask.png", f"{key}.json"
+
+
+def _members(sample: Sample, image_format: str, quality: int) -> list[tuple[str, bytes]]:
+    contents = (
+        encode_image(sample.image_HWC, image_format, quality),
+        encode_mask(sample.mask_HW),
+        encode_metadata(sample.metadata),
+    )
+    return list(zip(member_names(sample.key, image_format), contents, strict=True))
+
+
+def _encoded(ending: str, pixels: MatLike) -> bytes:
+    done, encoded = cv2.imencode(ending, pixels)
+    assert done, f"OpenCV cannot write {ending}"
+    return bytes(encoded.tobytes())
+
+
+def _png_xmp_chunk() -> bytes:
+    # Keyword, uncompressed, no language, no translated keyword (PNG specification, 11.3.3.4).
+    body = b"iTXt" + b"XML:com.adobe.xmp\0" + b"\0\0\0\0" + _XMP
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _check(sample: Sample) -> None:
+    image_HWC, mask_HW, metadata = sample.image_HWC, sample.mask_HW, sample.metadata
+    assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] == 3, image_HWC.shape
+    assert mask_HW.dtype == np.uint8 and mask_HW.shape == image_HWC.shape[:2], mask_HW.shape
+    assert sample.key == metadata.key == sample_key(metadata.candidate.seed), sample.key

@@ -1,0 +1,247 @@
+"""What a hostile or damaged pickle can do: nothing."""
+
+import io
+import pickle
+import struct
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from generator.checkpoints.checkpoint_files import dump, random_generator, rosinality_state, torch_file
+
+from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from pipeline.generator.checkpoints.restricted import Budget, UnreadableError, read_pickle
+from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS, StoredTensor
+from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_archive, read_stream, read_zip
+
+
+def read(content: bytes) -> object:
+    return read_pickle(memoryview(content), BASIC_CONSTRUCTORS, Budget())
+
+
+def call_of(name: str) -> bytes:
+    """A pickle that calls a global with one text."""
+    module, _, attribute = name.rpartition(".")
+    return f"c{module}\n{attribute}\n(X\x08\x00\x00\x00touch metR.".encode()
+
+
+def in_zip(program: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", program)
+    return buffer.getvalue()
+
+
+def in_stream(program: bytes) -> bytes:
+    return STREAM_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2) + program
+
+
+def nested_in_pickle(program: bytes) -> bytes:
+    """As a storage inside of an NVIDIA pickle."""
+    payload = in_stream(program)
+    length = struct.pack("<I", len(payload))
+    return b"\x80\x04ctorch.storage\n_load_from_bytes\n(B" + length + payload + b"tR."
+
+
+CONTAINERS = [lambda program: b"\x80\x04" + program, in_zip, in_stream, nested_in_pickle]
+
+
+@pytest.mark.parametrize("wrap", CONTAINERS, ids=["pickle", "zip", "stream", "nested"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system", "posix.system", "builtins.eval", "builtins.getattr", "subprocess.Popen", "torch.load",
+        "torch._utils._import_dotted_name", "torch.hub.load", "numpy.load", "functools.partial", "operator.attrgetter",
+        "collections.OrderedDict.clear", "torch_utils.persistence.persistent_class", "dnnlib.util.call_func_by_name",
+        "pipeline.store.Store",
+    ],
+)  # fmt: skip
+def test_any_other_global_is_refused_by_its_name(wrap: Callable[[bytes], bytes], name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"names '{name}'.*refused, nothing was executed"):
+        parse_checkpoint("evil.pkl", wrap(call_of(name)))
+
+
+def test_a_real_exploit_does_nothing(tmp_path: Path) -> None:
+    """What pickle.loads would have run, for comparison, does run."""
+    target = tmp_path / "was-here"
+
+    class Exploit:
+        def __reduce__(self) -> tuple[object, ...]:
+            return subprocess.check_call, (["touch", str(target)],)
+
+    content = pickle.dumps({"G_ema": Exploit()})
+    with pytest.raises(CheckpointError, match=r"names 'subprocess\.check_call'"):
+        parse_checkpoint("evil.pkl", content)
+    # Protocol 2 knows the module under its name in Python 2.
+    with pytest.raises(CheckpointError, match=r"names 'commands\.check_call'"):
+        parse_checkpoint("evil.pt", torch_file({"g_ema": Exploit()}))
+    assert not target.exists()
+    pickle.loads(content)
+    assert target.exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (b"K\x01(tR.", "calls 1, which is no constructor"),
+        (b"ccollections\nOrderedDict\n)R)R.", "calls a dict, which is no constructor"),
+        (b"ctorch\nSize\n(NtR.", "None stands for a shape"),
+        (b"ccollections\nOrderedDict\n(K\x01tR.", "built from arguments"),
+        (b"(K\x01tK\x02b.", "sets the state of a tuple"),
+        (b"}(K\x01K\x02\x86K\x03s.", "sets items of|missing"),
+        (b"}K\x01K\x02\x86K\x03s.", "a dictionary key that is a tuple"),
+        (b"K\x01K\x02a.", "appends to 1"),
+        (b"\x82\x01.", "pickle operation 0x82"),
+        (b"I1\n.", "pickle operation 0x49"),
+        (b"K\x01Q.", "refers to data outside"),
+        (b"j\xff\xff\xff\xff.", "was never remembered"),
+        (b"\x8b\x00\x00\x00\x7f", "an integer of 2,130,706,432 bytes"),
+        (b"cos" + b"x" * 5000 + b"\n.", "unfinished line"),
+        (b"\x96" + b"\xff" * 8, "are announced at position"),
+        (b"X\xff\xff\xff\x7f", "are announced at position"),
+        (b"\x85.", "too few values"),
+        (b".", "a value is missing"),
+        (b"t.", "a value is missing"),
+        (b"K\x01", "stops after 2 bytes, unfinished"),
+        (b"\x80\x09.", "pickle protocol 9"),
+        (b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8tR.", "numpy type 'O8'"),
+        (b"cnumpy\nndarray\n)R.", r"calls numpy\.ndarray: refused"),
+    ],
+)
+def test_damage_is_described(program: bytes, sentence: str) -> None:
+    with pytest.raises(UnreadableError, match=sentence):
+        read(program)
+
+
+def test_plain_values_come_back_as_python_reads_them() -> None:
+    value = {
+        "numbers": [0, 1, -1, 255, 65535, 2**31 - 1, -(2**31), 2**70, -(2**70), 1.5, -0.0],
+        "others": (None, True, False, (), ("a",), ("a", "b"), (1, 2, 3), (1, 2, 3, 4)),
+        "text": ["", "é", "\N{GRINNING FACE}", "x" * 300],
+        "bytes": [b"abc", b"\xff" * 300],
+        "nested": {"a": {"b": [{}]}},
+        3: "three",
+    }
+    value["shared"] = value["nested"]
+    for protocol in (2, 3, 4, 5):
+        assert read(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i4", "u1", ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_numpy_arrays(dtype: str, order: str, protocol: int) -> None:
+    array = np.asarray(np.arange(24).reshape(2, 3, 4), dtype=dtype, order=order)
+    found = read(pickle.dumps(array, protocol))
+    tensor = found if isinstance(found, StoredTensor) else found.tensor  # type: ignore[attr-defined]
+    assert torch.equal(tensor.to_float32(), torch.arange(24.0).reshape(2, 3, 4))
+
+
+def test_numpy_numbers() -> None:
+    values = [np.float64(1 / 3), np.float32(0.25), np.int64(-7), np.bool_(True)]
+    assert read(pickle.dumps(values, 4)) == [1 / 3, 0.25, -7, 1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_views_of_a_shared_storage(stream: bool) -> None:
+    """Transposed, strided and overlapping tensors come back as they were."""
+    base = torch.arange(24.0).reshape(4, 6)
+    tensors = {"whole": base, "turned": base.t(), "part": base[1:3, ::2], "row": base[2], "one": base[3, 5]}
+    generator = random_generator()
+    content = torch_file({"g_ema": rosinality_state(generator), "extra": tensors}, stream=stream)
+    assert parse_checkpoint("file.pt", content).generator.spec == generator.spec
+
+    root = (read_stream if stream else read_archive)(memoryview(content), Budget())
+    assert isinstance(root, dict)
+    for name, tensor in tensors.items():
+        assert torch.equal(root["extra"][name].to_float32(), tensor)
+
+
+def rewritten(content: bytes, method: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    """A zip archive written again, with members replaced or added."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", method) as new:
+        for name, data in ({name: old.read(name) for name in old.namelist()} | members).items():
+            new.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_archives_of_other_writers_and_their_damage() -> None:
+    generator = random_generator()
+    content = torch_file({"g_ema": rosinality_state(generator)})
+    assert parse_checkpoint("file.pt", rewritten(content)).generator.spec == generator.spec
+    with pytest.raises(CheckpointError, match=r"is compressed, which torch\.save never does: refused"):
+        parse_checkpoint("file.pt", rewritten(content, zipfile.ZIP_DEFLATED))
+    with pytest.raises(CheckpointError, match="its member 'archive/data/0' is wrong"):
+        position = content.index(rosinality_state(generator)["style.1.weight"].numpy().tobytes())
+        parse_checkpoint("file.pt", content[:position] + b"\x00" + content[position + 1 :])
+    with pytest.raises(CheckpointError, match="record data/0 has 2 bytes, its description 144 elements"):
+        parse_checkpoint("file.pt", rewritten(content, **{"archive/data/0": b"ab"}))
+    with pytest.raises(CheckpointError, match=r"a zip archive whose end is missing\. Fetch it again"):
+        parse_checkpoint("file.pt", content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="a TorchScript program"):
+        parse_checkpoint("file.pt", rewritten(content, **{"archive/constants.pkl": b""}))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("picture.png", b"")
+    with pytest.raises(CheckpointError, match=r"a zip archive, but none that torch\.save writes"):
+        parse_checkpoint("file.pt", buffer.getvalue())
+
+
+def test_members_that_overlap_are_refused() -> None:
+    """Many directory entries for the same bytes would take forever to check."""
+    content = in_zip(b"N." + b"\x00" * 1000)
+    start = content.index(b"PK\x01\x02")
+    end = content.index(b"PK\x05\x06")
+    entry, record = content[start:end], bytearray(content[end:])
+    record[10:12] = struct.pack("<H", 200)
+    with pytest.raises(UnreadableError, match="members of the archive overlap"):
+        read_zip(memoryview(content[:start] + entry * 200 + bytes(record)))
+
+
+def test_sizes_are_believed_only_with_the_bytes_there() -> None:
+    """A tensor may not be larger than its storage, however its strides are chosen."""
+    tensor = torch.zeros(1).expand(1000, 1000)
+    with pytest.raises(CheckpointError, match=r"shape \(1000, 1000\) lies outside its 1 stored elements"):
+        parse_checkpoint("file.pt", torch_file({"g_ema": {"x": tensor}}))
+    with pytest.raises(CheckpointError, match="lies outside its 1 stored elements"):
+        parse_checkpoint("file.pkl", dump({"g_ema": {"x": tensor}}))
+
+
+def test_widths_are_believed_only_when_all_tensors_agree() -> None:
+    """One long bias alone would make layers of its square."""
+    state = rosinality_state(random_generator())
+    state["convs.1.conv.weight"] = torch.zeros(1, 60_000, 8, 1, 1)
+    with pytest.raises(CheckpointError, match=r"a file of .* bytes describes a network of"):
+        parse_checkpoint("file.pt", torch_file(state))
+    state["convs.1.conv.weight"] = torch.zeros(1, 70_000, 8, 1, 1)
+    with pytest.raises(CheckpointError, match="damaged"):
+        parse_checkpoint("file.pt", torch_file(state))
+
+
+def test_too_many_operations() -> None:
+    with pytest.raises(UnreadableError, match="more than 1,000,000 pickle operations"):
+        read(b"]" * 1_000_001)
+
+
+def test_deep_nesting_is_only_data() -> None:
+    """Python's own unpickler dies of a deeply nested key; here keys are scalars and nothing recurses."""
+    with pytest.raises(UnreadableError, match="a dictionary key that is a tuple"):
+        read(b"})" + b"\x85" * 200_000 + b"Ns.")
+    assert isinstance(read(b")" + b"\x85" * 200_000 + b"."), tuple)
+
+
+def test_values_that_contain_themselves() -> None:
+    """A list in itself, a module in itself."""
+    assert isinstance(read(b"]\x94h\x00a."), list)
+    program = (
+        b"\x80\x04}\x94ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+        b"}(X\x05\x00\x00\x00state}\x94X\x0a\x00\x00\x00class_nameX\x01\x00\x00\x00Gu\x85R\x94"
+        b"h\x01X\x08\x00\x00\x00_modules}X\x01\x00\x00\x00mh\x02ss"
+    )
+    with pytest.raises(CheckpointError):
+        parse_checkpoint("file.pkl", program + b"00h\x00X\x05\x00\x00\x00G_emah\x02s.")

@@ -1,0 +1,95 @@
+"""What `inspect` says and draws."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from generator.checkpoints.checkpoint_files import DATA, images, random_generator
+
+from pipeline.generator.checkpoints import CheckpointError, open_checkpoint
+from pipeline.generator.inspect import convert, describe, write_sample_sheet, write_style_mixing_sheet
+from pipeline.generator.sampling import latents, to_uint8
+
+
+def read_png(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path))
+    assert image is not None
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def test_description() -> None:
+    loaded = open_checkpoint(str(DATA / "ada-32-cond.pkl"), discriminator=True)
+    described = json.loads(json.dumps(describe(loaded).as_json()))
+    assert described["format"] == "stylegan2-ada-pytorch pickle"
+    assert (described["resolution"], described["num_ws"], described["num_classes"]) == (32, 8, 5)
+    assert described["channels"] == {"4": 16, "8": 16, "16": 16, "32": 16}
+    assert described["conv_clamp"] == 256.0
+    assert described["has_discriminator"] is False
+    assert described["sha256"] == loaded.sha256
+    assert "Nvidia Source Code License-NC" in described["licence"]
+    assert described["provenance"] == {"weights": "G_ema"}
+    assert described["num_parameters"] == sum(tensor.numel() for tensor in loaded.generator.parameters())
+
+    text = "\n".join(describe(loaded).lines())
+    for fact in ("32 px", "5 classes", "8 rows of w", loaded.sha256, "32 px: 16", "Nvidia Source Code License-NC"):
+        assert fact in text
+
+
+def test_sample_sheet_shows_the_seeds(tmp_path: Path) -> None:
+    generator = random_generator()
+    write_sample_sheet(tmp_path / "sheet.png", generator, psi=0.7, rows=2, columns=3)
+    sheet = read_png(tmp_path / "sheet.png")
+    ws_BLD = generator.truncate(generator.map(latents(range(6), 12)), 0.7)
+    expected = to_uint8(generator.synthesize(ws_BLD).images_BCHW).numpy()
+    for seed in range(6):
+        cell = cell_of(sheet, row=seed // 3, column=seed % 3)
+        # Enlarged from 16 to 64 px by repetition.
+        assert np.abs(cell[::4, ::4].astype(int) - expected[seed]).max() <= 1, seed
+
+
+def cell_of(sheet: np.ndarray, *, row: int, column: int) -> np.ndarray:
+    return sheet[4 + row * 68 : 68 + row * 68, 96 + column * 68 : 160 + column * 68]
+
+
+def test_style_mixing_sheet_has_a_line_for_each_crossover(tmp_path: Path) -> None:
+    generator = random_generator(c_dim=3)
+    write_style_mixing_sheet(tmp_path / "sheet.png", generator, psi=0.7, donors=2)
+    sheet = read_png(tmp_path / "sheet.png")
+    assert sheet.shape == (6 * 68 + 4, 96 + 3 * 68 + 4, 3)
+    ws_BLD = generator.truncate(generator.map(latents(range(3), 12), torch.eye(3)), 0.7)
+    for row in range(1, 6):
+        mixed_BLD = torch.cat([ws_BLD[:1, :row], ws_BLD[2:3, row:]], dim=1)
+        expected = to_uint8(generator.synthesize(mixed_BLD).images_BCHW).numpy()[0]
+        assert np.abs(cell_of(sheet, row=row, column=2)[::4, ::4].astype(int) - expected).max() <= 1, row
+
+
+def test_style_mixing_refuses_impossible_crossovers(tmp_path: Path) -> None:
+    for crossover in (0, 6):
+        with pytest.raises(CheckpointError, match=f"crossover {crossover}: this generator has rows 1 to 5"):
+            write_style_mixing_sheet(tmp_path / "sheet.png", random_generator(), psi=0.7, crossovers=[crossover])
+
+
+@pytest.mark.parametrize("file", ["ada-32-cond.pkl", "tf-legacy-32.pkl", "rosinality-64.pt"])
+def test_conversion_keeps_images_and_says_where_it_came_from(file: str, tmp_path: Path) -> None:
+    loaded = open_checkpoint(str(DATA / file))
+    convert(loaded, tmp_path / "own.safetensors")
+    own = open_checkpoint(str(tmp_path / "own.safetensors"))
+    assert own.generator.spec == loaded.generator.spec
+    assert torch.equal(images(own.generator), images(loaded.generator))
+    assert own.info.provenance["original sha256"] == loaded.sha256
+    assert own.info.provenance["original format"] == loaded.info.format
+    assert "Nvidia Source Code License-NC" in own.info.provenance["licence"]
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    loaded = open_checkpoint(str(DATA / "ada-32-cond.pkl"))
+    with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
+        convert(loaded, tmp_path / "own.pkl")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        convert(loaded, tmp_path / "file" / "own.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_sample_sheet(tmp_path / "file" / "sheet.png", random_generator(), psi=1.0)

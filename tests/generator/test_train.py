@@ -1,0 +1,330 @@
+"""Training: it learns, resumes exactly, survives kills, grows, and reads every kind of data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import webdataset
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.generator.checkpoints.native import load_generator
+from pipeline.generator.networks import Generator
+from pipeline.generator.train import Trainer, spec_of, train_generator
+from pipeline.generator.training_data import TrainingDataError, TrainingImages, load_images
+from pipeline.generator.training_state import (
+    SecondMomentAdam,
+    TrainingStateError,
+    latest_state,
+    read_progress,
+    read_tensors,
+    write_state,
+)
+from schemas.training import FolderData, ShardsData, TrainGeneratorConfig
+
+RESOLUTION = 16
+
+
+def discs(count: int) -> NDArray[np.uint8]:
+    """uint8 [count, 16, 16, 3]: a coloured disc on another colour."""
+    random = np.random.RandomState(0)
+    images = np.empty((count, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:RESOLUTION, :RESOLUTION]
+    for image in images:
+        centre, radius = random.uniform(6, 10, 2), random.uniform(3, 5)
+        inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+        image[:] = random.randint(0, 90, 3)
+        image[inside] = random.randint(150, 256, 3)
+    return images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    for index, image in enumerate(discs(256)):
+        cv2.imwrite(str(path / f"{index:03d}.png"), image)
+    return path
+
+
+def make_config(folder: Path, output: Path, **changes: object) -> TrainGeneratorConfig:
+    values: dict[str, object] = {
+        "data": {"kind": "folder", "path": str(folder)},
+        "output": str(output),
+        "network": {
+            "resolution": RESOLUTION,
+            "channel_base": 512,
+            "channel_max": 32,
+            "z_dim": 16,
+            "w_dim": 32,
+            "mapping_layers": 2,
+        },
+        "optimisation": {"batch_size": 8, "average_half_life_images": 500, "path_length_interval": 4},
+        "device": "cpu",
+        "threads": 1,
+        "total_images": 8 * 24,
+        "log_interval_steps": 5,
+    }
+    for key, change in changes.items():
+        current = values.get(key)
+        values[key] = {**current, **change} if isinstance(current, dict) and isinstance(change, dict) else change
+    return TrainGeneratorConfig.model_validate(json.loads(json.dumps(values, default=str)))
+
+
+def losses(output: Path) -> list[dict[str, float]]:
+    """The log without timings."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def pixel_distance(images_NHWC: NDArray[np.uint8], generator: Generator) -> float:
+    """Frechet distance between Gaussians fitted to 4x4 thumbnails of data and of generated images."""
+    z = torch.randn(512, generator.spec.z_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        fake = generator.synthesize(generator.map(z)).images_BCHW
+    real = torch.from_numpy(np.ascontiguousarray(images_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    moments = []
+    for images in (real, fake):
+        features = torch.nn.functional.avg_pool2d(images, RESOLUTION // 4).flatten(1).double()
+        moments.append((features.mean(dim=0), torch.cov(features.T)))
+    (mean_a, cov_a), (mean_b, cov_b) = moments
+    # trace of (A B)^(1/2) from the eigenvalues of the product, which are real and not negative.
+    cross = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def test_training_brings_the_generator_closer_to_the_data(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, tmp_path / "run", total_images=8 * 300)
+    before = pixel_distance(discs(256), Generator(spec_of(config)))
+    train_generator(config)
+    after = pixel_distance(discs(256), load_generator(config.output / "generator.safetensors").generator)
+    assert after < 0.5 * before, (before, after)
+    assert (config.output / "samples" / "latest.png").is_file()
+    assert losses(config.output)[-1]["images"] == 8 * 300
+
+
+def test_a_resumed_training_takes_the_same_steps(folder: Path, tmp_path: Path) -> None:
+    """Stopped at 13 of 24 steps, between two log lines and two regularisation steps."""
+    whole = make_config(folder, tmp_path / "whole")
+    train_generator(whole)
+    train_generator(make_config(folder, tmp_path / "parts", total_images=8 * 13))
+    train_generator(make_config(folder, tmp_path / "parts"))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    states = [latest_state(tmp_path / name / "state") for name in ("whole", "parts")]
+    assert states[0] is not None and states[1] is not None
+    for name in ("generator", "average", "discriminator", "generator_moments", "discriminator_moments"):
+        first, second = (read_tensors(state, name) for state in states if state is not None)
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+
+
+def test_kills_at_random_moments_lose_little_and_break_nothing(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "killed"
+    config = make_config(folder, output, total_images=8 * 100_000, checkpoint_interval_seconds=0.01)
+    command = _command(config, tmp_path)
+    random = np.random.RandomState(0)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        earlier = latest_state(output / "state")
+        _wait_for(partial(_newer_state, output / "state", earlier), process)
+        time.sleep(float(random.rand()) * 0.5)
+        process.kill()
+        process.wait()
+        state = latest_state(output / "state")
+        assert state is not None
+        trainer = Trainer(config, TrainingImages(discs(8), seed=0, horizontal_flip=True))
+        trainer.restore()
+        assert trainer.num_steps == int(state.name)
+        load_generator(output / "generator.safetensors")
+        steps = [line["step"] for line in losses(output)]
+        assert steps == sorted(set(steps))
+
+
+def _newer_state(folder: Path, earlier: Path | None) -> bool:
+    return latest_state(folder) not in (None, earlier)
+
+
+def test_sigterm_saves_and_ends_well(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "terminated"
+    config = make_config(folder, output, total_images=8 * 100_000)
+    process = subprocess.Popen(_command(config, tmp_path), stdout=subprocess.DEVNULL)
+    _wait_for(lambda: (output / "log.jsonl").exists() and len(losses(output)) > 0, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    state = latest_state(output / "state")
+    assert state is not None
+    assert read_progress(state)["num_steps"] == int(state.name) > 0
+
+
+def _command(config: TrainGeneratorConfig, folder: Path) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    script = (
+        "import sys, yaml; from pipeline.generator.train import train_generator; "
+        "from schemas.training import TrainGeneratorConfig; "
+        "train_generator(TrainGeneratorConfig.model_validate_json("
+        "__import__('json').dumps(yaml.safe_load(open(sys.argv[1])))))"
+    )
+    return [sys.executable, "-c", script, str(path)]
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the training ended by itself"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_max_seconds_stops_resumably(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, tmp_path / "run", total_images=8 * 100_000, max_seconds=0.5)
+    train_generator(config)
+    state = latest_state(config.output / "state")
+    assert state is not None and int(state.name) > 0
+
+
+def test_growing_a_skip_generator_first_shows_the_smaller_images(folder: Path, tmp_path: Path) -> None:
+    small = make_config(folder, tmp_path / "small", network={"resolution": 8}, total_images=8 * 10)
+    train_generator(small)
+    large = make_config(folder, tmp_path / "large", initialise_from=str(tmp_path / "small" / "state"))
+    data = TrainingImages(discs(8), seed=0, horizontal_flip=True)
+    trainer = Trainer(large, data)
+    trainer.restore()
+    trained = load_generator(tmp_path / "small" / "generator.safetensors").generator
+    z = torch.randn(3, 16)
+    with torch.no_grad():
+        expected = trained.synthesize(trained.map(z)).images_BCHW
+        ws = trainer.average.map(z)
+        assert torch.equal(trainer.average.synthesize(ws, resolution=8).images_BCHW, expected)
+        block = trainer.average.synthesis.get_submodule("b16")
+        upsampled = torch.nn.functional.conv_transpose2d(
+            expected, 4 * block.get_buffer("resample_filter").expand(3, 1, 4, 4), stride=2, padding=1, groups=3
+        )
+        assert torch.allclose(trainer.average.synthesize(ws).images_BCHW, upsampled, atol=1e-6)
+
+
+def test_changed_settings_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    train_generator(make_config(folder, tmp_path / "run", total_images=8))
+    changed = make_config(folder, tmp_path / "run", optimisation={"generator_learning_rate": 0.01}, seed=5)
+    with pytest.raises(TrainingStateError) as caught:
+        train_generator(changed)
+    assert "optimisation.generator_learning_rate was 0.002, now 0.01" in str(caught.value)
+    assert "seed was 0, now 5" in str(caught.value)
+
+
+def test_a_missing_source_of_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingStateError, match="no complete training state"):
+        train_generator(make_config(folder, tmp_path / "run", initialise_from=str(tmp_path / "empty")))
+
+
+def test_the_head_start_leaves_the_generator_alone(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, tmp_path / "run", optimisation={"discriminator_head_start_images": 16})
+    trainer = Trainer(config, TrainingImages(discs(8), seed=0, horizontal_flip=True))
+    trainer.restore()
+    before = {name: tensor.clone() for name, tensor in trainer.generator.state_dict().items()}
+    for expected in (True, True, False):
+        trainer.step()
+        after = trainer.generator.state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in before) == expected
+
+
+class TestOptimiser:
+    def test_it_is_adam_without_momentum(self) -> None:
+        torch.manual_seed(0)
+        ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+        optimiser = SecondMomentAdam({"p": ours}, rate=0.01, beta2=0.99)
+        reference = torch.optim.Adam([theirs], lr=0.01, betas=(0.0, 0.99), eps=1e-8)
+        for _ in range(5):
+            gradient = torch.randn(5)
+            ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+            optimiser.step()
+            reference.step()
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+    def test_overflowing_gradients_are_bounded(self) -> None:
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        optimiser = SecondMomentAdam({"p": parameter}, rate=0.01, beta2=0.99, may_overflow=True)
+        parameter.grad = torch.tensor([float("nan"), float("inf")])
+        optimiser.step()
+        assert bool(torch.isfinite(parameter).all())
+
+
+class TestState:
+    def test_only_complete_states_count(self, tmp_path: Path) -> None:
+        write_state(tmp_path, 5, {"a": {"x": torch.ones(2)}}, {"num_steps": 5})
+        (tmp_path / "000000009").mkdir()  # no progress file: a copy that was cut short
+        (tmp_path / ".writing-1").mkdir()
+        assert latest_state(tmp_path) == tmp_path / "000000005"
+        write_state(tmp_path, 7, {"a": {"x": torch.zeros(2)}}, {"num_steps": 7})
+        assert latest_state(tmp_path) == tmp_path / "000000007"
+        assert not (tmp_path / "000000005").exists()
+        assert not (tmp_path / ".writing-1").exists()
+
+    def test_files_of_the_128_px_training_stay_small(self, tmp_path: Path) -> None:
+        config = TrainGeneratorConfig.model_validate({"data": {"kind": "domain"}, "output": str(tmp_path / "run")})
+        data = TrainingImages(np.zeros((1, 128, 128, 3), np.uint8), seed=0, horizontal_flip=False)
+        Trainer(config, data).save()
+        state = latest_state(tmp_path / "run" / "state")
+        assert state is not None
+        sizes = [os.stat(path).st_size for path in state.iterdir()]
+        assert max(sizes) < 16 * 2**20
+        assert sum(sizes) < 34 * 2**20
+
+
+class TestData:
+    def test_folder_and_shards_hold_the_same_images(self, folder: Path, tmp_path: Path) -> None:
+        with webdataset.TarWriter(str(tmp_path / "part-0.tar")) as writer:
+            for path in sorted(folder.iterdir()):
+                writer.write({"__key__": path.stem, "png": path.read_bytes()})
+        shards = ShardsData(kind="shards", urls=(str(tmp_path / "part-*.tar"),))
+        from_shards = load_images(shards, RESOLUTION, tmp_path / "a")
+        from_folder = load_images(FolderData(kind="folder", path=folder), RESOLUTION, tmp_path / "b")
+        assert np.array_equal(from_shards, from_folder)
+        assert np.array_equal(from_folder, discs(256)[:, :, :, ::-1])  # OpenCV wrote them as BGR
+
+    def test_images_are_cropped_to_their_centre(self, tmp_path: Path) -> None:
+        wide = np.zeros((20, 40, 3), np.uint8)
+        wide[:, 10:30] = (10, 20, 200)
+        (tmp_path / "in").mkdir()
+        cv2.imwrite(str(tmp_path / "in" / "a.png"), wide)
+        images = load_images(FolderData(kind="folder", path=tmp_path / "in"), 8, tmp_path / "cache")
+        assert images.shape == (1, 8, 8, 3)
+        assert (np.asarray(images) == (200, 20, 10)).all()
+
+    def test_every_image_once_an_epoch_in_an_order_of_its_own(self) -> None:
+        images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+        data = TrainingImages(images, seed=3, horizontal_flip=True)
+        values = [int(round((float(data.batch(i, 1)[0, 0, 0, 0]) + 1) * 127.5)) for i in range(20)]
+        assert sorted(values[:10]) == sorted(values[10:]) == list(range(10))
+        assert values[:10] != values[10:]
+        assert torch.equal(data.batch(7, 6)[4], TrainingImages(images, seed=3, horizontal_flip=True).batch(11, 1)[0])
+
+    def test_half_of_the_images_are_mirrored(self) -> None:
+        image = np.zeros((1, 4, 4, 3), np.uint8)
+        image[:, :, 0] = 255
+        data = TrainingImages(np.repeat(image, 200, axis=0), seed=0, horizontal_flip=True)
+        mirrored = int((data.batch(0, 200)[:, 0, 0, 0] < 0).sum())
+        assert 60 < mirrored < 140
+        plain = TrainingImages(image, seed=0, horizontal_flip=False)
+        assert all(float(plain.batch(i, 1)[0, 0, 0, 0]) == 1.0 for i in range(20))
+
+    def test_bad_data_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(TrainingDataError, match="is not a folder"):
+            load_images(FolderData(kind="folder", path=tmp_path / "none"), 8, tmp_path / "c")
+        (tmp_path / "in").mkdir()
+        with pytest.raises(TrainingDataError, match="no images found"):
+            load_images(FolderData(kind="folder", path=tmp_path / "in"), 8, tmp_path / "c")
+        (tmp_path / "in" / "broken.png").write_bytes(b"not an image")
+        with pytest.raises(TrainingDataError, match=r"broken\.png: not a readable image"):
+            load_images(FolderData(kind="folder", path=tmp_path / "in"), 8, tmp_path / "c")
+        with pytest.raises(TrainingDataError, match="no file matches"):
+            load_images(ShardsData(kind="shards", urls=(str(tmp_path / "no-*.tar"),)), 8, tmp_path / "c")

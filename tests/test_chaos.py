@@ -1,0 +1,131 @@
+"""Drivers killed at random moments, and drivers side by side: the same bytes, and nothing half-written in sight."""
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from observer import Observer
+from pipeline.verify import verify
+
+from pipeline.store import Store
+from schemas.config import RunConfig
+from schemas.run_file import load_config
+
+RunFileWriter = Callable[..., Path]
+NUM_KILLS = 50
+
+# A server that has imported everything forks each driver, so that a kill costs milliseconds, not an import of torch.
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["workers.generate"])
+
+
+def _drive(config: RunConfig) -> None:
+    import torch
+
+    from workers.generate import generate
+
+    torch.set_num_threads(1)
+    generate(config)
+
+
+def _start(config: RunConfig) -> BaseProcess:
+    process = context.Process(target=_drive, args=(config,))
+    process.start()
+    return process
+
+
+def _finish(process: BaseProcess) -> None:
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def _shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("shards/*") if "#" not in path.name}
+
+
+def _configs(write_run_file: RunFileWriter, tmp_path: Path, *names: str, samples: int) -> list[RunConfig]:
+    dataset = {"samples": samples, "samples_per_shard": 4}
+    return [load_config(write_run_file(output=str(tmp_path / name), dataset=dataset), RunConfig) for name in names]
+
+
+def test_fifty_kills_lose_nothing_and_show_nothing_half_written(write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    calm, stormy = _configs(write_run_file, tmp_path, "calm", "stormy", samples=240)
+    start = time.monotonic()
+    _finish(_start(calm))
+    seconds = time.monotonic() - start
+
+    # Each driver gets a random share of what a whole run takes, so that kills fall into every phase of it.
+    moments = random.Random(7)
+    num_kills = 0
+    with Observer(tmp_path / "stormy") as observer:
+        while num_kills < NUM_KILLS:
+            process = _start(stormy)
+            process.join(moments.uniform(0.02, 3 * seconds / NUM_KILLS + 0.3))
+            num_kills += process.exitcode is None
+            process.kill()
+            process.join()
+        _finish(_start(stormy))
+    assert observer.problems == []
+    assert observer.num_rounds > NUM_KILLS
+    assert _shards(tmp_path / "stormy") == _shards(tmp_path / "calm")
+    for name in ("manifest.json", "index.json"):
+        calm_bytes = (tmp_path / "calm" / name).read_bytes()
+        assert (tmp_path / "stormy" / name).read_bytes() == calm_bytes
+    result = verify(Store.open(stormy.output), repair=False)
+    assert (result.problems, result.num_samples) == ((), 240)
+
+
+def test_two_drivers_on_one_output_agree(write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    alone, together = _configs(write_run_file, tmp_path, "alone", "together", samples=40)
+    _finish(_start(alone))
+    with Observer(tmp_path / "together") as observer:
+        drivers = [_start(together), _start(together)]
+        for driver in drivers:
+            _finish(driver)
+    assert observer.problems == []
+    assert _shards(tmp_path / "together") == _shards(tmp_path / "alone")
+    assert verify(Store.open(together.output), repair=False).problems == ()
+
+
+def test_sigterm_ends_resumable(write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    run_file = write_run_file(dataset={"samples": 4000, "samples_per_shard": 4})
+    # The numbers keep labelmill from replacing this process to set them.
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "134217728"}
+    command = [sys.executable, "-m", "pipeline.cli", "generate", str(run_file)]
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("shards/*.tar")):
+        assert time.monotonic() < deadline and driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert "interrupted by SIGTERM; the same command goes on from here" in errors
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_bytes_do_not_depend_on_threads(write_run_file: RunFileWriter, tmp_path: Path, num_threads: int) -> None:
+    import torch
+
+    from workers.generate import generate
+
+    once, again = _configs(write_run_file, tmp_path, "once", "again", samples=12)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        generate(once)
+        torch.set_num_threads(num_threads)
+        generate(again.model_copy(update={"execution": again.execution.model_copy(update={"encode_threads": 5})}))
+    finally:
+        torch.set_num_threads(before)
+    assert _shards(tmp_path / "once") == _shards(tmp_path / "again")

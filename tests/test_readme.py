@@ -1,0 +1,62 @@
+"""The README is true: every command block in it runs, every file it names is there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a clone after `make demo` and `make test`: the blocks run in it, one after the other."""
+    folder = tmp_path_factory.mktemp("readme") / "labelmill"
+    ignored = shutil.ignore_patterns(".git", ".venv", "out", "build", "*.egg-info", ".*_cache", ".hypothesis")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    (folder / ".venv").mkdir()
+    for name in ("demo", "dev"):
+        (folder / ".venv" / name).touch()
+    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    return folder
+
+
+def _commands() -> list[str]:
+    return [text for language, text in BLOCKS if language in ("bash", "sh", "console")]
+
+
+def test_there_are_commands() -> None:
+    text = "\n".join(_commands())
+    assert "make demo" in text and "make test" in text and "labelmill generate" in text
+
+
+def test_every_command_block_runs(workplace: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for block in _commands():
+        # This test is part of `make test`; pip would change the environment that it runs in.
+        lines = [line for line in block.splitlines() if not re.match(r"make test|pip install|git clone|cd ", line)]
+        script = "set -euo pipefail\n" + "\n".join(lines)
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=workplace, env=environment, capture_output=True, text=True, timeout=280
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert (workplace / "out" / "demo" / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("block", [text for language, text in BLOCKS if language == "python"])
+def test_every_python_block_runs(workplace: Path, block: str) -> None:
+    done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_local_link_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README) for link in link if link]
+    assert links
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert missing == []

@@ -1,0 +1,98 @@
+"""A worker: loads the generator and the fitted labeler once, then makes and publishes shards."""
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers import check_labeler, open_labeler
+from pipeline.make_shard import Mill, make_shard
+from pipeline.shard_publisher import publish_shard
+from pipeline.store import Store
+from schemas.config import ExecutionConfig, RunConfig
+from schemas.errors import ConfigError
+from schemas.manifest import CheckpointSource
+from schemas.shard import ShardRecord, ShardTask
+
+
+def choose_device(execution: ExecutionConfig) -> torch.device:
+    """The device that `execution.device` names. Raises ConfigError when it is not there."""
+    available = torch.cuda.is_available()
+    if execution.device == "cuda" and not available:
+        raise ConfigError("execution.device: cuda, but PyTorch finds no GPU here; auto or cpu works")
+    return torch.device("cuda" if available and execution.device != "cpu" else "cpu")
+
+
+def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
+    """The run's generator ready to sample, and where it came from.
+
+    Raises CheckpointError or ConfigError when the two do not go together.
+    """
+    device = choose_device(config.execution)
+    loaded = open_checkpoint(config.generator.checkpoint, device)
+    sampler = Sampler(loaded.generator, config.generator, config.numerics, device)
+    check_labeler(config.labeler, sampler)
+    provenance = loaded.info.provenance
+    source = CheckpointSource(
+        reference=loaded.info.name,
+        sha256=loaded.sha256,
+        format=loaded.info.format,
+        licence=provenance.get("licence", "not stated in the file"),
+        attribution=provenance.get("attribution"),
+    )
+    return sampler, source
+
+
+def labeler_path(config: RunConfig) -> str:
+    """Where an output keeps the run's fitted labeler."""
+    return f"labeler/{config.labeler.method}.safetensors"
+
+
+class ShardWorker:
+    """Makes any shard of a run. A plain class: the local executor calls it, an actor would wrap it."""
+
+    def __init__(
+        self, config: RunConfig, sampler: Sampler, *, checkpoint_sha256: str, fitted: bytes, fingerprint: str
+    ) -> None:
+        self._store = Store.open(config.output)
+        self._encoders = ThreadPoolExecutor(config.execution.encode_threads, thread_name_prefix="encode")
+        self.mill = Mill(
+            config=config,
+            sampler=sampler,
+            labeler=open_labeler(config.labeler, sampler, fitted),
+            checkpoint_sha256=checkpoint_sha256,
+            fingerprint=fingerprint,
+            encoders=self._encoders,
+        )
+
+    def make(self, task: ShardTask, attempt: int) -> ShardRecord:
+        """Make a shard and publish it. Another worker may have published it meanwhile: the first one wins."""
+        made = make_shard(task, self.mill)
+        if made.rejects_tar is not None:
+            self._store.create(f"rejects/{task.name}.tar", made.rejects_tar)
+        return publish_shard(
+            self._store,
+            task,
+            made.tar,
+            fingerprint=self.mill.fingerprint,
+            seconds_by_stage=made.seconds_by_stage,
+            attempts=attempt,
+            host=socket.gethostname(),
+            device=_device_name(self.mill.sampler.device),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
