@@ -71,8 +71,13 @@ def describe_histogram(histogram: Histogram) -> str:
             parts.append(
                 f"{int(counts.sum()):,} {name} from {low:.2f} to {high:.2f}, median about {middle / len(counts):.2f}"
             )
-    limits = [f"{word} {limit:g}" for word, limit in (("at least", histogram.minimum), ("at most", histogram.maximum)) if limit is not None]
-    return f"Histogram of {histogram.label}: {'; '.join(parts)}. {f'Kept: {' and '.join(limits)}.' if limits else ''}".strip()
+    limits = [
+        f"{word} {limit:g}"
+        for word, limit in (("at least", histogram.minimum), ("at most", histogram.maximum))
+        if limit is not None
+    ]
+    demand = f" The quality rules ask for {' and '.join(limits)}." if limits else ""
+    return f"Histogram of {histogram.label}: {'; '.join(parts)}.{demand}"
 
 
 def _bars(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:

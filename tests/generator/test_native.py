@@ -115,7 +115,7 @@ class TestErrors:
 
     def test_another_format_or_version(self, path: Path) -> None:
         rewrite(path, version=2)
-        with pytest.raises(CheckpointError, match="version 2 .*newer labelmill"):
+        with pytest.raises(CheckpointError, match=r"version 2 .*newer labelmill"):
             load_generator(path)
         rewrite(path, format="labelmill-labeler", version=1)
         with pytest.raises(CheckpointError, match="labelmill-labeler"):

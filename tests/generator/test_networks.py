@@ -371,7 +371,7 @@ class TestSynthesis:
         ws = draw_ws(generator, 2)
         with pytest.raises(SynthesisError, match=r"stop at \[4, 8, 16, 32\]"):
             generator.synthesize(ws, resolution=64)
-        with pytest.raises(SynthesisError, match="no convolution 'b64.conv1'"):
+        with pytest.raises(SynthesisError, match=r"no convolution 'b64\.conv1'"):
             generator.synthesize(ws, taps=["b64.conv1"])
         with pytest.raises(SynthesisError, match="ws must be"):
             generator.synthesize(ws[:, :5])

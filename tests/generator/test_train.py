@@ -1,7 +1,6 @@
 """Training: it learns, resumes exactly, survives kills, grows, and reads every kind of data."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -275,7 +274,7 @@ class TestState:
         Trainer(config, data).save()
         state = latest_state(tmp_path / "run" / "state")
         assert state is not None
-        sizes = [os.stat(path).st_size for path in state.iterdir()]
+        sizes = [path.stat().st_size for path in state.iterdir()]
         assert max(sizes) < 16 * 2**20
         assert sum(sizes) < 34 * 2**20
 
@@ -303,7 +302,7 @@ class TestData:
     def test_every_image_once_an_epoch_in_an_order_of_its_own(self) -> None:
         images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
         data = TrainingImages(images, seed=3, horizontal_flip=True)
-        values = [int(round((float(data.batch(i, 1)[0, 0, 0, 0]) + 1) * 127.5)) for i in range(20)]
+        values = [round((float(data.batch(i, 1)[0, 0, 0, 0]) + 1) * 127.5) for i in range(20)]
         assert sorted(values[:10]) == sorted(values[10:]) == list(range(10))
         assert values[:10] != values[10:]
         assert torch.equal(data.batch(7, 6)[4], TrainingImages(images, seed=3, horizontal_flip=True).batch(11, 1)[0])

@@ -15,7 +15,7 @@ from pipeline.generator.checkpoints.assemble import (
     build_generator,
     with_rate_multiplier,
 )
-from pipeline.generator.checkpoints.restricted import Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.discriminator import Discriminator
 
@@ -28,7 +28,6 @@ LICENCE_NOTE = (
     "evaluation only, no commercial use), weights of your own training are yours"
 )
 
-_MAX_MODULES = 4096
 _MAX_DEPTH = 16
 
 # Settings that this reader understands: either they show in the tensors, or they are looked at below, or they touch
@@ -62,7 +61,7 @@ class Module:
         meta = value.args[0]
         if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
             raise UnreadableError("damaged: a stored module without state")
-        return cls(str(meta.get("class_name"))[:60], meta["state"])
+        return cls(str(meta.get("class_name"))[:MAX_NAME], meta["state"])
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         for name, value in _dictionary(self.state.get("_modules")).items():
@@ -70,13 +69,13 @@ class Module:
             if module is None and value is not None:
                 raise UnreadableError(f"damaged: its submodule {describe_value(name)} is no module")
             if module is not None:
-                yield str(name), module
+                yield str(name)[:MAX_NAME], module
 
     def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
         for group in ("_parameters", "_buffers"):
             for name, value in _dictionary(self.state.get(group)).items():
                 if isinstance(value, StoredTensor):
-                    yield str(name), value
+                    yield str(name)[:MAX_NAME], value
                 elif value is not None:
                     raise UnreadableError(f"damaged: its tensor {describe_value(name)} is {describe_value(value)}")
 
@@ -141,14 +140,14 @@ def _read_discriminator(module: Module | None, num_file_bytes: int, *, is_ada: b
 
 def _walk(root: Module) -> Iterator[tuple[str, Module]]:
     """Each module below and including the root, by its dotted name. Shared ones count each time."""
-    pending, num_modules = [("", root, 0)], 0
+    pending, num_modules = [("", root, 0)], 1
     while pending:
         prefix, module, depth = pending.pop()
-        num_modules += 1
-        if num_modules > _MAX_MODULES or depth > _MAX_DEPTH:
-            raise UnreadableError("damaged: its modules contain each other")
         yield prefix, module
         for name, child in module.children():
+            num_modules += 1
+            if num_modules > MAX_PARTS or depth > _MAX_DEPTH:
+                raise UnreadableError("damaged: its modules contain each other")
             pending.append((f"{prefix}.{name}" if prefix else name, child, depth + 1))
 
 
@@ -210,9 +209,11 @@ def _conv_clamp(modules: dict[str, Module], default: float | None) -> float | No
 
 def _network_tensors(modules: dict[str, Module]) -> dict[str, NamedTensor]:
     """All tensors by dotted name; mapping layers for the learning rate multiplier that ours have."""
-    tensors = {}
+    tensors: dict[str, NamedTensor] = {}
     for prefix, module in modules.items():
         multiplier = module.state.get("bias_gain") if prefix.startswith("mapping.fc") else None
         for name, stored in module.tensors():
+            if len(tensors) > MAX_PARTS:
+                raise UnreadableError(f"damaged: more than {MAX_PARTS:,} tensors in a network")
             tensors[f"{prefix}.{name}" if prefix else name] = with_rate_multiplier(stored, multiplier)
     return tensors

@@ -16,6 +16,9 @@ Constructor = Callable[[tuple[object, ...]], object]
 MAX_OPERATIONS = 1_000_000
 # No layer of a StyleGAN2 has more channels, features or classes.
 MAX_WIDTH = 65_536
+# No network has more modules, tensors, or characters in a name. A file of references to itself could pretend to.
+MAX_PARTS = 8192
+MAX_NAME = 100
 _MAX_LINE_BYTES = 4096
 _MAX_INTEGER_BYTES = 16
 _SMALL_BYTES = 4096

@@ -6,6 +6,7 @@ dict; Labels4Free's training files, whose `g` is the generator and whose `bg_ext
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from pipeline.generator.checkpoints.assemble import (
     build_generator,
     check_filter,
 )
-from pipeline.generator.checkpoints.restricted import UnreadableError, describe_value
+from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, UnreadableError, describe_value
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.discriminator import Discriminator
 
@@ -97,13 +98,13 @@ def read_rosinality(root: object, num_file_bytes: int, *, discriminator: bool) -
 
 def _state_dict(value: object) -> dict[str, StoredTensor] | None:
     """A dictionary of tensors with text keys, less the prefix that data-parallel training adds; else None."""
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict) or not 0 < len(value) <= MAX_PARTS:
         return None
     state = {}
     for name, stored in value.items():
         if not isinstance(name, str) or not isinstance(stored, StoredTensor):
             return None
-        state[name[:200].removeprefix("module.")] = stored
+        state[name[:MAX_NAME].removeprefix("module.")] = stored
     return state
 
 
@@ -121,8 +122,9 @@ def _find_generator(root: Mapping[object, object]) -> tuple[str, dict[str, Store
 
 def _what_else(root: Mapping[object, object]) -> str:
     """A sentence on a file without a generator of this kind."""
-    names = [str(key) for key in root]
-    inner = [str(name) for value in root.values() if isinstance(value, dict) for name in value]
+    names = [str(key)[:MAX_NAME] for key in islice(root, MAX_PARTS)]
+    within = (str(name)[:MAX_NAME] for value in root.values() if isinstance(value, dict) for name in value)
+    inner = list(islice(within, MAX_PARTS))
     if "bg_extractor" in names or "bg_extractor_ema" in names:
         return (
             "a Labels4Free alpha network (bg_extractor) without its generator: it only works on top of the StyleGAN2 "

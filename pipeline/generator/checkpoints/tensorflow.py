@@ -19,7 +19,7 @@ from pipeline.generator.checkpoints.assemble import (
     with_rate_multiplier,
 )
 from pipeline.generator.checkpoints.nvidia import LICENCE_NOTE
-from pipeline.generator.checkpoints.restricted import Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
 from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
 from pipeline.generator.discriminator import Discriminator
 
@@ -27,7 +27,6 @@ NETWORK = "dnnlib.tflib.network.Network"
 FORMAT = "TensorFlow StyleGAN2 pickle"
 
 _MIN_VERSION = 4
-_MAX_NETWORKS = 64
 
 # Settings that show in the variables, or that touch training, precision and sampling only.
 _HARMLESS_SETTINGS = frozenset(
@@ -214,7 +213,7 @@ def _read_network(value: object) -> Network:
     settings = state.get("static_kwargs")
     if not isinstance(settings, dict):
         raise UnreadableError("damaged: a TensorFlow network without settings")
-    return Network(str(state.get("name"))[:60], settings, dict(_variables(state)))
+    return Network(str(state.get("name"))[:MAX_NAME], settings, dict(_variables(state)))
 
 
 def _state(value: object) -> dict[object, object]:
@@ -225,16 +224,18 @@ def _state(value: object) -> dict[object, object]:
 
 def _variables(root: dict[object, object]) -> Iterator[tuple[str, StoredTensor]]:
     """Variables of a network and its components, by name."""
-    pending, num_networks = [("", root)], 0
+    pending, num_parts = [("", root)], 1
     while pending:
         prefix, state = pending.pop()
-        num_networks += 1
         components, variables = state.get("components", {}), state.get("variables", [])
-        if num_networks > _MAX_NETWORKS or not isinstance(components, dict) or not isinstance(variables, list):
+        if not isinstance(components, dict) or not isinstance(variables, list):
             raise UnreadableError("damaged: a TensorFlow network with unusable components or variables")
+        num_parts += len(components) + len(variables)
+        if num_parts > MAX_PARTS or len(prefix) > MAX_NAME:
+            raise UnreadableError("damaged: its networks contain each other")
         for item in variables:
             yield _variable(prefix, item)
-        pending += [(f"{prefix}{str(name)[:60]}/", _state(component)) for name, component in components.items()]
+        pending += [(f"{prefix}{str(name)[:MAX_NAME]}/", _state(component)) for name, component in components.items()]
 
 
 def _variable(prefix: str, item: object) -> tuple[str, StoredTensor]:
@@ -244,7 +245,7 @@ def _variable(prefix: str, item: object) -> tuple[str, StoredTensor]:
         tensor = tensor_of_number(tensor)
     if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
         raise UnreadableError("damaged: a variable without name or value")
-    return f"{prefix}{name[:200]}", tensor
+    return f"{prefix}{name[:MAX_NAME]}", tensor
 
 
 def _check_generation(network: Network) -> None:

@@ -157,8 +157,7 @@ def load_from_bytes(budget: Budget) -> Constructor:
         raw = args[0]
         if not isinstance(raw, bytes | memoryview):
             raise UnreadableError(f"damaged: a storage stored as {describe_value(raw)}")
-        view = memoryview(raw)
-        loaded = read_archive(view, budget) if raw[:4] == ZIP_MAGIC else read_stream(view, budget)
+        loaded = read_stream(memoryview(raw), budget)  # torch never nests the newer form
         if not isinstance(loaded, Storage):
             raise UnreadableError(f"damaged: {describe_value(loaded)} instead of a storage")
         return loaded

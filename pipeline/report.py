@@ -1,0 +1,303 @@
+"""The report of a finished dataset: one HTML page with everything inside, to look at and to pass on."""
+
+import base64
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import jinja2
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from pipeline.overlay import Pixels, class_colours, colour_mask, overlay, resize, resize_mask
+from pipeline.report_data import (
+    MAX_EDGE,
+    Picture,
+    Tally,
+    interleaved,
+    picture,
+    read_dataset,
+    read_pictures,
+    spread,
+    spread_rows,
+    tally_candidates,
+)
+from pipeline.report_figures import Histogram, describe_histogram, draw_histogram
+from pipeline.shard_writer import encode_image
+from pipeline.store import Store
+from schemas.config import QualityConfig
+from schemas.manifest import Manifest
+from schemas.sample import IGNORE, Sample
+from schemas.shard import ShardRecord, split_of
+
+REPORT_PATH = "report/index.html"
+NUM_SAMPLES, NUM_LEAST_CONFIDENT, NUM_DROPPED, NUM_BANNER = 24, 12, 12, 8
+MAX_LISTED_SHARDS = 2000
+# The page stays below 10 MB: pictures that take more than this, in base64, are made smaller.
+_MAX_PICTURE_BYTES = 8_000_000
+_MIN_EDGE = 128  # smaller pictures are enlarged: masks in crisp squares, images smoothly
+_JPEG_QUALITY = 90
+
+Redraw = Callable[[Sequence[int]], list[Sample]]
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A sample as the page shows it; the pictures are data URIs."""
+
+    picture: Picture
+    image: str
+    mask: str
+    overlay: str
+    shares: list[tuple[str, float]]
+    """Classes in the mask and their shares of it, the largest first."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of a bar chart."""
+
+    name: str
+    amount: float
+    share: float
+    """Of the whole, in [0, 1]."""
+    colour: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The pictures of the page."""
+
+    banner: str
+    samples: list[Triple]
+    least_confident: list[Triple]
+    dropped: list[Triple]
+
+
+def write_report(store: Store, redraw: Redraw | None) -> str:
+    """Write the report of a complete dataset and return its path in the store.
+
+    `redraw` makes the dropped candidates of some seeds again, in order, to be shown; without it they are counted
+    only. Raises OutputError when the dataset is not complete, or damaged.
+    """
+    manifest, records = read_dataset(store)
+    tally = tally_candidates(store, manifest, records, NUM_LEAST_CONFIDENT, NUM_DROPPED)
+    panels = _panels(store, manifest, records, tally, redraw)
+    page = _render(manifest, records, tally, panels, can_redraw=redraw is not None)
+    store.replace(REPORT_PATH, page.encode())
+    return REPORT_PATH
+
+
+def _panels(
+    store: Store, manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, redraw: Redraw | None
+) -> Panels:
+    """Pick, read or redraw, and encode what is shown."""
+    sample_rows = spread_rows(store, manifest, records, NUM_SAMPLES)
+    pictures = read_pictures(store, [*sample_rows, *tally.least_confident], manifest.image_format)
+    samples = [pictures[row.seed] for row in sample_rows]
+    least_confident = [pictures[row.seed] for row in tally.least_confident]
+    dropped = _redrawn(tally, redraw) if redraw is not None else []
+    colours = class_colours(len(manifest.classes))
+    edge = _fitting_edge([*samples, *least_confident, *dropped], colours)
+    return Panels(
+        banner=_banner([samples[index] for index in spread(len(samples), NUM_BANNER)], colours, edge),
+        samples=[_triple(item, manifest.classes, colours, edge) for item in samples],
+        least_confident=[_triple(item, manifest.classes, colours, edge) for item in least_confident],
+        dropped=[_triple(item, manifest.classes, colours, edge) for item in dropped],
+    )
+
+
+def _redrawn(tally: Tally, redraw: Redraw) -> list[Picture]:
+    """Dropped candidates of every reason, drawn again."""
+    rows = interleaved(tally.dropped.values(), NUM_DROPPED)
+    samples = redraw([row.seed for row in rows]) if rows else []
+    return [picture(row, sample) for row, sample in zip(rows, samples, strict=True)]
+
+
+def _fitting_edge(pictures: Sequence[Picture], colours: Pixels) -> int:
+    """The side, in pixels, at which all pictures together are small enough."""
+    edge = max(picture.image_HWC.shape[0] for picture in pictures)
+    edge *= math.ceil(_MIN_EDGE / edge)
+    while edge > _MIN_EDGE and sum(_num_bytes(picture, colours, edge) for picture in pictures) > _MAX_PICTURE_BYTES:
+        edge = max(_MIN_EDGE, edge * 3 // 4)
+    return edge
+
+
+def _num_bytes(picture: Picture, colours: Pixels, edge: int) -> int:
+    return sum(len(uri) for uri in _views(picture, colours, edge))
+
+
+def _triple(picture: Picture, classes: Sequence[str], colours: Pixels, edge: int) -> Triple:
+    counts = np.bincount(picture.mask_HW.ravel(), minlength=IGNORE + 1) / picture.mask_HW.size
+    names = {**dict(enumerate(classes)), IGNORE: "ignore"}
+    shares = sorted(((name, float(counts[value])) for value, name in names.items()), key=lambda item: -item[1])
+    return Triple(picture, *_views(picture, colours, edge), shares=[item for item in shares if item[1] > 0])
+
+
+def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]:
+    """Image, mask and overlay as data URIs."""
+    image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
+    return (
+        _jpeg_uri(image_HWC),
+        _png_uri(colour_mask(mask_HW, colours)),
+        _jpeg_uri(overlay(image_HWC, mask_HW, colours)),
+    )
+
+
+def _banner(pictures: Sequence[Picture], colours: Pixels, edge: int) -> str:
+    """Samples in a row, each image on the left half and overlay on the right, as a data URI."""
+    tiles = []
+    for picture in pictures:
+        image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
+        half = edge // 2
+        tiles += [image_HWC[:, :half], overlay(image_HWC, mask_HW, colours)[:, half:]]
+    return _jpeg_uri(np.concatenate(tiles, axis=1))
+
+
+def _jpeg_uri(image_HWC: Pixels) -> str:
+    return _uri("jpeg", encode_image(image_HWC, "jpg", _JPEG_QUALITY))
+
+
+def _png_uri(image_HWC: Pixels) -> str:
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
+    return _uri("png", encoded.tobytes())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _render(
+    manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, panels: Panels, *, can_redraw: bool
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(count=_count, size=_size, percent=_percent, seconds=_seconds)
+    quality = QualityConfig.model_validate(manifest.config["quality"])
+    splits = manifest.config["dataset"]["splits"]
+    return environment.get_template("report.html.j2").render(
+        manifest=manifest,
+        run_file=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
+        panels=panels,
+        can_redraw=can_redraw,
+        num_dropped=manifest.num_candidates - manifest.num_samples,
+        quality=quality,
+        legend=_legend(manifest),
+        class_bars=_class_bars(manifest, tally),
+        charts=[
+            (Markup(draw_histogram(histogram)), describe_histogram(histogram))
+            for histogram in _histograms(tally, quality)
+        ],
+        reason_bars=_reason_bars(manifest, quality),
+        stage_bars=_stage_bars(records),
+        num_timed=sum(record.seconds_by_stage is not None for record in records),
+        shards=[(record, split_of(record.index, splits)) for record in records[:MAX_LISTED_SHARDS]],
+        shards_by_split=Counter(split_of(record.index, splits) for record in records),
+        devices=Counter(record.device for record in records if record.device is not None),
+    )
+
+
+def _legend(manifest: Manifest) -> list[tuple[str, str]]:
+    """Name and colour of each class."""
+    return [(name, _hex(colour)) for name, colour in zip(manifest.classes, _colours(manifest), strict=True)]
+
+
+def _class_bars(manifest: Manifest, tally: Tally) -> list[Bar]:
+    total = sum(manifest.class_pixels.values())
+    bars = []
+    for name, colour in zip(manifest.classes, _colours(manifest), strict=True):
+        pixels = manifest.class_pixels.get(name, 0)
+        note = _percent(tally.containing[name] / tally.num_kept)
+        bars.append(Bar(name, pixels, pixels / total, _hex(colour), note))
+    return bars
+
+
+def _histograms(tally: Tally, quality: QualityConfig) -> list[Histogram]:
+    def chart(score: str, label: str, minimum: float, maximum: float | None) -> Histogram:
+        limits = (minimum, maximum) if quality.enabled else (None, None)
+        return Histogram(score, label, tally.histograms[score, True], tally.histograms[score, False], *limits)
+
+    return [
+        chart("confidence", "confidence", quality.confidence_min, None),
+        chart("foreground", "foreground share", quality.foreground_min, quality.foreground_max),
+        chart("largest_component", "largest piece of the foreground", quality.largest_component_min, None),
+    ]
+
+
+def _reason_bars(manifest: Manifest, quality: QualityConfig) -> list[Bar]:
+    """Drops by reason, the most frequent first."""
+    meanings = {
+        "foreground_too_small": f"foreground below {quality.foreground_min:g}",
+        "foreground_too_large": f"foreground above {quality.foreground_max:g}",
+        "low_confidence": f"confidence below {quality.confidence_min:g}",
+        "fragmented": f"largest piece below {quality.largest_component_min:g} of the foreground",
+    }
+    counts = sorted(manifest.dropped_by_reason.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        Bar(reason, count, count / manifest.num_candidates, "var(--dropped)", meanings.get(reason, ""))
+        for reason, count in counts
+    ]
+
+
+def _stage_bars(records: Sequence[ShardRecord]) -> list[Bar]:
+    """Seconds a stage over all shards that tell, in the order of the stages."""
+    timed = [record for record in records if record.seconds_by_stage is not None]
+    num_samples = sum(record.num_samples for record in timed)
+    seconds: dict[str, float] = defaultdict(float)
+    for record in timed:
+        for stage, spent in (record.seconds_by_stage or {}).items():
+            seconds[stage] += spent
+    total = sum(seconds.values())
+    return [
+        Bar(stage, spent, spent / total if total else 0.0, "var(--kept)", f"{1000 * spent / num_samples:,.2f} ms")
+        for stage, spent in seconds.items()
+    ]
+
+
+def _colours(manifest: Manifest) -> Pixels:
+    return class_colours(len(manifest.classes))
+
+
+def _hex(colour: Sequence[int]) -> str:
+    return "#" + bytes(colour).hex()
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _percent(share: float) -> str:
+    """A share with two digits that matter; 0 and 100 only when exact."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    if share < 0.0001:
+        return "< 0.01 %"
+    if share > 0.999:
+        return "> 99.9 %"
+    digits = 0 if share >= 0.1 and share <= 0.99 else 1 if share >= 0.01 else 2
+    return f"{100 * share:.{digits}f} %"
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,309 @@
+"""Mutated checkpoints, thousands of them: each must end in CheckpointError or a correct load, in bounded memory.
+
+    python tests/generator/checkpoints/fuzz_checkpoints.py --count 20000
+
+The process limits its own address space before it begins, so that an allocation out of proportion to the file ends
+the run. Every file is a function of --seed and its number: `--only N` repeats one.
+"""
+
+import argparse
+import io
+import json
+import pickle
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from generator.checkpoints import checkpoint_files as files
+
+from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from pipeline.generator.checkpoints.native import save_generator
+
+MAX_SECONDS_A_FILE = 5.0
+Mutation = Callable[[random.Random, list[bytes]], bytes]
+
+
+def seed_files() -> list[bytes]:
+    """The conformance files and small files of every other kind."""
+    generator, discriminator = files.random_generator(), files.random_discriminator()
+    contents = [(files.DATA / name).read_bytes() for name in files.CONFORMANCE_FILES]
+    state = files.rosinality_state(generator)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "own.safetensors")
+        save_generator(path, generator, {"licence": "none"})
+        own = path.read_bytes()
+    return [
+        *contents,
+        own,
+        files.nvidia_pickle(generator, kwargs={"channel_base": 64}, discriminator=discriminator),
+        files.tensorflow_pickle(generator, discriminator=discriminator),
+        files.torch_file({"g_ema": state, "args": argparse.Namespace(size=16)}),
+        files.torch_file({"g_ema": state, "d": files.rosinality_discriminator(discriminator)}, stream=True),
+        files.torch_file(state),
+    ]
+
+
+def _position(chance: random.Random, content: bytes) -> int:
+    """Anywhere, but half of the time near names and operations, which are few among the numbers."""
+    if chance.random() < 0.5:
+        return chance.randrange(len(content))
+    marks = (b"weight", b"torch", b"numpy", b"_modules", b"Storage", b"variables", b"PK\x01\x02", b"data_offsets", b"}")
+    found = content.find(chance.choice(marks), chance.randrange(len(content)))
+    return min(len(content) - 1, max(0, found + chance.randrange(-40, 60))) if found >= 0 else 0
+
+
+def flip(chance: random.Random, seeds: list[bytes]) -> bytes:
+    content = bytearray(chance.choice(seeds))
+    for _ in range(chance.choice((1, 1, 2, 8, 64))):
+        content[_position(chance, content)] ^= 1 << chance.randrange(8)
+    return bytes(content)
+
+
+def overwrite(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """Sizes, indices and lengths become extreme."""
+    content = bytearray(chance.choice(seeds))
+    extremes = (b"\xff\xff\xff\xff", b"\xff" * 8, b"\x00\x00\x00\x80", b"\x00" * 4, b"\x00\x00\x00\x00\x10\x00\x00\x00",
+                b"\x7f", b"r\xff\xff\xff\x7f", b"J\xff\xff\xff\x7f", b"\x8a\x08" + b"\x7f" * 8)  # fmt: skip
+    value, position = chance.choice(extremes), _position(chance, content)
+    content[position : position + len(value)] = value
+    return bytes(content)
+
+
+def truncate(chance: random.Random, seeds: list[bytes]) -> bytes:
+    content = chance.choice(seeds)
+    return content[: chance.randrange(len(content))]
+
+
+def splice(chance: random.Random, seeds: list[bytes]) -> bytes:
+    first, second = chance.choice(seeds), chance.choice(seeds)
+    return first[: _position(chance, first)] + second[_position(chance, second) :]
+
+
+def shift(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """A piece is cut out, doubled or put elsewhere."""
+    content = chance.choice(seeds)
+    start = _position(chance, content)
+    piece = content[start : start + chance.choice((1, 4, 16, 256, 4096))]
+    without = content[:start] + content[start + len(piece) :]
+    target = _position(chance, content)
+    return chance.choice(
+        (without, content[:start] + piece + content[start:], without[:target] + piece + without[target:])
+    )
+
+
+def operations(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """Random pickle operations, on their own or in the middle of a file."""
+    codes = (
+        b"(.012NJKMGTUX\x8c\x8dBC\x8e\x96)t\x85\x86\x87]ae\x8f\x90\x91}suqr\x94hjc\x93R\x81\x92bQ\x80\x95\x98\x88\x89"
+    )
+    program = b"\x80\x04" + bytes(chance.choice(codes) for _ in range(chance.choice((10, 100, 10_000)))) + b"."
+    if chance.random() < 0.3:
+        return program
+    content = chance.choice(seeds)
+    position = _position(chance, content)
+    return content[:position] + program[2:] + content[position:]
+
+
+def compressed_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """A torch archive whose members unpack to up to 4 GiB; declared with or without the truth."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(seeds[3])) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        bomb = chance.choice(old.namelist())
+        for name in old.namelist():
+            new.writestr(name, bytes(8 * 2**20) if name == bomb else old.read(name))
+    content = bytearray(buffer.getvalue())
+    if chance.random() < 0.7:  # the directory lies about sizes and method
+        entry = content.find(b"PK\x01\x02")
+        for _ in range(chance.randrange(200)):
+            following = content.find(b"PK\x01\x02", entry + 4)
+            entry = following if following >= 0 else entry
+        struct.pack_into("<H", content, entry + 10, chance.choice((0, 8, 12, 99)))
+        size = chance.choice((0, 1, 8 * 2**20, 2**32 - 2, 2**32 - 1))
+        struct.pack_into("<LL", content, entry + 20, size, chance.choice((size, 0)))
+    return bytes(content)
+
+
+def object_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """Small pickles that ask for much."""
+    count = chance.choice((1_000, 100_000, 1_500_000))
+    huge = struct.pack("<I", 2**31 - 1)
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
+    dtype = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4tR"
+    programs = (
+        b"}" * count,
+        b"]" + b"]a" * (count // 2),
+        b")" + b"\x85" * count,
+        b"}" + b")" + b"\x85" * min(count, 100_000) + b"Ns",
+        b")\x94" + b"h\x00h\x00\x86\x94" * 50 + b"}h2Ns",
+        b"K\x01r" + huge,
+        b"\x96" + b"\xff" * 7 + b"\x0f",
+        b"\x8b" + huge,
+        b"X" + huge,
+        array + b"(K\x01J" + huge + b"J" + huge + b"\x86" + dtype + b"\x89C\x04abcdtb",
+        b"(" + array + dtype + b"l" * 3,
+        b"]\x94" + b"(h\x00" * 20 + b"h\x00" * 20 + b"e" * 20,
+    )
+    return b"\x80\x04" + chance.choice(programs) + b"."
+
+
+def tensor_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """Torch files with small storages and tensors that claim, alias or repeat much."""
+    kind = chance.randrange(4)
+    state = dict(files.rosinality_state(files.random_generator()))
+    name = chance.choice(list(state))
+    if kind == 0:
+        state[name] = torch.zeros(1).expand(chance.choice((10, 2**20, 2**40)), 2**10)
+    elif kind == 1:
+        state[name] = torch.zeros(2**16)
+    elif kind == 2:
+        base = torch.zeros(2**18)
+        sizes = {
+            "style.1.weight": (2**9, 2**9),
+            "convs.1.conv.weight": (1, 2**16, 4, 1, 1),
+            "input.input": (1, 2**14, 4, 4),
+        }
+        state |= {key: base.view(shape) for key, shape in sizes.items()}
+    else:
+        base = torch.zeros(2**16)
+        state = {f"convs.{index}.conv.weight": base for index in range(900)} | state
+    return files.torch_file(state, stream=chance.random() < 0.3)
+
+
+def header_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """Safetensors files whose description asks for much."""
+    own = seeds[4]
+    length = int.from_bytes(own[:8], "little")
+    header = json.loads(own[8 : 8 + length])
+    inner = json.loads(header["__metadata__"]["labelmill"])
+    key = chance.choice(list(inner["spec"]))
+    values = (2**40, 10**9, -1, 0, 1.5, None, "many", [], [[4, 10**9]], {}, True, 65_536)
+    if key == "channels" and chance.random() < 0.7:
+        inner["spec"]["channels"] = [
+            [size, chance.choice((1, 8, 65_536, 10**12))] for size, _ in inner["spec"]["channels"]
+        ]
+    else:
+        inner["spec"][key] = chance.choice(values)
+    header["__metadata__"]["labelmill"] = json.dumps(inner)
+    if chance.random() < 0.3:
+        header[chance.choice(list(header))] = chance.choice(({"dtype": "U16", "shape": [1], "data_offsets": [0, 2]}, 3))
+    text = chance.choice((json.dumps(header).encode(), b"[" * 100_000, b"{" + b'"a":[' * 50_000))
+    return len(text).to_bytes(8, "little") + text + own[8 + length :]
+
+
+def reference_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """Dictionaries that hold one another many times, as modules and networks."""
+    shared: dict[str, object] = {f"key{index}": index for index in range(chance.choice((10, 5_000)))}
+    for _ in range(chance.choice((3, 30))):
+        shared = {f"key{index}": shared for index in range(chance.choice((2, 2_000)))}
+    keys = ("G_ema", "g_ema", "state", "d", "_modules", "anything")
+    return pickle.dumps({chance.choice(keys): shared, chance.choice(keys): shared}, protocol=4)
+
+
+MUTATIONS: tuple[tuple[Mutation, int], ...] = (
+    (flip, 30), (overwrite, 20), (truncate, 12), (splice, 12), (shift, 10), (operations, 6), (compressed_bomb, 3),
+    (object_bomb, 2), (tensor_bomb, 2), (header_bomb, 3), (reference_bomb, 1),
+)  # fmt: skip
+
+
+def mutated(number: int, seed: int, seeds: list[bytes]) -> tuple[str, bytes]:
+    """The name of a mutation and its file."""
+    chance = random.Random(f"{seed}/{number}")
+    kinds, weights = zip(*MUTATIONS, strict=True)
+    kind = chance.choices(kinds, weights)[0]
+    return kind.__name__, kind(chance, seeds)
+
+
+def outcome(content: bytes) -> str:
+    """'loaded' or 'refused'; anything else is raised."""
+    try:
+        loaded = parse_checkpoint("fuzzed", content, discriminator=True)
+    except CheckpointError as error:
+        message = str(error)
+        assert message.startswith("fuzzed: "), message
+        assert len(message) < 1000 and "\n" not in message, message
+        return "refused"
+    generator = loaded.generator
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in generator.state_dict().values())
+    spec = generator.spec
+    ws_BLD = generator.map(torch.zeros(1, spec.z_dim), torch.eye(spec.c_dim)[:1] if spec.c_dim else None)
+    assert ws_BLD.shape == (1, spec.num_ws, spec.w_dim)
+    return "loaded"
+
+
+def limit_memory(headroom_mib: int) -> None:
+    """Let the address space grow by so much from here, and no further."""
+    status = Path("/proc/self/status").read_text()
+    used_kib = int(next(line for line in status.splitlines() if line.startswith("VmSize")).split()[1])
+    limit = used_kib * 1024 + headroom_mib * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="repeat this file alone")
+    parser.add_argument(
+        "--headroom-mib", type=int, default=256, help="address space beyond what loading all seeds takes"
+    )
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    canary = Path(tempfile.gettempdir(), files.CANARY)
+    seeds = seed_files()
+    for content in seeds:
+        assert outcome(content) == "loaded"
+    limit_memory(args.headroom_mib)
+    resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    counts: Counter[str] = Counter()
+    slowest, begun = 0.0, time.monotonic()
+    for number in range(args.count) if args.only is None else [args.only]:
+        kind, content = mutated(number, args.seed, seeds)
+        started = time.monotonic()
+        try:
+            result = outcome(content)
+        except BaseException:
+            traceback.print_exc()
+            print(f"file {number} ({kind}, seed {args.seed}, {len(content)} bytes): neither loaded nor refused")
+            return 1
+        seconds = time.monotonic() - started
+        if seconds > MAX_SECONDS_A_FILE:
+            print(f"file {number} ({kind}, {len(content)} bytes): {seconds:.1f} s")
+            return 1
+        slowest = max(slowest, seconds)
+        counts[f"{kind} {result}"] += 1
+    if canary.exists():
+        print(f"{canary}: source text in a checkpoint was executed")
+        return 1
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident_kib
+    for key, value in sorted(counts.items()):
+        print(f"{key:>24} {value}")
+    print(
+        json.dumps(
+            {
+                "files": sum(counts.values()),
+                "loaded": sum(value for key, value in counts.items() if key.endswith("loaded")),
+                "seconds": round(time.monotonic() - begun, 1),
+                "slowest_seconds": round(slowest, 2),
+                "resident_growth_mib": round(grown_kib / 1024),
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
