@@ -1,20 +1,15 @@
 """The report of a finished dataset: one HTML page with everything inside, to look at and to pass on."""
 
-import base64
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import jinja2
-import numpy as np
 import yaml
 from markupsafe import Markup
 
-from pipeline.overlay import Pixels, class_colours, colour_mask, overlay, resize, resize_mask
+from pipeline.overlay import Pixels, class_colours
 from pipeline.report_data import (
-    MAX_EDGE,
     Picture,
     Tally,
     interleaved,
@@ -26,34 +21,18 @@ from pipeline.report_data import (
     tally_candidates,
 )
 from pipeline.report_figures import Histogram, describe_histogram, draw_histogram
-from pipeline.shard_writer import encode_image
+from pipeline.report_pictures import Triple, banner, fitting_edge, show_triple
 from pipeline.store import Store
 from schemas.config import QualityConfig
 from schemas.manifest import Manifest
-from schemas.sample import IGNORE, Sample
+from schemas.sample import Sample
 from schemas.shard import ShardRecord, split_of
 
 REPORT_PATH = "report/index.html"
 NUM_SAMPLES, NUM_LEAST_CONFIDENT, NUM_DROPPED, NUM_BANNER = 24, 12, 12, 8
 MAX_LISTED_SHARDS = 2000
-# The page stays below 10 MB: pictures that take more than this, in base64, are made smaller.
-_MAX_PICTURE_BYTES = 8_000_000
-_MIN_EDGE = 128  # smaller pictures are enlarged: masks in crisp squares, images smoothly
-_JPEG_QUALITY = 90
 
 Redraw = Callable[[Sequence[int]], list[Sample]]
-
-
-@dataclass(frozen=True)
-class Triple:
-    """A sample as the page shows it; the pictures are data URIs."""
-
-    picture: Picture
-    image: str
-    mask: str
-    overlay: str
-    shares: list[tuple[str, float]]
-    """Classes in the mask and their shares of it, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +81,12 @@ def _panels(
     least_confident = [pictures[row.seed] for row in tally.least_confident]
     dropped = _redrawn(tally, redraw) if redraw is not None else []
     colours = class_colours(len(manifest.classes))
-    edge = _fitting_edge([*samples, *least_confident, *dropped], colours)
+    edge = fitting_edge([*samples, *least_confident, *dropped], colours)
     return Panels(
-        banner=_banner([samples[index] for index in spread(len(samples), NUM_BANNER)], colours, edge),
-        samples=[_triple(item, manifest.classes, colours, edge) for item in samples],
-        least_confident=[_triple(item, manifest.classes, colours, edge) for item in least_confident],
-        dropped=[_triple(item, manifest.classes, colours, edge) for item in dropped],
+        banner=banner([samples[index] for index in spread(len(samples), NUM_BANNER)], colours, edge),
+        samples=[show_triple(item, manifest.classes, colours, edge) for item in samples],
+        least_confident=[show_triple(item, manifest.classes, colours, edge) for item in least_confident],
+        dropped=[show_triple(item, manifest.classes, colours, edge) for item in dropped],
     )
 
 
@@ -116,59 +95,6 @@ def _redrawn(tally: Tally, redraw: Redraw) -> list[Picture]:
     rows = interleaved(tally.dropped.values(), NUM_DROPPED)
     samples = redraw([row.seed for row in rows]) if rows else []
     return [picture(row, sample) for row, sample in zip(rows, samples, strict=True)]
-
-
-def _fitting_edge(pictures: Sequence[Picture], colours: Pixels) -> int:
-    """The side, in pixels, at which all pictures together are small enough."""
-    edge = max(picture.image_HWC.shape[0] for picture in pictures)
-    edge *= math.ceil(_MIN_EDGE / edge)
-    while edge > _MIN_EDGE and sum(_num_bytes(picture, colours, edge) for picture in pictures) > _MAX_PICTURE_BYTES:
-        edge = max(_MIN_EDGE, edge * 3 // 4)
-    return edge
-
-
-def _num_bytes(picture: Picture, colours: Pixels, edge: int) -> int:
-    return sum(len(uri) for uri in _views(picture, colours, edge))
-
-
-def _triple(picture: Picture, classes: Sequence[str], colours: Pixels, edge: int) -> Triple:
-    counts = np.bincount(picture.mask_HW.ravel(), minlength=IGNORE + 1) / picture.mask_HW.size
-    names = {**dict(enumerate(classes)), IGNORE: "ignore"}
-    shares = sorted(((name, float(counts[value])) for value, name in names.items()), key=lambda item: -item[1])
-    return Triple(picture, *_views(picture, colours, edge), shares=[item for item in shares if item[1] > 0])
-
-
-def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]:
-    """Image, mask and overlay as data URIs."""
-    image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
-    return (
-        _jpeg_uri(image_HWC),
-        _png_uri(colour_mask(mask_HW, colours)),
-        _jpeg_uri(overlay(image_HWC, mask_HW, colours)),
-    )
-
-
-def _banner(pictures: Sequence[Picture], colours: Pixels, edge: int) -> str:
-    """Samples in a row, each image on the left half and overlay on the right, as a data URI."""
-    tiles = []
-    for picture in pictures:
-        image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
-        half = edge // 2
-        tiles += [image_HWC[:, :half], overlay(image_HWC, mask_HW, colours)[:, half:]]
-    return _jpeg_uri(np.concatenate(tiles, axis=1))
-
-
-def _jpeg_uri(image_HWC: Pixels) -> str:
-    return _uri("jpeg", encode_image(image_HWC, "jpg", _JPEG_QUALITY))
-
-
-def _png_uri(image_HWC: Pixels) -> str:
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
-    return _uri("png", encoded.tobytes())
-
-
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _render(
@@ -290,9 +216,9 @@ def _percent(share: float) -> str:
 def _size(num_bytes: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
+            return f"{num_bytes:.{0 if num_bytes >= 100 or unit == 'bytes' else 1}f} {unit}"
         num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
+    return f"{num_bytes:.1f} TB"
 
 
 def _seconds(seconds: float) -> str:

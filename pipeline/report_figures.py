@@ -89,9 +89,7 @@ def _bars(histogram: Histogram) -> tuple[NDArray[np.float64], NDArray[np.int64],
     merged = next(size for size in (1, 2, 4, 5, 10) if (high - low) / size <= _MAX_BARS - 2)
     first, last = max(0, int(low) // merged - 1), min(num_bins // merged, -int(-high // merged) + 1)
     bars = slice(first, last)
-    kept, dropped = (
-        counts.reshape(-1, merged).sum(axis=1)[bars] for counts in (histogram.kept, histogram.dropped)
-    )
+    kept, dropped = (counts.reshape(-1, merged).sum(axis=1)[bars] for counts in (histogram.kept, histogram.dropped))
     return np.arange(first, last + 1) * merged / num_bins, kept, dropped
 
 

@@ -145,6 +145,9 @@ class NumericsConfig(Section):
     """Candidates synthesised at once."""
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Arithmetic of synthesis. Half precisions need a GPU."""
+    threads: int = Field(2, ge=1, le=256)
+    """CPU threads within one operation. Their number decides how matrix products are split and thereby the last
+    bits of a pixel, so it is fixed here instead of following the machine."""
 
 
 class ExecutionConfig(Section):

@@ -51,7 +51,7 @@ def write_run_file(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]
             },
             "dataset": {"samples": 24, "samples_per_shard": 6},
             "quality": {"enabled": False},
-            "numerics": {"batch_size": 4},
+            "numerics": {"batch_size": 4, "threads": 1},
         }
         for key, section in sections.items():
             current = values.get(key)

@@ -33,6 +33,7 @@ def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
     Raises CheckpointError or ConfigError when the two do not go together.
     """
     device = choose_device(config.execution)
+    torch.set_num_threads(config.numerics.threads)
     loaded = open_checkpoint(config.generator.checkpoint, device)
     sampler = Sampler(loaded.generator, config.generator, config.numerics, device)
     check_labeler(config.labeler, sampler)

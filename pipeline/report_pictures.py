@@ -1,0 +1,87 @@
+"""Pictures of the report, inlined as data URIs.
+
+Shape suffixes: H, W height and width; C the channels red, green, blue.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipeline.overlay import Pixels, colour_mask, overlay, resize, resize_mask
+from pipeline.report_data import Picture
+from pipeline.shard_writer import encode_image
+from schemas.sample import IGNORE
+
+# The page stays below 10 MB: pictures that take more than this, in base64, are made smaller.
+_MAX_PICTURE_BYTES = 8_000_000
+_MIN_EDGE = 128  # smaller pictures are enlarged: masks in crisp squares, images smoothly
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A sample as the page shows it; the pictures are data URIs."""
+
+    picture: Picture
+    image: str
+    mask: str
+    overlay: str
+    shares: list[tuple[str, float]]
+    """Classes in the mask and their shares of it, the largest first."""
+
+
+def fitting_edge(pictures: Sequence[Picture], colours: Pixels) -> int:
+    """The side, in pixels, at which all pictures together are small enough."""
+    edge = max(picture.image_HWC.shape[0] for picture in pictures)
+    edge *= math.ceil(_MIN_EDGE / edge)
+    while edge > _MIN_EDGE and sum(_num_bytes(picture, colours, edge) for picture in pictures) > _MAX_PICTURE_BYTES:
+        edge = max(_MIN_EDGE, edge * 3 // 4)
+    return edge
+
+
+def _num_bytes(picture: Picture, colours: Pixels, edge: int) -> int:
+    return sum(len(uri) for uri in _views(picture, colours, edge))
+
+
+def show_triple(picture: Picture, classes: Sequence[str], colours: Pixels, edge: int) -> Triple:
+    counts = np.bincount(picture.mask_HW.ravel(), minlength=IGNORE + 1) / picture.mask_HW.size
+    names = {**dict(enumerate(classes)), IGNORE: "ignore"}
+    shares = sorted(((name, float(counts[value])) for value, name in names.items()), key=lambda item: -item[1])
+    return Triple(picture, *_views(picture, colours, edge), shares=[item for item in shares if item[1] > 0])
+
+
+def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]:
+    """Image, mask and overlay as data URIs."""
+    image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
+    return (
+        _jpeg_uri(image_HWC),
+        _png_uri(colour_mask(mask_HW, colours)),
+        _jpeg_uri(overlay(image_HWC, mask_HW, colours)),
+    )
+
+
+def banner(pictures: Sequence[Picture], colours: Pixels, edge: int) -> str:
+    """Samples in a row, each image on the left half and overlay on the right, as a data URI."""
+    tiles = []
+    for picture in pictures:
+        image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
+        half = edge // 2
+        tiles += [image_HWC[:, :half], overlay(image_HWC, mask_HW, colours)[:, half:]]
+    return _jpeg_uri(np.concatenate(tiles, axis=1))
+
+
+def _jpeg_uri(image_HWC: Pixels) -> str:
+    return _uri("jpeg", encode_image(image_HWC, "jpg", _JPEG_QUALITY))
+
+
+def _png_uri(image_HWC: Pixels) -> str:
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
+    return _uri("png", encoded.tobytes())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
