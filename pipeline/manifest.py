@@ -4,14 +4,15 @@ import hashlib
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import fsum, sqrt
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.dataset_card import croissant, dataset_card
+from pipeline.croissant import croissant
+from pipeline.dataset_card import dataset_card
 from pipeline.shard_publisher import tar_path
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -49,23 +50,17 @@ def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
     Raises OutputError for an output that holds other things, or a run of another identity: then nothing is written.
     """
     if not store.exists(RUN_PATH):
-        strangers = [file.path for file in store.list()]
-        if strangers and not store.exists(RUN_PATH):  # another driver may have claimed it while we listed
+        stranger = store.first_file()
+        if stranger is not None and not store.exists(RUN_PATH):  # another driver may have claimed it meanwhile
             raise OutputError(
-                f"{store.url}: holds files that are not labelmill's, such as {strangers[0]}; "
+                f"{store.url}: holds files that are not labelmill's, such as {stranger}; "
                 f"choose an empty or a new folder"
             )
         store.create(RUN_PATH, _json(RunFile(identity=dict(run_identity))))
     differences = differing_keys(run_identity, read_run_file(store).identity)
     if differences:
-        raise OutputError(
-            "\n  ".join(
-                [
-                    f"{store.url}: was made by another configuration; use a new output, or change back:",
-                    *differences,
-                ]
-            )
-        )
+        refusal = f"{store.url}: was made by another configuration; use a new output, or change back:"
+        raise OutputError("\n  ".join([refusal, *differences]))
 
 
 def read_run_file(store: Store) -> RunFile:
@@ -85,13 +80,42 @@ def read_manifest(store: Store) -> Manifest:
 
 def finish_dataset(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
     """Write index, card and croissant, then the manifest, last. Equal datasets get equal bytes."""
-    index = build_index(context.config.name, records, context.config.dataset.splits)
-    manifest = _build_manifest(records, context)
-    store.replace(INDEX_PATH, _json(index))
-    store.replace("README.md", dataset_card(manifest, index).encode())
-    store.replace("croissant.json", croissant(manifest, index))
-    store.replace(MANIFEST_PATH, _json(manifest))
+    config = context.config
+    values = config.model_dump(mode="json", exclude={"output", "execution"})
+    # A URL's query may be a signature; the reference is without it.
+    values["generator"]["checkpoint"] = context.checkpoint.reference
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        fingerprint=context.fingerprint,
+        config=values,
+        classes=list(context.classes),
+        resolution=context.resolution,
+        image_format=config.dataset.image_format,
+        checkpoint=context.checkpoint,
+        labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
+        **asdict(totals(records, config.dataset.splits)),
+    )
+    for path, content in descriptions(manifest, records).items():
+        store.replace(path, content)
     return manifest
+
+
+def recounted(manifest: Manifest, records: Sequence[ShardRecord]) -> Manifest:
+    """The manifest with the counts and statistics that the records give."""
+    return manifest.model_copy(update=asdict(totals(records, manifest.config["dataset"]["splits"])))
+
+
+def descriptions(manifest: Manifest, records: Sequence[ShardRecord]) -> dict[str, bytes]:
+    """Every file that describes the dataset, by path, in the order in which they must be written."""
+    index = build_index(manifest.name, records, manifest.config["dataset"]["splits"])
+    return {
+        INDEX_PATH: _json(index),
+        "README.md": dataset_card(manifest, index).encode(),
+        "croissant.json": croissant(manifest, index),
+        MANIFEST_PATH: _json(manifest),
+    }
 
 
 def build_index(name: str, records: Sequence[ShardRecord], splits: Mapping[str, float]) -> Index:
@@ -110,7 +134,22 @@ def build_index(name: str, records: Sequence[ShardRecord], splits: Mapping[str, 
     return Index(name=name, shardlist=shards, splits=urls)
 
 
-def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> "Totals":
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a dataset's shards; mean and standard deviation of red, green and blue in [0, 1]."""
+
+    num_samples: int
+    num_candidates: int
+    num_shards: int
+    num_bytes: int
+    samples_by_split: dict[str, int]
+    dropped_by_reason: dict[str, int]
+    class_pixels: dict[str, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> Totals:
     """Sums over a dataset's shards."""
     samples_by_split = dict.fromkeys(splits, 0)
     dropped: Counter[str] = Counter()
@@ -126,52 +165,13 @@ def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> "Tota
     return Totals(
         num_samples=num_samples,
         num_candidates=sum(record.num_candidates for record in records),
+        num_shards=len(records),
         num_bytes=sum(record.num_bytes for record in records),
         samples_by_split=samples_by_split,
         dropped_by_reason=dict(sorted(dropped.items())),
         class_pixels=dict(pixels),
-        mean=mean,
-        std=(round(red, 6), round(green, 6), round(blue, 6)),
-    )
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over a dataset's shards; mean and standard deviation of red, green and blue in [0, 1]."""
-
-    num_samples: int
-    num_candidates: int
-    num_bytes: int
-    samples_by_split: dict[str, int]
-    dropped_by_reason: dict[str, int]
-    class_pixels: dict[str, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-def _build_manifest(records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
-    config = context.config
-    sums = totals(records, config.dataset.splits)
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        name=config.name,
-        fingerprint=context.fingerprint,
-        config=config.model_dump(mode="json", exclude={"output", "execution"}),
-        classes=list(context.classes),
-        resolution=context.resolution,
-        image_format=config.dataset.image_format,
-        num_samples=sums.num_samples,
-        num_candidates=sums.num_candidates,
-        num_shards=len(records),
-        num_bytes=sums.num_bytes,
-        samples_by_split=sums.samples_by_split,
-        dropped_by_reason=sums.dropped_by_reason,
-        class_pixels=sums.class_pixels,
-        mean=sums.mean,
-        std=sums.std,
-        checkpoint=context.checkpoint,
-        labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
-        versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
+        mean=_rounded(mean),
+        std=_rounded((red, green, blue)),
     )
 
 
@@ -180,9 +180,14 @@ def _weighted(
 ) -> tuple[float, float, float]:
     """The mean over samples of what records give as means over their own."""
     red, green, blue = (
-        round(fsum(v * record.num_samples for v, record in zip(channel, records, strict=True)) / num_samples, 6)
+        fsum(v * record.num_samples for v, record in zip(channel, records, strict=True)) / num_samples
         for channel in zip(*values, strict=True)
     )
+    return red, green, blue
+
+
+def _rounded(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    red, green, blue = (round(value, 6) for value in values)
     return red, green, blue
 
 

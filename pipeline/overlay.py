@@ -25,7 +25,7 @@ PALETTE = (
 IGNORE_COLOUR, IGNORE_HATCH = (255, 255, 255), (168, 174, 186)
 HATCH_PERIOD = 4  # pixels between the diagonal lines on ignored areas
 
-_TINT = 0.55  # share of the class colour in an overlay; the rest is image
+_TINT = 0.45  # share of the class colour in an overlay; the rest is image
 _DIMMED = 0.55  # brightness left to the background in an overlay
 _GAP, _CAPTION_HEIGHT, _LEGEND_ROW = 12, 22, 30
 _PAPER, _INK, _ALARM = (255, 255, 255), (38, 42, 51), (190, 30, 30)

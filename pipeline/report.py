@@ -8,20 +8,20 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from pipeline.overlay import Pixels, class_colours
+from pipeline.overlay import IGNORE_HATCH, class_colours
 from pipeline.report_data import (
     Picture,
     Tally,
     interleaved,
     picture,
+    read_candidates,
     read_dataset,
     read_pictures,
     spread,
     spread_rows,
-    tally_candidates,
 )
 from pipeline.report_figures import Histogram, describe_histogram, draw_histogram
-from pipeline.report_pictures import Triple, banner, fitting_edge, show_triple
+from pipeline.report_pictures import BannerTile, Triple, banner_tile, fitting_edge, show_triple
 from pipeline.store import Store
 from schemas.config import QualityConfig
 from schemas.manifest import Manifest
@@ -51,7 +51,7 @@ class Bar:
 class Panels:
     """The pictures of the page."""
 
-    banner: str
+    banner: list[BannerTile]
     samples: list[Triple]
     least_confident: list[Triple]
     dropped: list[Triple]
@@ -64,7 +64,9 @@ def write_report(store: Store, redraw: Redraw | None) -> str:
     only. Raises OutputError when the dataset is not complete, or damaged.
     """
     manifest, records = read_dataset(store)
-    tally = tally_candidates(store, manifest, records, NUM_LEAST_CONFIDENT, NUM_DROPPED)
+    tally = Tally([*manifest.classes, "ignore"], NUM_LEAST_CONFIDENT, NUM_DROPPED)
+    for record in records:
+        tally.add(read_candidates(store, manifest, record))
     panels = _panels(store, manifest, records, tally, redraw)
     page = _render(manifest, records, tally, panels, can_redraw=redraw is not None)
     store.replace(REPORT_PATH, page.encode())
@@ -83,7 +85,7 @@ def _panels(
     colours = class_colours(len(manifest.classes))
     edge = fitting_edge([*samples, *least_confident, *dropped], colours)
     return Panels(
-        banner=banner([samples[index] for index in spread(len(samples), NUM_BANNER)], colours, edge),
+        banner=[banner_tile(samples[index], colours, edge) for index in spread(len(samples), NUM_BANNER)],
         samples=[show_triple(item, manifest.classes, colours, edge) for item in samples],
         least_confident=[show_triple(item, manifest.classes, colours, edge) for item in least_confident],
         dropped=[show_triple(item, manifest.classes, colours, edge) for item in dropped],
@@ -134,17 +136,26 @@ def _render(
 
 def _legend(manifest: Manifest) -> list[tuple[str, str]]:
     """Name and colour of each class."""
-    return [(name, _hex(colour)) for name, colour in zip(manifest.classes, _colours(manifest), strict=True)]
+    colours = class_colours(len(manifest.classes))
+    return [(name, _hex(colour)) for name, colour in zip(manifest.classes, colours, strict=True)]
 
 
 def _class_bars(manifest: Manifest, tally: Tally) -> list[Bar]:
+    """Share of pixels by class, in the order of mask values; of ignored ones too where there are any."""
     total = sum(manifest.class_pixels.values())
-    bars = []
-    for name, colour in zip(manifest.classes, _colours(manifest), strict=True):
-        pixels = manifest.class_pixels.get(name, 0)
-        note = _percent(tally.containing[name] / tally.num_kept)
-        bars.append(Bar(name, pixels, pixels / total, _hex(colour), note))
-    return bars
+    colours = _legend(manifest)
+    if manifest.class_pixels["ignore"]:
+        colours.append(("ignore", _hex(IGNORE_HATCH)))
+    return [
+        Bar(
+            name=name,
+            amount=manifest.class_pixels[name],
+            share=manifest.class_pixels[name] / total,
+            colour=colour,
+            note=_percent(tally.containing[name] / tally.num_kept),
+        )
+        for name, colour in colours
+    ]
 
 
 def _histograms(tally: Tally, quality: QualityConfig) -> list[Histogram]:
@@ -189,10 +200,6 @@ def _stage_bars(records: Sequence[ShardRecord]) -> list[Bar]:
     ]
 
 
-def _colours(manifest: Manifest) -> Pixels:
-    return class_colours(len(manifest.classes))
-
-
 def _hex(colour: Sequence[int]) -> str:
     return "#" + bytes(colour).hex()
 
@@ -202,15 +209,14 @@ def _count(number: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share with two digits that matter; 0 and 100 only when exact."""
+    """A share with two digits that matter; 0 and 100 only where exact."""
     if share in (0, 1):
         return f"{share:.0%}"
     if share < 0.0001:
-        return "< 0.01 %"
+        return "< 0.01%"
     if share > 0.999:
-        return "> 99.9 %"
-    digits = 0 if share >= 0.1 and share <= 0.99 else 1 if share >= 0.01 else 2
-    return f"{100 * share:.{digits}f} %"
+        return "> 99.9%"
+    return f"{share:.{0 if 0.1 <= share <= 0.99 else 1 if share >= 0.01 else 2}%}"
 
 
 def _size(num_bytes: float) -> str:

@@ -5,7 +5,7 @@ Shape suffixes: H, W height and width; C the channels red, green, blue.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -55,21 +55,67 @@ class Picture:
     mask_HW: Pixels
 
 
-@dataclass
+@dataclass(frozen=True)
+class ShardCandidates:
+    """The parquet file of a shard, a row per candidate in the order they were tried."""
+
+    record: ShardRecord
+    seeds: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    drop_reasons: NDArray[np.object_]
+    fractions: dict[str, NDArray[np.float64]]
+    """Share of the image, by class and for `ignore`."""
+    scores: dict[str, NDArray[np.float64]]
+    """By name, one of SCORES."""
+
+    def rows(self, positions: NDArray[np.int64]) -> list[Row]:
+        return [
+            Row(
+                seed=int(self.seeds[position]),
+                shard=self.record.name,
+                drop_reason=self.drop_reasons[position],
+                **{score: float(self.scores[score][position]) for score in SCORES},
+            )
+            for position in positions
+        ]
+
+
 class Tally:
     """Sums over all candidates, and the few candidates that the report picks."""
 
-    num_kept: int = 0
-    containing: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Kept samples in which a class has a pixel."""
-    histograms: dict[tuple[str, bool], NDArray[np.int64]] = field(
-        default_factory=lambda: defaultdict(lambda: np.zeros(NUM_BINS, dtype=np.int64))
-    )
-    """Candidates a bin, by score and whether they were kept."""
-    least_confident: list[Row] = field(default_factory=list)
-    """Kept samples, the least confident first."""
-    dropped: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
-    """The first dropped candidates of each reason."""
+    def __init__(self, classes: Sequence[str], num_least_confident: int, num_dropped: int) -> None:
+        self.num_kept = 0
+        self.containing = dict.fromkeys(classes, 0)
+        """Kept samples in which a class, or `ignore`, has a pixel."""
+        self.histograms = {
+            (score, kept): np.zeros(NUM_BINS, dtype=np.int64) for score in SCORES for kept in (True, False)
+        }
+        """Candidates a bin, by score and whether they were kept."""
+        self.least_confident: list[Row] = []
+        """Kept samples, the least confident first."""
+        self.dropped: dict[str, list[Row]] = {}
+        """The first dropped candidates of each reason."""
+        self._num_least_confident = num_least_confident
+        self._num_dropped = num_dropped
+
+    def add(self, shard: ShardCandidates) -> None:
+        """Count a shard's candidates in."""
+        self.num_kept += int(shard.kept.sum())
+        for name in self.containing:
+            self.containing[name] += int((shard.fractions[name][shard.kept] > 0).sum())
+        for (score, kept), counts in self.histograms.items():
+            counts += np.histogram(shard.scores[score][shard.kept == kept], bins=NUM_BINS, range=(0, 1))[0]
+        self._pick_least_confident(shard)
+        for reason in shard.record.dropped_by_reason:
+            picked = self.dropped.setdefault(reason, [])
+            positions = np.flatnonzero(shard.drop_reasons == reason)
+            picked += shard.rows(positions[: self._num_dropped - len(picked)])
+
+    def _pick_least_confident(self, shard: ShardCandidates) -> None:
+        kept = np.flatnonzero(shard.kept)
+        order = np.argsort(shard.scores["confidence"][kept], kind="stable")
+        rows = self.least_confident + shard.rows(kept[order[: self._num_least_confident]])
+        self.least_confident = sorted(rows, key=lambda row: (row.confidence, row.seed))[: self._num_least_confident]
 
 
 def read_dataset(store: Store) -> tuple[Manifest, list[ShardRecord]]:
@@ -85,36 +131,42 @@ def read_dataset(store: Store) -> tuple[Manifest, list[ShardRecord]]:
     return manifest, found
 
 
-def tally_candidates(
-    store: Store, manifest: Manifest, records: Sequence[ShardRecord], num_least_confident: int, num_dropped: int
-) -> Tally:
-    """Go through all parquet files, one at a time. Raises OutputError when one is missing or damaged."""
-    tally = Tally()
-    for record in records:
-        table = _read_table(store, record)
-        kept, scores = table["kept"].to_numpy(), _scores(table, manifest)
-        for (score, values), keep in ((item, keep) for item in scores.items() for keep in (True, False)):
-            counts, _ = np.histogram(values[kept == keep], bins=NUM_BINS, range=(0, 1))
-            tally.histograms[score, keep] += counts
-        for name in manifest.classes:
-            tally.containing[name] += int((table[f"fraction_{name}"].to_numpy()[kept] > 0).sum())
-        tally.num_kept += int(kept.sum())
-        _pick_least_confident(tally, table, scores, record, num_least_confident)
-        _pick_dropped(tally, table, scores, record, num_dropped)
-    return tally
+def read_candidates(store: Store, manifest: Manifest, record: ShardRecord) -> ShardCandidates:
+    """A shard's candidates. Raises OutputError when the parquet file is missing or damaged."""
+    path = parquet_path(record.name)
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(store.read(path)))
+        fractions = {name: table[f"fraction_{name}"].to_numpy() for name in (*manifest.classes, "ignore")}
+        foreground = 1 - fractions[manifest.classes[0]] - fractions["ignore"]
+        return ShardCandidates(
+            record=record,
+            seeds=table["seed"].to_numpy(),
+            kept=table["kept"].to_numpy(),
+            drop_reasons=np.array(table["drop_reason"].to_pylist(), dtype=object),
+            fractions=fractions,
+            scores={
+                "confidence": table["confidence"].to_numpy(),
+                "foreground": np.clip(foreground, 0, 1),
+                "largest_component": table["largest_component"].to_numpy(),
+            },
+        )
+    except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError) as error:
+        raise OutputError(
+            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` writes it anew"
+        ) from error
 
 
 def spread_rows(store: Store, manifest: Manifest, records: Sequence[ShardRecord], count: int) -> list[Row]:
     """Up to `count` kept samples, evenly spaced over some evenly spaced shards."""
     chosen = [records[index] for index in spread(len(records), _SHARDS_TO_PICK_FROM)]
-    positions = spread(sum(record.num_samples for record in chosen), count)
-    rows, start = [], 0
+    positions = np.array(spread(sum(record.num_samples for record in chosen), count))
+    rows: list[Row] = []
+    start = 0
     for record in chosen:
-        table = _read_table(store, record)
-        scores = _scores(table, manifest)
-        kept = np.flatnonzero(table["kept"].to_numpy())
-        inside = [position - start for position in positions if start <= position < start + len(kept)]
-        rows += _rows(table, scores, record, kept[inside])
+        shard = read_candidates(store, manifest, record)
+        kept = np.flatnonzero(shard.kept)
+        inside = (positions >= start) & (positions < start + len(kept))
+        rows += shard.rows(kept[positions[inside] - start])
         start += len(kept)
     return rows
 
@@ -140,7 +192,7 @@ def read_pictures(store: Store, rows: Iterable[Row], image_format: str) -> dict[
     by_shard: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         by_shard[row.shard][row.seed] = row
-    pictures = {}
+    pictures: dict[int, Picture] = {}
     for shard, wanted in by_shard.items():
         try:
             pictures.update(_pictures_in(store.read(tar_path(shard)), wanted, image_format))
@@ -179,60 +231,3 @@ def _pictures_in(tar: bytes, wanted: dict[int, Row], image_format: str) -> Itera
         if seed not in images or seed not in masks:
             raise DamagedTarError(f"sample {sample_key(seed)} is missing")
         yield seed, Picture(row, images[seed], masks[seed])
-
-
-def _read_table(store: Store, record: ShardRecord) -> pyarrow.Table:
-    path = parquet_path(record.name)
-    try:
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(store.read(path)))
-    except (FileNotFoundError, pyarrow.ArrowInvalid) as error:
-        raise OutputError(
-            f"{store.url}/{path}: missing or damaged; `labelmill verify --repair` writes it anew"
-        ) from error
-
-
-def _scores(table: pyarrow.Table, manifest: Manifest) -> dict[str, NDArray[np.float64]]:
-    fraction = {name: table[f"fraction_{name}"].to_numpy() for name in (manifest.classes[0], "ignore")}
-    foreground = 1 - fraction[manifest.classes[0]] - fraction["ignore"]
-    return {
-        "confidence": table["confidence"].to_numpy(),
-        "foreground": np.clip(foreground, 0, 1),
-        "largest_component": table["largest_component"].to_numpy(),
-    }
-
-
-def _rows(
-    table: pyarrow.Table,
-    scores: dict[str, NDArray[np.float64]],
-    record: ShardRecord,
-    positions: NDArray[np.int64],
-) -> list[Row]:
-    seeds, reasons = table["seed"], table["drop_reason"]
-    return [
-        Row(
-            seed=seeds[int(position)].as_py(),
-            shard=record.name,
-            drop_reason=reasons[int(position)].as_py(),
-            **{score: float(scores[score][position]) for score in SCORES},
-        )
-        for position in positions
-    ]
-
-
-def _pick_least_confident(
-    tally: Tally, table: pyarrow.Table, scores: dict[str, NDArray[np.float64]], record: ShardRecord, count: int
-) -> None:
-    kept = np.flatnonzero(table["kept"].to_numpy())
-    lowest = kept[np.argsort(scores["confidence"][kept], kind="stable")[:count]]
-    rows = tally.least_confident + _rows(table, scores, record, lowest)
-    tally.least_confident = sorted(rows, key=lambda row: (row.confidence, row.seed))[:count]
-
-
-def _pick_dropped(
-    tally: Tally, table: pyarrow.Table, scores: dict[str, NDArray[np.float64]], record: ShardRecord, count: int
-) -> None:
-    reasons = np.array(table["drop_reason"].to_pylist(), dtype=object)
-    for reason in record.dropped_by_reason:
-        missing = count - len(tally.dropped[reason])
-        positions = np.flatnonzero(reasons == reason)[:missing]
-        tally.dropped[reason] += _rows(table, scores, record, positions)

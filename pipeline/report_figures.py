@@ -36,17 +36,18 @@ class Histogram:
 def draw_histogram(histogram: Histogram) -> str:
     """An <svg> element: kept and dropped stacked, with the limits as dashed lines."""
     edges, kept, dropped = _bars(histogram)
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": histogram.name,
-        "font.size": 11,
-        "text.color": _INK,
-        "axes.edgecolor": _FAINT,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-    }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": histogram.name,
+            "font.size": 12.5,
+            "text.color": _INK,
+            "axes.edgecolor": _FAINT,
+            "axes.labelcolor": _INK,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+        }
+    ):
         figure = Figure(figsize=(5.0, 3.0), layout="constrained")
         axes = figure.add_subplot()
         width = edges[1:] - edges[:-1]
@@ -103,7 +104,7 @@ def _dress(axes: Axes, label: str, limits: tuple[float, float]) -> None:
     axes.grid(axis="y", color=_FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=6)
 
 
 def _mark_limits(axes: Axes, histogram: Histogram) -> None:
@@ -116,8 +117,16 @@ def _mark_limits(axes: Axes, histogram: Histogram) -> None:
         axes.axvspan(min(limit, outer), max(limit, outer), color=_DROPPED, alpha=0.08, linewidth=0)
         axes.axvline(limit, color=_DROPPED, linewidth=1.4, linestyle=(0, (4, 3)))
         leftward = limit - low > 0.5 * (high - low)
-        text = f" {word} {limit:g} "
-        axes.text(limit, top, text, va="top", ha="right" if leftward else "left", color=_DROPPED, fontsize=10)
+        axes.annotate(
+            f"{word} {limit:g}",
+            (limit, top),
+            xytext=(-5 if leftward else 5, -1),
+            textcoords="offset points",
+            ha="right" if leftward else "left",
+            va="top",
+            color=_DROPPED,
+            fontsize=12,
+        )
 
 
 def _for_page(svg: str, name: str) -> str:

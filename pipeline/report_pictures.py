@@ -34,6 +34,14 @@ class Triple:
     """Classes in the mask and their shares of it, the largest first."""
 
 
+@dataclass(frozen=True)
+class BannerTile:
+    """A sample in the page's head, as a data URI."""
+
+    seed: int
+    uri: str
+
+
 def fitting_edge(pictures: Sequence[Picture], colours: Pixels) -> int:
     """The side, in pixels, at which all pictures together are small enough."""
     edge = max(picture.image_HWC.shape[0] for picture in pictures)
@@ -64,14 +72,11 @@ def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]
     )
 
 
-def banner(pictures: Sequence[Picture], colours: Pixels, edge: int) -> str:
-    """Samples in a row, each image on the left half and overlay on the right, as a data URI."""
-    tiles = []
-    for picture in pictures:
-        image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
-        half = edge // 2
-        tiles += [image_HWC[:, :half], overlay(image_HWC, mask_HW, colours)[:, half:]]
-    return _jpeg_uri(np.concatenate(tiles, axis=1))
+def banner_tile(picture: Picture, colours: Pixels, edge: int) -> BannerTile:
+    """A sample as the page's head shows it: image on the left half, overlay on the right."""
+    image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
+    right_HWC = overlay(image_HWC, mask_HW, colours)[:, edge // 2 :]
+    return BannerTile(picture.row.seed, _jpeg_uri(np.concatenate([image_HWC[:, : edge // 2], right_HWC], axis=1)))
 
 
 def _jpeg_uri(image_HWC: Pixels) -> str:

@@ -47,7 +47,7 @@ class StyleMixingConfig(Section):
 
     method: Literal["style_mixing"] = "style_mixing"
     """Name of the labeling method."""
-    variants: int = Field(16, ge=1, le=256)
+    variants: int = Field(16, ge=2, le=256)
     """Style-mixed variants of each image that are clustered."""
     crossover: int | Literal["auto"] = "auto"
     """First row of w taken from the donor. Lower rows keep the image's layout. `auto` chooses it in `fit`."""

@@ -78,7 +78,7 @@ class Description:
 
 
 def describe(loaded: LoadedCheckpoint) -> Description:
-    """The facts on a checkpoint, which must have been opened with `discriminator=True` for that entry to hold."""
+    """The facts on a checkpoint."""
     spec = loaded.generator.spec
     provenance = dict(loaded.info.provenance)
     return Description(
@@ -95,7 +95,7 @@ def describe(loaded: LoadedCheckpoint) -> Description:
         architecture=spec.architecture,
         conv_clamp=spec.conv_clamp,
         num_parameters=sum(parameter.numel() for parameter in loaded.generator.parameters()),
-        has_discriminator=loaded.discriminator is not None,
+        has_discriminator=loaded.info.has_discriminator,
         licence=provenance.pop("licence", "not stated in the file"),
         provenance=provenance,
     )

@@ -11,17 +11,20 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generator.networks import Generator, Noise, row_resolution
+from pipeline.generator.networks import Generator, row_resolution
 from schemas.config import SEED_LIMIT, GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 
 Item = TypeVar("Item")
+
+BatchNoise = Literal["const", "none"] | tuple[Tensor, ...]
+"""What `Generator.synthesize` takes: stored buffers, nothing, or a tensor [B, 1, r, r] for each convolution."""
 
 # Keeps the numbers of noise apart from those of z, which RandomState(seed) alone gives.
 _NOISE_STREAM = 1
@@ -37,8 +40,7 @@ class Batch:
     """Truncated rows of w, float32."""
     images_BCHW: Tensor
     """float32, nominally in [-1, 1]."""
-    noise: Noise
-    """What `Generator.synthesize` took: 'const', 'none', or a tensor [B, 1, r, r] for each convolution."""
+    noise: BatchNoise
     features: dict[str, Tensor] = field(default_factory=dict)
     """Tapped activations [B, C, r, r] by convolution name."""
 
@@ -209,7 +211,7 @@ class Sampler:
         whole = Batch(tuple(_padded(seeds, size)), class_ids, ws_BLD, synthesis.images_BCHW, noise, synthesis.features)
         return whole if len(seeds) == size else whole.select(range(len(seeds)))
 
-    def noise(self, seeds: Sequence[int]) -> Noise:
+    def noise(self, seeds: Sequence[int]) -> BatchNoise:
         """The noise that the configuration gives these seeds."""
         if self.config.noise != "per_seed":
             return self.config.noise

@@ -78,7 +78,7 @@ class KMeans:
         x_BSD = x_BPD[:, chosen_S]
         square_BS = x_BSD.square().sum(dim=2)
         odds_BRS = torch.ones_like(square_BS)[:, None]
-        centres = []
+        centres: list[Tensor] = []
         for race_RS in self._race_KRS[:, :, :count]:
             winner_BR = (odds_BRS / race_RS).argmax(dim=2)
             centre_BRD = torch.gather(x_BSD, 1, winner_BR[:, :, None].expand(-1, -1, x_BSD.shape[2]))

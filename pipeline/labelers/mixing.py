@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.generator.networks import Generator, Noise
-from pipeline.generator.sampling import Batch, repeatable_kernels
+from pipeline.generator.networks import Generator
+from pipeline.generator.sampling import Batch, BatchNoise, repeatable_kernels
 
 # Variants synthesised at once: bounds memory, and fills a device. A fixed number, for its effect on bits.
 VARIANTS_PER_PASS = {"cpu": 16, "cuda": 256}
@@ -40,10 +40,9 @@ def mix(generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int) 
     return synthesis.images_BCHW.unflatten(0, (num_images, num_variants))
 
 
-def _repeated(noise: Noise, repeats: int) -> Noise:
+def _repeated(noise: BatchNoise, repeats: int) -> BatchNoise:
     if isinstance(noise, str):
         return noise
-    assert not isinstance(noise, dict)
     return tuple(noise_B1HW.repeat_interleave(repeats, dim=0) for noise_B1HW in noise)
 
 

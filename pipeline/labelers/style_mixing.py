@@ -4,7 +4,7 @@ Recolour an image N times by mixing its late rows of w with donors', look at eac
 and cluster: pixels of one segment change together. The paper clusters into two; here k-means over-clusters, and
 evidence calibrated over many images in `fit` says which clusters are foreground.
 
-Shape suffixes: B batch, N variants, C channels, H height, W width, P pixels (H * W), D = N * C, K clusters, L rows of w.
+Shape suffixes: B batch, N variants, C channels, H height, W width, P pixels (H * W), D style, L rows of w.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers.base import Labels
 from pipeline.labelers.fitted import FittedStyleMixing, Provenance
-from pipeline.labelers.foreground import ForegroundModel, calibrate
+from pipeline.labelers.foreground import calibrate, merge
 from pipeline.labelers.kmeans import Clusters, KMeans
 from pipeline.labelers.mixing import CrossoverTable, images_per_pass, measure_crossovers, mix
 from schemas.config import StyleMixingConfig
@@ -41,21 +41,10 @@ class VariantClusterer:
 
     def __init__(self, config: StyleMixingConfig, device: str | torch.device = "cpu") -> None:
         self.normalisation = config.normalisation
-        self.kmeans = KMeans(
-            config.clusters, restarts=config.restarts, iterations=config.iterations, device=device
-        )
+        self.kmeans = KMeans(config.clusters, restarts=config.restarts, iterations=config.iterations, device=device)
 
     def __call__(self, variants_BNCHW: Tensor) -> Clusters:
         return self.kmeans(pixel_vectors(variants_BNCHW, self.normalisation))
-
-
-def merge(clusters: Clusters, model: ForegroundModel, resolution: int) -> Labels:
-    """Clusters to masks of background (0) and foreground (1), and the confidence in them."""
-    probability_BK = model.probability(clusters)
-    probability_BP = torch.gather(probability_BK, 1, clusters.assignment_BP)
-    masks_BP = (probability_BP > 0.5).to(torch.uint8)
-    confidence_B = (2 * probability_BP - 1).abs().mean(dim=1)
-    return Labels(masks_BP.view(-1, resolution, resolution), confidence_B)
 
 
 def check_crossover(config: StyleMixingConfig, num_ws: int) -> None:
@@ -87,7 +76,7 @@ class StyleMixingLabeler:
 
     def _label(self, batch: Batch) -> Labels:
         variants_BNCHW = mix(self.generator, batch, self.fitted.donors_NLD, self.fitted.provenance.crossover)
-        return merge(self.clusterer(variants_BNCHW), self.fitted.foreground, variants_BNCHW.shape[-1])
+        return merge(self.clusterer(variants_BNCHW), self.fitted.foreground, variants_BNCHW.shape[1])
 
 
 def fit_style_mixing(
@@ -111,7 +100,7 @@ def fit_style_mixing(
         layout_agreement=None if table is None else table.layout_agreement,
         colour_change=None if table is None else table.colour_change,
     )
-    return FittedStyleMixing(provenance, donors_NLD, calibrate(clusters, spec.resolution))
+    return FittedStyleMixing(provenance, donors_NLD, calibrate(clusters, config.variants))
 
 
 def _clusters_of_fit_images(

@@ -21,7 +21,7 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def test_description() -> None:
-    loaded = open_checkpoint(str(DATA / "ada-32-cond.pkl"), discriminator=True)
+    loaded = open_checkpoint(str(DATA / "ada-32-cond.pkl"))
     described = json.loads(json.dumps(describe(loaded).as_json()))
     assert described["format"] == "stylegan2-ada-pytorch pickle"
     assert (described["resolution"], described["num_ws"], described["num_classes"]) == (32, 8, 5)

@@ -61,7 +61,7 @@ def parse_checkpoint(name: str, content: bytes, *, discriminator: bool = False) 
         networks = _read_foreign(content, discriminator)
     except UnreadableError as error:
         raise CheckpointError(f"{name}: {error}") from error
-    info = CheckpointInfo(name, networks.format, networks.provenance)
+    info = CheckpointInfo(name, networks.format, networks.provenance, networks.has_discriminator)
     digest = hashlib.sha256(content).hexdigest()
     return LoadedCheckpoint(networks.generator, digest, info, networks.discriminator)
 

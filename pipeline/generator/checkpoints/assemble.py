@@ -1,11 +1,12 @@
 """Networks from named tensors: the configuration follows from names and shapes, then everything must fit.
 
-The networks are laid out without memory first, so that a shape is believed only once every other agrees with it and
-the sum is in proportion to the file.
+A network is only laid out when its size is in proportion to the file: one long bias alone could otherwise announce
+layers of its square.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -33,37 +34,49 @@ _AVERAGE_GRID = 2.0**20
 FILTER_SUFFIX = "resample_filter"
 
 
+def unchanged(values: Tensor) -> Tensor:
+    """The tensor itself."""
+    return values
+
+
 @dataclass(frozen=True)
 class NamedTensor:
     """A stored tensor on its way to one of ours: converted when its turn comes."""
 
     stored: StoredTensor
     shape: tuple[int, ...]
-    """After conversion."""
-    convert: Callable[[Tensor], Tensor]
+    """Once arranged."""
+    arrange: Callable[[Tensor], Tensor]
+    """Indexing, permuting, reshaping."""
+    adjust: Callable[[Tensor], Tensor]
+    """What changes values, not the shape."""
 
     @classmethod
-    def plain(cls, stored: StoredTensor) -> "NamedTensor":
-        return cls(stored, stored.shape, lambda values: values)
-
-    @classmethod
-    def converted(cls, stored: StoredTensor, convert: Callable[[Tensor], Tensor]) -> "NamedTensor":
-        """The converted shape is found without memory."""
+    def of(
+        cls,
+        stored: StoredTensor,
+        arrange: Callable[[Tensor], Tensor] = unchanged,
+        adjust: Callable[[Tensor], Tensor] = unchanged,
+    ) -> "NamedTensor":
+        """The arranged shape is found without memory. Raises UnreadableError when it cannot be arranged."""
         try:
-            shape = tuple(convert(torch.empty(stored.shape, device="meta")).shape)
+            shape = tuple(arrange(torch.empty(stored.shape, device="meta")).shape)
         except (RuntimeError, IndexError) as error:
             raise UnreadableError(f"damaged: a tensor of shape {stored.shape} where another is due") from error
-        return cls(stored, shape, convert)
+        return cls(stored, shape, arrange, adjust)
+
+    def values(self) -> Tensor:
+        """The tensor, float32. Raises UnreadableError when a value is not finite."""
+        return self.adjust(self.arrange(self.stored.to_float32()))
 
 
-def with_rate_multiplier(stored: StoredTensor, multiplier: object) -> NamedTensor:
-    """A mapping layer's tensor, stored for some learning rate multiplier (None: ours); the product counts."""
+def rate_ratio(multiplier: object) -> float:
+    """What brings mapping weights stored for a learning rate multiplier (None: ours) to ours; the product counts."""
     if multiplier is None:
-        return NamedTensor.plain(stored)
+        return 1.0
     if not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e6:
         raise UnreadableError(f"unknown architecture option: learning rate multiplier {describe_value(multiplier)}")
-    ratio = multiplier / MAPPING_RATE_MULTIPLIER
-    return NamedTensor.converted(stored, lambda values: values * ratio)
+    return multiplier / MAPPING_RATE_MULTIPLIER
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,7 @@ class ReadNetworks:
     generator: Generator
     discriminator: Discriminator | None
     """None unless asked for and present."""
+    has_discriminator: bool
     provenance: dict[str, str] = field(default_factory=dict)
 
 
@@ -85,9 +99,8 @@ def build_generator(
     Noise buffers and w_avg may be missing; noise strengths that are missing mean none. Raises UnreadableError.
     """
     spec = infer_spec({name: tensor.shape for name, tensor in tensors.items()}, conv_clamp)
-    with torch.device("meta"):
-        generator = Generator(spec)
-    _check_size(generator, num_file_bytes)
+    check_generator_size(spec, num_file_bytes)
+    generator = Generator(spec)
     state, provenance = _without_omissions(generator, tensors)
     fill_network(generator, state)
     generator.eval().requires_grad_(False)
@@ -163,14 +176,33 @@ def _without_omissions(
     return state, provenance
 
 
-def _check_size(network: nn.Module, num_file_bytes: int) -> None:
-    num_bytes = 4 * sum(tensor.numel() for tensor in network.state_dict().values())
-    if num_bytes > _MAX_GROWTH * num_file_bytes + _ALLOWANCE_BYTES:
-        raise UnreadableError(f"damaged: a file of {num_file_bytes:,} bytes describes a network of {num_bytes:,} bytes")
+def check_generator_size(spec: GeneratorSpec, num_file_bytes: int) -> None:
+    """Raises UnreadableError when a generator would be far larger than its file."""
+    widths = dict(spec.channels)
+    numbers = spec.w_dim * (spec.z_dim + spec.w_dim * (1 + spec.mapping_layers) + spec.c_dim)
+    for size, width in spec.channels:
+        below = widths.get(size // 2, width)
+        numbers += width * (10 * below + 9 * width) + spec.w_dim * (below + 2 * width) + 2 * size * size
+    _check_proportion(numbers, num_file_bytes)
+
+
+def _check_discriminator_size(channels: list[tuple[int, int]], c_dim: int, num_file_bytes: int) -> None:
+    lowest = channels[0][1]
+    numbers = lowest * (26 * lowest + 9 * lowest + c_dim)
+    for (_, below), (_, width) in pairwise(channels):
+        numbers += width * (9 * width + 10 * below)
+    _check_proportion(numbers, num_file_bytes)
+
+
+def _check_proportion(num_numbers: int, num_file_bytes: int) -> None:
+    if 4 * num_numbers > _MAX_GROWTH * num_file_bytes + _ALLOWANCE_BYTES:
+        raise UnreadableError(
+            f"damaged: a file of {num_file_bytes:,} bytes describes a network of {4 * num_numbers:,} bytes"
+        )
 
 
 def fill_network(network: nn.Module, state: Mapping[str, NamedTensor | Tensor]) -> None:
-    """Give a network that was laid out on the meta device its values. Raises UnreadableError."""
+    """Replace a network's tensors. Raises UnreadableError."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     filters = {name for name in expected if name.endswith(FILTER_SUFFIX)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -209,7 +241,7 @@ def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
 
 def _converted(name: str, tensor: NamedTensor) -> Tensor:
     try:
-        return tensor.convert(tensor.stored.to_float32()).reshape(tensor.shape)
+        return tensor.values()
     except UnreadableError as error:
         raise UnreadableError(f"{name} {error}") from error
 
@@ -254,14 +286,11 @@ def build_discriminator(
     while f"b{2 * channels[-1][0]}.conv0.weight" in shapes:
         size = 2 * channels[-1][0]
         channels.append((size, axis(f"b{size}.conv0.weight", 0)))
-    with torch.device("meta"):
-        discriminator = Discriminator(
-            tuple(channels),
-            c_dim=axis("mapping.embed.weight", 1) if "mapping.embed.weight" in shapes else 0,
-            image_channels=axis(f"b{channels[-1][0]}.fromrgb.weight", 1),
-            conv_clamp=conv_clamp,
-            group_size=group_size,
-        )
-    _check_size(discriminator, num_file_bytes)
+    c_dim = axis("mapping.embed.weight", 1) if "mapping.embed.weight" in shapes else 0
+    image_channels = axis(f"b{channels[-1][0]}.fromrgb.weight", 1)
+    _check_discriminator_size(channels, c_dim, num_file_bytes)
+    discriminator = Discriminator(
+        tuple(channels), c_dim=c_dim, image_channels=image_channels, conv_clamp=conv_clamp, group_size=group_size
+    )
     fill_network(discriminator, tensors)
     return discriminator.eval().requires_grad_(False)

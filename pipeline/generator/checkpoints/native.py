@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.generator.checkpoints.restricted import MAX_WIDTH, describe_value
+from pipeline.generator.checkpoints.assemble import check_generator_size
+from pipeline.generator.checkpoints.restricted import MAX_WIDTH, UnreadableError, describe_value
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator, GeneratorSpec
 from schemas.errors import CheckpointError
@@ -38,6 +39,7 @@ class CheckpointInfo:
     format: str
     provenance: dict[str, str]
     """Free text by key, such as data, command, licence; empty when the file says nothing."""
+    has_discriminator: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,15 @@ def load_generator(path: Path) -> LoadedCheckpoint:
 def parse_generator(name: str, content: bytes) -> LoadedCheckpoint:
     """Read the content of a labelmill .safetensors file; `name` is for messages. Raises CheckpointError."""
     header, num_tensors = _read_header(name, content)
-    # Laid out without memory: a description is believed only once the tensors agree with it.
     spec = _read_spec(name, header, num_tensors)
-    with torch.device("meta"):
-        generator = Generator(spec)
     try:
+        check_generator_size(spec, len(content))
         tensors = load(content)
     except (SafetensorError, KeyError) as error:
         raise CheckpointError(f"{name}: damaged safetensors file ({error}); fetch or write it again") from error
+    except UnreadableError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+    generator = Generator(spec)
     _assign_tensors(name, generator, tensors)
     provenance = header.get("provenance")
     texts = {str(k): str(v) for k, v in provenance.items()} if isinstance(provenance, dict) else {}
@@ -176,7 +179,7 @@ def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> Gen
 
 
 def _assign_tensors(file_name: str, generator: Generator, tensors: Mapping[str, Tensor]) -> None:
-    """Fill the generator, so far without memory; every name and shape must agree."""
+    """Replace the generator's tensors; every name and shape must agree."""
     expected = generator.state_dict()
     missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or surplus:

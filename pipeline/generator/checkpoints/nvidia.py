@@ -7,13 +7,17 @@ buffers, submodules and settings. Only the dictionary is used here. Names and la
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from pipeline.generator.checkpoints.assemble import (
     NamedTensor,
     ReadNetworks,
     build_discriminator,
     build_generator,
-    with_rate_multiplier,
+    rate_ratio,
+    unchanged,
 )
 from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
 from pipeline.generator.checkpoints.tensors import StoredTensor
@@ -121,6 +125,7 @@ def read_nvidia(root: object, num_file_bytes: int, *, discriminator: bool) -> Re
         ADA_FORMAT if is_ada else SG3_REPOSITORY_FORMAT,
         generator,
         _read_discriminator(stored["D"], num_file_bytes, is_ada=is_ada) if discriminator else None,
+        stored["D"] is not None,
         provenance,
     )
 
@@ -211,9 +216,10 @@ def _network_tensors(modules: dict[str, Module]) -> dict[str, NamedTensor]:
     """All tensors by dotted name; mapping layers for the learning rate multiplier that ours have."""
     tensors: dict[str, NamedTensor] = {}
     for prefix, module in modules.items():
-        multiplier = module.state.get("bias_gain") if prefix.startswith("mapping.fc") else None
+        ratio = rate_ratio(module.state.get("bias_gain") if prefix.startswith("mapping.fc") else None)
+        adjust = unchanged if ratio == 1.0 else partial(torch.mul, other=ratio)
         for name, stored in module.tensors():
             if len(tensors) > MAX_PARTS:
                 raise UnreadableError(f"damaged: more than {MAX_PARTS:,} tensors in a network")
-            tensors[f"{prefix}.{name}" if prefix else name] = with_rate_multiplier(stored, multiplier)
+            tensors[f"{prefix}.{name}" if prefix else name] = NamedTensor.of(stored, adjust=adjust)
     return tensors

@@ -16,6 +16,7 @@ from pipeline.generator.checkpoints.assemble import (
     build_discriminator,
     build_generator,
     check_filter,
+    unchanged,
 )
 from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, UnreadableError, describe_value
 from pipeline.generator.checkpoints.tensors import StoredTensor
@@ -31,10 +32,6 @@ LICENCE_NOTE = (
 _GENERATOR_KEYS = ("g_ema", "params_ema", "g", "generator", "state_dict")
 _MARK = "input.input"
 _MAX_FILTER_ELEMENTS = 64
-
-
-def _same(values: Tensor) -> Tensor:
-    return values.reshape(values.shape)
 
 
 def _first(values: Tensor) -> Tensor:
@@ -55,8 +52,8 @@ def _number(values: Tensor) -> Tensor:
 
 _LAYER_PARTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "conv.weight": ("weight", _first),
-    "conv.modulation.weight": ("affine.weight", _same),
-    "conv.modulation.bias": ("affine.bias", _same),
+    "conv.modulation.weight": ("affine.weight", unchanged),
+    "conv.modulation.bias": ("affine.bias", unchanged),
     "noise.weight": ("noise_strength", _number),
     "activate.bias": ("bias", _flat),
     "bias": ("bias", _flat),
@@ -79,12 +76,12 @@ def read_rosinality(root: object, num_file_bytes: int, *, discriminator: bool) -
         if target is None:
             check_filter(_small(name, stored))
         else:
-            renamed[target[0]] = NamedTensor.converted(stored, target[1])
+            renamed[target[0]] = NamedTensor.of(stored, target[1])
     provenance = {"licence": LICENCE_NOTE, "weights": key}
     average = root.get("latent_avg")
     w_dim = next((t.shape[1] for n, t in renamed.items() if n.endswith("affine.weight") and len(t.shape) == 2), 0)
     if isinstance(average, StoredTensor) and average.num_elements == w_dim:
-        renamed["mapping.w_avg"] = NamedTensor.converted(average, _flat)
+        renamed["mapping.w_avg"] = NamedTensor.of(average, _flat)
     generator, filled_in = build_generator(renamed, conv_clamp=None, num_file_bytes=num_file_bytes)
     if "bg_extractor" in root or "bg_extractor_ema" in root:
         provenance["alpha network"] = "the file's Labels4Free bg_extractor, not used"
@@ -92,6 +89,7 @@ def read_rosinality(root: object, num_file_bytes: int, *, discriminator: bool) -
         FORMAT,
         generator,
         _read_discriminator(root, num_file_bytes) if discriminator else None,
+        _state_dict(root.get("d")) is not None,
         {**provenance, **filled_in},
     )
 
@@ -148,7 +146,7 @@ def _target(name: str) -> tuple[str, Callable[[Tensor], Tensor]] | None:
         return None
     match = re.fullmatch(r"style\.([1-9]\d?)\.(weight|bias)", name)
     if match is not None:
-        return f"mapping.fc{int(match[1]) - 1}.{match[2]}", _same
+        return f"mapping.fc{int(match[1]) - 1}.{match[2]}", unchanged
     match = re.fullmatch(r"noises\.noise_(\d{1,3})", name)
     if match is not None:
         return f"{_layer(int(match[1]))}.noise_const", _first_plane
@@ -191,8 +189,8 @@ def _read_discriminator(root: Mapping[object, object], num_file_bytes: int) -> D
         if _FILTER.fullmatch(name) is not None:
             check_filter(_small(name, stored))
         else:
-            convert = _flat if name.endswith(".bias") else _same
-            renamed[_discriminator_target(name, resolution)] = NamedTensor.converted(stored, convert)
+            convert = _flat if name.endswith(".bias") else unchanged
+            renamed[_discriminator_target(name, resolution)] = NamedTensor.of(stored, convert)
     return build_discriminator(renamed, conv_clamp=None, group_size=4, num_file_bytes=num_file_bytes)
 
 

@@ -8,7 +8,9 @@ weights are transposed; the bias of a modulation is stored less 1.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from pipeline.generator.checkpoints.assemble import (
@@ -16,7 +18,8 @@ from pipeline.generator.checkpoints.assemble import (
     ReadNetworks,
     build_discriminator,
     build_generator,
-    with_rate_multiplier,
+    rate_ratio,
+    unchanged,
 )
 from pipeline.generator.checkpoints.nvidia import LICENCE_NOTE
 from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
@@ -56,12 +59,8 @@ def _kernel(values: Tensor) -> Tensor:
     return values.permute(3, 2, 0, 1)
 
 
-def _turned_kernel(values: Tensor) -> Tensor:
-    return values.flip(0, 1).permute(3, 2, 0, 1)
-
-
-def _same(values: Tensor) -> Tensor:
-    return values.reshape(values.shape)
+def _turned(kernel_OIHW: Tensor) -> Tensor:
+    return kernel_OIHW.flip(2, 3)
 
 
 def _plus_one(values: Tensor) -> Tensor:
@@ -76,65 +75,69 @@ def _first_plane(values: Tensor) -> Tensor:
     return values[0, 0]
 
 
+_Conversion = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class _Rule:
-    """Variables whose names match, and where they go: a template over the match's groups, and a conversion."""
+    """Variables whose names match, and where they go: a template over the match's groups, and conversions."""
 
     pattern: re.Pattern[str]
     template: str
-    convert: Callable[[Tensor], Tensor]
+    arrange: _Conversion
+    adjust: _Conversion = unchanged
 
 
-def _rules(*rows: tuple[str, str, Callable[[Tensor], Tensor]]) -> tuple[_Rule, ...]:
-    return tuple(_Rule(re.compile(pattern), template, convert) for pattern, template, convert in rows)
+def _rules(*rows: tuple[str, str, _Conversion] | tuple[str, str, _Conversion, _Conversion]) -> tuple[_Rule, ...]:
+    return tuple(_Rule(re.compile(row[0]), *row[1:]) for row in rows)
 
 
-def _layer_rules(ours: str, theirs: str, kernel: Callable[[Tensor], Tensor]) -> tuple[_Rule, ...]:
-    """A modulated layer at each resolution."""
+def _layer_rules(ours: str, theirs: str, adjust: _Conversion = unchanged) -> tuple[_Rule, ...]:
+    """A modulated layer at each resolution; `adjust` is for its kernel."""
     name = rf"synthesis/(\d+)x\1/{theirs}"
     target = rf"synthesis.b\1.{ours}"
     return _rules(
-        (f"{name}/weight", f"{target}.weight", kernel),
-        (f"{name}/bias", f"{target}.bias", _same),
-        (f"{name}/noise_strength", f"{target}.noise_strength", _same),
+        (f"{name}/weight", f"{target}.weight", _kernel, adjust),
+        (f"{name}/bias", f"{target}.bias", unchanged),
+        (f"{name}/noise_strength", f"{target}.noise_strength", unchanged),
         (f"{name}/mod_weight", f"{target}.affine.weight", _transposed),
-        (f"{name}/mod_bias", f"{target}.affine.bias", _plus_one),
+        (f"{name}/mod_bias", f"{target}.affine.bias", unchanged, _plus_one),
     )
 
 
 _GENERATOR_RULES = (
     *_rules(
-        ("dlatent_avg", "mapping.w_avg", _same),
+        ("dlatent_avg", "mapping.w_avg", unchanged),
         ("mapping/LabelEmbed/weight", "mapping.embed.weight", _transposed),
-        ("mapping/LabelEmbed/bias", "mapping.embed.bias", _same),
+        ("mapping/LabelEmbed/bias", "mapping.embed.bias", unchanged),
         (r"mapping/Dense(\d+)/weight", r"mapping.fc\1.weight", _transposed),
-        (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", _same),
+        (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", unchanged),
         ("synthesis/4x4/Const/const", "synthesis.b4.const", _first),
-        (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _turned_kernel),
+        (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _kernel, _turned),
     ),
-    *_layer_rules("conv1", "Conv", _kernel),
-    *_layer_rules("conv0", "Conv0_up", _turned_kernel),
-    *_layer_rules("conv1", "Conv1", _kernel),
-    *_layer_rules("torgb", "ToRGB", _kernel),
+    *_layer_rules("conv1", "Conv"),
+    *_layer_rules("conv0", "Conv0_up", _turned),
+    *_layer_rules("conv1", "Conv1"),
+    *_layer_rules("torgb", "ToRGB"),
 )
 _DISCRIMINATOR_RULES = _rules(
     (r"(\d+)x\1/FromRGB/weight", r"b\1.fromrgb.weight", _kernel),
-    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", _same),
+    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", unchanged),
     (r"(\d+)x\1/Conv0/weight", r"b\1.conv0.weight", _kernel),
-    (r"(\d+)x\1/Conv0/bias", r"b\1.conv0.bias", _same),
+    (r"(\d+)x\1/Conv0/bias", r"b\1.conv0.bias", unchanged),
     (r"(\d+)x\1/Conv1_down/weight", r"b\1.conv1.weight", _kernel),
-    (r"(\d+)x\1/Conv1_down/bias", r"b\1.conv1.bias", _same),
+    (r"(\d+)x\1/Conv1_down/bias", r"b\1.conv1.bias", unchanged),
     (r"(\d+)x\1/Skip/weight", r"b\1.skip.weight", _kernel),
     ("4x4/Conv/weight", "b4.conv.weight", _kernel),
-    ("4x4/Conv/bias", "b4.conv.bias", _same),
+    ("4x4/Conv/bias", "b4.conv.bias", unchanged),
     ("4x4/Dense0/weight", "b4.fc.weight", _transposed),
-    ("4x4/Dense0/bias", "b4.fc.bias", _same),
+    ("4x4/Dense0/bias", "b4.fc.bias", unchanged),
     ("Output/weight", "b4.out.weight", _transposed),
-    ("Output/bias", "b4.out.bias", _same),
+    ("Output/bias", "b4.out.bias", unchanged),
     ("LabelEmbed/weight", "mapping.embed.weight", _transposed),
-    ("LabelEmbed/bias", "mapping.embed.bias", _same),
+    ("LabelEmbed/bias", "mapping.embed.bias", unchanged),
     (r"Mapping(\d+)/weight", r"mapping.fc\1.weight", _transposed),
-    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", _same),
+    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", unchanged),
 )
 _NOISE = re.compile(r"synthesis/noise(\d+)")
 # Progress of progressive growing, a leftover that StyleGAN2 does not use.
@@ -183,6 +186,7 @@ def read_tensorflow(root: object, num_file_bytes: int, *, discriminator: bool) -
         FORMAT,
         generator,
         _read_discriminator(found, num_file_bytes) if discriminator else None,
+        found is not None,
         {"licence": LICENCE_NOTE, "weights": weights, **filled_in},
     )
 
@@ -293,27 +297,25 @@ def _renamed(
     variables: dict[str, StoredTensor], rules: tuple[_Rule, ...], mapping_names: str, multiplier: object
 ) -> dict[str, NamedTensor]:
     """Variables under our names, in our layouts."""
-    renamed = {}
+    ratio, renamed = rate_ratio(multiplier), {}
     for name, stored in variables.items():
         if name in _IGNORED:
             continue
-        target, convert = _target(name, rules)
-        if re.fullmatch(mapping_names, name) and multiplier is not None:
-            scale = with_rate_multiplier(stored, multiplier).convert
-            renamed[target] = NamedTensor.converted(stored, lambda v, c=convert, s=scale: c(s(v)))  # type: ignore[misc]
-        else:
-            renamed[target] = NamedTensor.converted(stored, convert)
+        target, arrange, adjust = _target(name, rules)
+        if ratio != 1.0 and re.fullmatch(mapping_names, name):
+            adjust = partial(torch.mul, other=ratio)
+        renamed[target] = NamedTensor.of(stored, arrange, adjust)
     return renamed
 
 
-def _target(name: str, rules: tuple[_Rule, ...]) -> tuple[str, Callable[[Tensor], Tensor]]:
+def _target(name: str, rules: tuple[_Rule, ...]) -> tuple[str, _Conversion, _Conversion]:
     noise = _NOISE.fullmatch(name)
     if noise is not None and len(noise[1]) < 4:
         index = int(noise[1])
         layer = "conv1" if index % 2 == 0 else "conv0"
-        return f"synthesis.b{4 << (index + 1) // 2}.{layer}.noise_const", _first_plane
+        return f"synthesis.b{4 << (index + 1) // 2}.{layer}.noise_const", _first_plane, unchanged
     for rule in rules:
         match = rule.pattern.fullmatch(name)
         if match is not None:
-            return match.expand(rule.template), rule.convert
+            return match.expand(rule.template), rule.arrange, rule.adjust
     raise UnreadableError(f"has a variable {name[:80]!r}, unknown to StyleGAN2: a fork of NVIDIA's code")

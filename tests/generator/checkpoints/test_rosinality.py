@@ -71,7 +71,9 @@ def test_training_file(stream: bool) -> None:
     images_BCHW = torch.randn(4, 3, 16, 16)
     expected = random_discriminator()(images_BCHW)
     assert relative_difference(checkpoint.discriminator(images_BCHW), expected) < 1e-6
-    assert parse_checkpoint("file.pt", content).discriminator is None
+    unasked = parse_checkpoint("file.pt", content)
+    assert unasked.discriminator is None
+    assert unasked.info.has_discriminator
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
