@@ -95,7 +95,7 @@ def _pixel_problems(sample: _PackedSample, manifest: Manifest) -> Iterator[str]:
     """Decode image and mask, and count the mask's pixels."""
     size = (manifest.resolution, manifest.resolution)
     image_BGR = _decoded(sample.image)
-    if image_BGR is None or image_BGR.dtype != np.uint8 or image_BGR.shape != (*size, 3):
+    if image_BGR is None or image_BGR.shape != (*size, 3):
         yield f"{sample.image.name}: is no RGB image of {size[0]} x {size[1]} pixels"
     if DIGITAL_SOURCE_TYPE.encode() not in bytes(sample.image.data):
         yield f"{sample.image.name}: is not marked as made by an algorithm"
@@ -122,9 +122,9 @@ def _decoded_mask(mask: Member, resolution: int) -> NDArray[np.uint8] | None:
 
 
 def _decoded(member: Member) -> NDArray[np.uint8] | None:
-    """Pixels as they are stored, None where they cannot be read."""
+    """8-bit pixels as they are stored, None where they cannot be read."""
     try:
-        pixels: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(member.data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(member.data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
         return None
-    return pixels
+    return pixels.astype(np.uint8, copy=False) if pixels is not None and pixels.dtype == np.uint8 else None

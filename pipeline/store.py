@@ -60,10 +60,10 @@ class Store:
         """
         if "://" in url and not url.startswith("file://"):
             raise ConfigError(f"output: {url}: {url.split('://')[0]}:// is not supported; use a local folder")
-        folder = Path(url.removeprefix("file://")).expanduser().absolute()
-        if folder.exists() and not folder.is_dir():
+        store = cls(url, Path(url.removeprefix("file://")).expanduser().absolute())
+        if not store._is_folder() and store._root.exists():
             raise OutputError(f"{url}: is a file; the output must be a folder, or not exist yet")
-        return cls(url, folder)
+        return store
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file unless it exists. Of several at once exactly one gets True.
@@ -153,7 +153,7 @@ class Store:
 
         Only files untouched for `older_than_seconds` go: a younger one may be another driver's, in progress.
         """
-        if self.folder is None or not self.folder.is_dir():
+        if self.folder is None or not self._is_folder():
             return 0
         latest, num_removed = time.time() - older_than_seconds, 0
         for file in self.folder.rglob("*#*"):
@@ -175,9 +175,15 @@ class Store:
 
     def _readable(self) -> LocalStore | None:
         """None while the folder does not exist."""
-        if self._files is None and self._root.is_dir():
+        if self._files is None and self._is_folder():
             self._files = LocalStore(self._root)
         return self._files
+
+    def _is_folder(self) -> bool:
+        try:
+            return self._root.is_dir()
+        except OSError as error:  # a folder above may not be entered
+            raise self._refused("", "read", error) from error
 
     def _flush(self, path: str) -> None:
         """Push a file, and the folders that name it, to the disk, which obstore leaves to the system."""
@@ -195,4 +201,5 @@ class Store:
         numbers = _ERROR_NUMBER.findall(str(error).split("\n")[0])
         number = error.errno if isinstance(error, OSError) and error.errno else int(numbers[0]) if numbers else 0
         reason = _ADVICE.get(number) or str(error).split("\n")[0]
-        return OutputError(f"{self.url}/{path}: cannot be {verb}: {reason}")
+        place = f"{self.url}/{path}" if path else self.url
+        return OutputError(f"{place}: cannot be {verb}: {reason}")

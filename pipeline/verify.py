@@ -26,6 +26,7 @@ from pipeline.manifest import (
 from pipeline.plan import shard_tasks
 from pipeline.shard_check import tar_problems
 from pipeline.shard_publisher import (
+    Sidecars,
     derive_sidecars,
     parquet_path,
     read_record,
@@ -115,8 +116,9 @@ class _Audit:
             if len(found) > _MAX_PROBLEMS_A_SHARD:
                 self.problems.append(f"{path}: and {len(found) - _MAX_PROBLEMS_A_SHARD} problems more")
             return None
-        self._sidecars(tar, task)
-        return derive_sidecars(tar, task.index, task.name).record
+        sidecars = derive_sidecars(tar, task.index, task.name)
+        self._compare(sidecars)
+        return sidecars.record
 
     def _hash_problems(self, tar: bytes, task: ShardTask) -> list[str]:
         """A tar is as it was written if index or record know it; where both are lost nothing tells."""
@@ -126,18 +128,18 @@ class _Audit:
             return []
         return [f"its {len(tar)} bytes are not those that {INDEX_PATH} and its record name (another SHA-256)"]
 
-    def _sidecars(self, tar: bytes, task: ShardTask) -> None:
+    def _compare(self, expected: Sidecars) -> None:
         """Parquet and record say what the tar says."""
-        expected = derive_sidecars(tar, task.index, task.name)
-        record = read_record(self._store, task.index)
+        name, index = expected.record.name, expected.record.index
+        record = read_record(self._store, index)
         wrong = []
-        if not _same_table(self._store, parquet_path(task.name), expected.candidates):
-            wrong.append(parquet_path(task.name))
+        if not _same_table(self._store, parquet_path(name), expected.candidates):
+            wrong.append(parquet_path(name))
         if record is None or not same_content(record, expected.record):
-            wrong.append(record_path(task.index))
+            wrong.append(record_path(index))
         if wrong and self._repair:
-            repair_shard(self._store, task.index, task.name)
-            self.repaired += [f"{path}, from {tar_path(task.name)}" for path in wrong]
+            repair_shard(self._store, index, name)
+            self.repaired += [f"{path}, from {tar_path(name)}" for path in wrong]
         else:
             self.problems += [f"{path}: is missing or not what its tar says; {_REPAIR}" for path in wrong]
 

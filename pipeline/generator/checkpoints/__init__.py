@@ -8,9 +8,10 @@ import hashlib
 import torch
 
 from pipeline.generator.checkpoints.assemble import ReadNetworks
+from pipeline.generator.checkpoints.inert import Budget, Constructor, UnreadableError
 from pipeline.generator.checkpoints.native import CheckpointInfo, LoadedCheckpoint, parse_generator
 from pipeline.generator.checkpoints.nvidia import PERSISTENT, is_nvidia, read_nvidia
-from pipeline.generator.checkpoints.restricted import Budget, Constructor, UnreadableError, read_pickle
+from pipeline.generator.checkpoints.restricted import read_pickle
 from pipeline.generator.checkpoints.rosinality import is_rosinality, read_rosinality
 from pipeline.generator.checkpoints.source import bundled_names, display_name, read_bytes
 from pipeline.generator.checkpoints.tensorflow import NETWORK, is_tensorflow, read_tensorflow

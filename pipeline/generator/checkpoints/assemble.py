@@ -4,20 +4,18 @@ A network is only laid out when its size is in proportion to the file: one long 
 layers of its square.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.generator.checkpoints.restricted import MAX_WIDTH, UnreadableError, describe_value
-from pipeline.generator.checkpoints.tensors import StoredTensor
+from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError
+from pipeline.generator.checkpoints.named_tensors import NamedTensor, fill_network
 from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.layers import binomial_filter
 from pipeline.generator.networks import (
-    MAPPING_RATE_MULTIPLIER,
     Architecture,
     Generator,
     GeneratorSpec,
@@ -31,52 +29,7 @@ _SEED = 0
 _MAX_GROWTH = 4
 _ALLOWANCE_BYTES = 64 * 2**20
 _AVERAGE_GRID = 2.0**20
-FILTER_SUFFIX = "resample_filter"
-
-
-def unchanged(values: Tensor) -> Tensor:
-    """The tensor itself."""
-    return values
-
-
-@dataclass(frozen=True)
-class NamedTensor:
-    """A stored tensor on its way to one of ours: converted when its turn comes."""
-
-    stored: StoredTensor
-    shape: tuple[int, ...]
-    """Once arranged."""
-    arrange: Callable[[Tensor], Tensor]
-    """Indexing, permuting, reshaping."""
-    adjust: Callable[[Tensor], Tensor]
-    """What changes values, not the shape."""
-
-    @classmethod
-    def of(
-        cls,
-        stored: StoredTensor,
-        arrange: Callable[[Tensor], Tensor] = unchanged,
-        adjust: Callable[[Tensor], Tensor] = unchanged,
-    ) -> "NamedTensor":
-        """The arranged shape is found without memory. Raises UnreadableError when it cannot be arranged."""
-        try:
-            shape = tuple(arrange(torch.empty(stored.shape, device="meta")).shape)
-        except (RuntimeError, IndexError) as error:
-            raise UnreadableError(f"damaged: a tensor of shape {stored.shape} where another is due") from error
-        return cls(stored, shape, arrange, adjust)
-
-    def values(self) -> Tensor:
-        """The tensor, float32. Raises UnreadableError when a value is not finite."""
-        return self.adjust(self.arrange(self.stored.to_float32()))
-
-
-def rate_ratio(multiplier: object) -> float:
-    """What brings mapping weights stored for a learning rate multiplier (None: ours) to ours; the product counts."""
-    if multiplier is None:
-        return 1.0
-    if not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e6:
-        raise UnreadableError(f"unknown architecture option: learning rate multiplier {describe_value(multiplier)}")
-    return multiplier / MAPPING_RATE_MULTIPLIER
+_AVERAGED_NUMBERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -201,74 +154,27 @@ def _check_proportion(num_numbers: int, num_file_bytes: int) -> None:
         )
 
 
-def fill_network(network: nn.Module, state: Mapping[str, NamedTensor | Tensor]) -> None:
-    """Replace a network's tensors. Raises UnreadableError."""
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    filters = {name for name in expected if name.endswith(FILTER_SUFFIX)}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_names({name: expected[name] for name in filters} | found, expected)
-    values = {}
-    for name, tensor in state.items():
-        values[name] = _laid_out(tensor if isinstance(tensor, Tensor) else _converted(name, tensor))
-    for name in filters:
-        check_filter(values.get(name, binomial_filter()))
-        values[name] = binomial_filter()
-    network.load_state_dict(values, assign=True)
-
-
-def check_filter(kernel: Tensor) -> None:
-    """A resampling filter, whatever it sums to, must be [1, 3, 3, 1]. Raises UnreadableError."""
-    ours = binomial_filter()
-    if kernel.shape != ours.shape or not torch.allclose(kernel / kernel.sum(), ours, atol=1e-6):
-        raise UnreadableError(
-            "unknown architecture option: a resampling filter other than [1, 3, 3, 1], which every StyleGAN2 has"
-        )
-
-
-def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Names and shapes must be those of the network. Raises UnreadableError."""
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or surplus:
-        listed = [f"{title} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-                  for title, names in (("lacks", missing), ("has in addition", surplus)) if names]  # fmt: skip
-        raise UnreadableError(f"its tensors are not those of a StyleGAN2 network: it {' and '.join(listed)[:300]}")
-    for name, shape in expected.items():
-        if tuple(found[name]) != shape or 0 in shape:
-            raise UnreadableError(
-                f"{name} has shape {tuple(found[name])}, the network that the other tensors make needs {shape}"
-            )
-
-
-def _converted(name: str, tensor: NamedTensor) -> Tensor:
-    try:
-        return tensor.values()
-    except UnreadableError as error:
-        raise UnreadableError(f"{name} {error}") from error
-
-
-def _laid_out(values: Tensor) -> Tensor:
-    """Kernels channels-last, as synthesis wants them; the rest contiguous."""
-    if values.ndim == 4:
-        return values.contiguous(memory_format=torch.channels_last)
-    return values.contiguous()
-
-
 def estimate_average(generator: Generator) -> Tensor:
     """The mean of w [w_dim] over latents of a fixed seed, classes in turn; for files that lack it.
 
     In float64 and on a grid of 2^-20, far below its sampling error, so that no thread count changes a bit.
     """
     spec, mapping = generator.spec, generator.mapping.double()
-    x_BF = normalise_second_moment(
-        torch.from_numpy(np.random.RandomState(_SEED).randn(NUM_AVERAGED_LATENTS, spec.z_dim))
-    )
-    if spec.c_dim > 0:
-        embedded_ZD = normalise_second_moment(mapping.embed(torch.eye(spec.c_dim, dtype=torch.float64)))
-        x_BF = torch.cat([x_BF, embedded_ZD[torch.arange(NUM_AVERAGED_LATENTS) % spec.c_dim]], dim=1)
-    for index in range(spec.mapping_layers):
-        x_BF = mapping.get_submodule(f"fc{index}")(x_BF)
+    source, total_D = np.random.RandomState(_SEED), torch.zeros(spec.w_dim, dtype=torch.float64)
+    rows = max(1, min(NUM_AVERAGED_LATENTS, _AVERAGED_NUMBERS // (spec.z_dim + spec.w_dim)))
+    for start in range(0, NUM_AVERAGED_LATENTS, rows):
+        ids = torch.arange(start, min(start + rows, NUM_AVERAGED_LATENTS))
+        x_BF = normalise_second_moment(torch.from_numpy(source.randn(len(ids), spec.z_dim)))
+        if spec.c_dim > 0:
+            # The embedding of a one-hot class, without the one-hot matrix: classes may be many.
+            chosen_BD = mapping.embed.weight.t()[ids % spec.c_dim] * mapping.embed.weight_gain
+            embedded_BD = chosen_BD + mapping.embed.bias * mapping.embed.bias_gain
+            x_BF = torch.cat([x_BF, normalise_second_moment(embedded_BD)], dim=1)
+        for index in range(spec.mapping_layers):
+            x_BF = mapping.get_submodule(f"fc{index}")(x_BF)
+        total_D += x_BF.sum(dim=0)
     mapping.float()
-    return (torch.round(x_BF.mean(dim=0) * _AVERAGE_GRID) / _AVERAGE_GRID).float()
+    return (torch.round(total_D / NUM_AVERAGED_LATENTS * _AVERAGE_GRID) / _AVERAGE_GRID).float()
 
 
 def build_discriminator(

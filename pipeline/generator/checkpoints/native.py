@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.generator.checkpoints.assemble import check_generator_size
-from pipeline.generator.checkpoints.restricted import MAX_WIDTH, UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, describe_value
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator, GeneratorSpec
 from schemas.errors import CheckpointError

@@ -11,15 +11,9 @@ from functools import partial
 
 import torch
 
-from pipeline.generator.checkpoints.assemble import (
-    NamedTensor,
-    ReadNetworks,
-    build_discriminator,
-    build_generator,
-    rate_ratio,
-    unchanged,
-)
-from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
+from pipeline.generator.checkpoints.inert import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.named_tensors import NamedTensor, rate_ratio, unchanged
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.discriminator import Discriminator
 

@@ -10,15 +10,9 @@ from itertools import islice
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.assemble import (
-    NamedTensor,
-    ReadNetworks,
-    build_discriminator,
-    build_generator,
-    check_filter,
-    unchanged,
-)
-from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, UnreadableError, describe_value
+from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
+from pipeline.generator.checkpoints.inert import MAX_NAME, MAX_PARTS, UnreadableError, describe_value
+from pipeline.generator.checkpoints.named_tensors import NamedTensor, check_filter, unchanged
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.discriminator import Discriminator
 

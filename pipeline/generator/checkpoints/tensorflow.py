@@ -1,28 +1,26 @@
 """StyleGAN2 pickles of NVIDIA's TensorFlow repositories (stylegan2, stylegan2-ada), read without their code.
 
-A network is its settings, its variables as numpy arrays and its component networks. Differences to the PyTorch
-names and layouts: kernels are [height, width, in, out], those of upsampling layers turned by 180 degrees; dense
-weights are transposed; the bias of a modulation is stored less 1.
+A network is its settings, its variables as numpy arrays and its component networks.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from pipeline.generator.checkpoints.assemble import (
-    NamedTensor,
-    ReadNetworks,
-    build_discriminator,
-    build_generator,
-    rate_ratio,
-    unchanged,
-)
+from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
+from pipeline.generator.checkpoints.inert import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.named_tensors import NamedTensor, rate_ratio
 from pipeline.generator.checkpoints.nvidia import LICENCE_NOTE
-from pipeline.generator.checkpoints.restricted import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.tensorflow_names import (
+    DISCRIMINATOR_RULES,
+    GENERATOR_RULES,
+    IGNORED,
+    Rule,
+    target_of,
+)
 from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
 from pipeline.generator.discriminator import Discriminator
 
@@ -49,99 +47,6 @@ _FIXED_SETTINGS: dict[str, tuple[object, ...]] = {
     "dtype": ("float32", None),
     "structure": ("auto", "fixed", None),
 }
-
-
-def _transposed(values: Tensor) -> Tensor:
-    return values.permute(1, 0)
-
-
-def _kernel(values: Tensor) -> Tensor:
-    return values.permute(3, 2, 0, 1)
-
-
-def _turned(kernel_OIHW: Tensor) -> Tensor:
-    return kernel_OIHW.flip(2, 3)
-
-
-def _plus_one(values: Tensor) -> Tensor:
-    return values + 1
-
-
-def _first(values: Tensor) -> Tensor:
-    return values[0]
-
-
-def _first_plane(values: Tensor) -> Tensor:
-    return values[0, 0]
-
-
-_Conversion = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """Variables whose names match, and where they go: a template over the match's groups, and conversions."""
-
-    pattern: re.Pattern[str]
-    template: str
-    arrange: _Conversion
-    adjust: _Conversion = unchanged
-
-
-def _rules(*rows: tuple[str, str, _Conversion] | tuple[str, str, _Conversion, _Conversion]) -> tuple[_Rule, ...]:
-    return tuple(_Rule(re.compile(row[0]), *row[1:]) for row in rows)
-
-
-def _layer_rules(ours: str, theirs: str, adjust: _Conversion = unchanged) -> tuple[_Rule, ...]:
-    """A modulated layer at each resolution; `adjust` is for its kernel."""
-    name = rf"synthesis/(\d+)x\1/{theirs}"
-    target = rf"synthesis.b\1.{ours}"
-    return _rules(
-        (f"{name}/weight", f"{target}.weight", _kernel, adjust),
-        (f"{name}/bias", f"{target}.bias", unchanged),
-        (f"{name}/noise_strength", f"{target}.noise_strength", unchanged),
-        (f"{name}/mod_weight", f"{target}.affine.weight", _transposed),
-        (f"{name}/mod_bias", f"{target}.affine.bias", unchanged, _plus_one),
-    )
-
-
-_GENERATOR_RULES = (
-    *_rules(
-        ("dlatent_avg", "mapping.w_avg", unchanged),
-        ("mapping/LabelEmbed/weight", "mapping.embed.weight", _transposed),
-        ("mapping/LabelEmbed/bias", "mapping.embed.bias", unchanged),
-        (r"mapping/Dense(\d+)/weight", r"mapping.fc\1.weight", _transposed),
-        (r"mapping/Dense(\d+)/bias", r"mapping.fc\1.bias", unchanged),
-        ("synthesis/4x4/Const/const", "synthesis.b4.const", _first),
-        (r"synthesis/(\d+)x\1/Skip/weight", r"synthesis.b\1.skip.weight", _kernel, _turned),
-    ),
-    *_layer_rules("conv1", "Conv"),
-    *_layer_rules("conv0", "Conv0_up", _turned),
-    *_layer_rules("conv1", "Conv1"),
-    *_layer_rules("torgb", "ToRGB"),
-)
-_DISCRIMINATOR_RULES = _rules(
-    (r"(\d+)x\1/FromRGB/weight", r"b\1.fromrgb.weight", _kernel),
-    (r"(\d+)x\1/FromRGB/bias", r"b\1.fromrgb.bias", unchanged),
-    (r"(\d+)x\1/Conv0/weight", r"b\1.conv0.weight", _kernel),
-    (r"(\d+)x\1/Conv0/bias", r"b\1.conv0.bias", unchanged),
-    (r"(\d+)x\1/Conv1_down/weight", r"b\1.conv1.weight", _kernel),
-    (r"(\d+)x\1/Conv1_down/bias", r"b\1.conv1.bias", unchanged),
-    (r"(\d+)x\1/Skip/weight", r"b\1.skip.weight", _kernel),
-    ("4x4/Conv/weight", "b4.conv.weight", _kernel),
-    ("4x4/Conv/bias", "b4.conv.bias", unchanged),
-    ("4x4/Dense0/weight", "b4.fc.weight", _transposed),
-    ("4x4/Dense0/bias", "b4.fc.bias", unchanged),
-    ("Output/weight", "b4.out.weight", _transposed),
-    ("Output/bias", "b4.out.bias", unchanged),
-    ("LabelEmbed/weight", "mapping.embed.weight", _transposed),
-    ("LabelEmbed/bias", "mapping.embed.bias", unchanged),
-    (r"Mapping(\d+)/weight", r"mapping.fc\1.weight", _transposed),
-    (r"Mapping(\d+)/bias", r"mapping.fc\1.bias", unchanged),
-)
-_NOISE = re.compile(r"synthesis/noise(\d+)")
-# Progress of progressive growing, a leftover that StyleGAN2 does not use.
-_IGNORED = frozenset({"lod", "synthesis/lod"})
 
 
 @dataclass(frozen=True)
@@ -176,7 +81,7 @@ def read_tensorflow(root: object, num_file_bytes: int, *, discriminator: bool) -
     conv_clamp = _check_settings(chosen)
     multiplier = chosen.settings.get("mapping_lrmul")
     generator, filled_in = build_generator(
-        _renamed(chosen.variables, _GENERATOR_RULES, r"mapping/Dense.*", multiplier),
+        _renamed(chosen.variables, GENERATOR_RULES, r"mapping/Dense.*", multiplier),
         conv_clamp=conv_clamp,
         num_file_bytes=num_file_bytes,
     )
@@ -197,7 +102,7 @@ def _read_discriminator(network: Network | None, num_file_bytes: int) -> Discrim
     conv_clamp = _check_settings(network)
     group_size = network.settings.get("mbstd_group_size", 4)
     return build_discriminator(
-        _renamed(network.variables, _DISCRIMINATOR_RULES, r"Mapping\d+/.*", network.settings.get("mapping_lrmul", 0.1)),
+        _renamed(network.variables, DISCRIMINATOR_RULES, r"Mapping\d+/.*", network.settings.get("mapping_lrmul", 0.1)),
         conv_clamp=conv_clamp,
         group_size=group_size if isinstance(group_size, int) and group_size > 0 else 4,
         num_file_bytes=num_file_bytes,
@@ -294,28 +199,15 @@ def _plain(value: object) -> object:
 
 
 def _renamed(
-    variables: dict[str, StoredTensor], rules: tuple[_Rule, ...], mapping_names: str, multiplier: object
+    variables: dict[str, StoredTensor], rules: tuple[Rule, ...], mapping_names: str, multiplier: object
 ) -> dict[str, NamedTensor]:
     """Variables under our names, in our layouts."""
     ratio, renamed = rate_ratio(multiplier), {}
     for name, stored in variables.items():
-        if name in _IGNORED:
+        if name in IGNORED:
             continue
-        target, arrange, adjust = _target(name, rules)
+        target, arrange, adjust = target_of(name, rules)
         if ratio != 1.0 and re.fullmatch(mapping_names, name):
             adjust = partial(torch.mul, other=ratio)
         renamed[target] = NamedTensor.of(stored, arrange, adjust)
     return renamed
-
-
-def _target(name: str, rules: tuple[_Rule, ...]) -> tuple[str, _Conversion, _Conversion]:
-    noise = _NOISE.fullmatch(name)
-    if noise is not None and len(noise[1]) < 4:
-        index = int(noise[1])
-        layer = "conv1" if index % 2 == 0 else "conv0"
-        return f"synthesis.b{4 << (index + 1) // 2}.{layer}.noise_const", _first_plane, unchanged
-    for rule in rules:
-        match = rule.pattern.fullmatch(name)
-        if match is not None:
-            return match.expand(rule.template), rule.arrange, rule.adjust
-    raise UnreadableError(f"has a variable {name[:80]!r}, unknown to StyleGAN2: a fork of NVIDIA's code")

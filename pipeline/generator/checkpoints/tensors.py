@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.generator.checkpoints.restricted import Constructor, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import Constructor, Record, UnreadableError, describe_value
 
 _MAX_DIMENSIONS = 8
 

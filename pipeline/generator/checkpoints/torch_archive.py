@@ -8,16 +8,8 @@ import struct
 import zlib
 from collections.abc import Mapping
 
-from pipeline.generator.checkpoints.restricted import (
-    Budget,
-    Constructor,
-    Cursor,
-    Global,
-    PickleReader,
-    UnreadableError,
-    describe_value,
-    read_pickle,
-)
+from pipeline.generator.checkpoints.inert import Budget, Constructor, Cursor, Global, UnreadableError, describe_value
+from pipeline.generator.checkpoints.restricted import PickleReader, read_pickle
 from pipeline.generator.checkpoints.tensors import (
     BASIC_CONSTRUCTORS,
     STORAGE_KINDS,

@@ -160,7 +160,11 @@ def object_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
 
 def tensor_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
     """Torch files with small storages and tensors that claim, alias or repeat much."""
-    kind = chance.randrange(4)
+    kind = chance.randrange(5)
+    if kind == 4:  # the average over very many classes is to be estimated
+        generator = files.random_generator(c_dim=60_000)
+        del generator.mapping.w_avg
+        return files.nvidia_pickle(generator)
     state = dict(files.rosinality_state(files.random_generator()))
     name = chance.choice(list(state))
     if kind == 0:
@@ -237,7 +241,7 @@ def outcome(content: bytes) -> str:
     generator = loaded.generator
     assert all(bool(torch.isfinite(tensor).all()) for tensor in generator.state_dict().values())
     spec = generator.spec
-    ws_BLD = generator.map(torch.zeros(1, spec.z_dim), torch.eye(spec.c_dim)[:1] if spec.c_dim else None)
+    ws_BLD = generator.map(torch.zeros(1, spec.z_dim), torch.ones(1, spec.c_dim) if spec.c_dim else None)
     assert ws_BLD.shape == (1, spec.num_ws, spec.w_dim)
     return "loaded"
 

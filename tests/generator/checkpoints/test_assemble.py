@@ -5,7 +5,7 @@ from generator.checkpoints.checkpoint_files import SMALL, random_discriminator, 
 
 from pipeline.generator.checkpoints import assemble
 from pipeline.generator.checkpoints.assemble import check_generator_size
-from pipeline.generator.checkpoints.restricted import UnreadableError
+from pipeline.generator.checkpoints.inert import UnreadableError
 
 
 @pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])

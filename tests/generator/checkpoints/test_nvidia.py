@@ -95,6 +95,17 @@ def test_a_missing_average_is_estimated_and_recorded() -> None:
     assert bool(((average - ws_BD.mean(dim=0)).abs() < 6 * ws_BD.std(dim=0) / 4096**0.5).all())
 
 
+def test_the_estimate_does_not_depend_on_threads() -> None:
+    stored = random_generator(z_dim=256, w_dim=256, mapping_layers=8)
+    del stored.mapping.w_avg
+    content, averages = nvidia_pickle(stored), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        averages.append(loaded(content).mapping.w_avg)
+    torch.set_num_threads(1)
+    assert all(torch.equal(average, averages[0]) for average in averages)
+
+
 def test_without_averaged_weights_the_others_are_used_and_named() -> None:
     content = nvidia_pickle(random_generator(), G=nvidia_module(random_generator(3)), G_ema=None)
     found = parse_checkpoint("file.pkl", content)

@@ -14,7 +14,8 @@ import torch
 from generator.checkpoints.checkpoint_files import dump, random_generator, rosinality_state, torch_file
 
 from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.checkpoints.restricted import Budget, UnreadableError, read_pickle
+from pipeline.generator.checkpoints.inert import Budget, UnreadableError
+from pipeline.generator.checkpoints.restricted import read_pickle
 from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS, StoredTensor
 from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_archive, read_stream, read_zip
 

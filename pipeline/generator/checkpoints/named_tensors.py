@@ -1,0 +1,111 @@
+"""Stored tensors under our names, and a network filled with them: every name and shape must fit."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.generator.checkpoints.inert import UnreadableError, describe_value
+from pipeline.generator.checkpoints.tensors import StoredTensor
+from pipeline.generator.layers import binomial_filter
+from pipeline.generator.networks import MAPPING_RATE_MULTIPLIER
+
+FILTER_SUFFIX = "resample_filter"
+
+
+def unchanged(values: Tensor) -> Tensor:
+    """The tensor itself."""
+    return values
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A stored tensor on its way to one of ours: converted when its turn comes."""
+
+    stored: StoredTensor
+    shape: tuple[int, ...]
+    """Once arranged."""
+    arrange: Callable[[Tensor], Tensor]
+    """Indexing, permuting, reshaping."""
+    adjust: Callable[[Tensor], Tensor]
+    """What changes values, not the shape."""
+
+    @classmethod
+    def of(
+        cls,
+        stored: StoredTensor,
+        arrange: Callable[[Tensor], Tensor] = unchanged,
+        adjust: Callable[[Tensor], Tensor] = unchanged,
+    ) -> "NamedTensor":
+        """The arranged shape is found without memory. Raises UnreadableError when it cannot be arranged."""
+        try:
+            shape = tuple(arrange(torch.empty(stored.shape, device="meta")).shape)
+        except (RuntimeError, IndexError) as error:
+            raise UnreadableError(f"damaged: a tensor of shape {stored.shape} where another is due") from error
+        return cls(stored, shape, arrange, adjust)
+
+    def values(self) -> Tensor:
+        """The tensor, float32. Raises UnreadableError when a value is not finite."""
+        return self.adjust(self.arrange(self.stored.to_float32()))
+
+
+def rate_ratio(multiplier: object) -> float:
+    """What brings mapping weights stored for a learning rate multiplier (None: ours) to ours; the product counts."""
+    if multiplier is None:
+        return 1.0
+    if not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e6:
+        raise UnreadableError(f"unknown architecture option: learning rate multiplier {describe_value(multiplier)}")
+    return multiplier / MAPPING_RATE_MULTIPLIER
+
+
+def fill_network(network: nn.Module, state: Mapping[str, NamedTensor | Tensor]) -> None:
+    """Replace a network's tensors. Raises UnreadableError."""
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    filters = {name for name in expected if name.endswith(FILTER_SUFFIX)}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_names({name: expected[name] for name in filters} | found, expected)
+    values = {}
+    for name, tensor in state.items():
+        values[name] = _laid_out(tensor if isinstance(tensor, Tensor) else _converted(name, tensor))
+    for name in filters:
+        check_filter(values.get(name, binomial_filter()))
+        values[name] = binomial_filter()
+    network.load_state_dict(values, assign=True)
+
+
+def check_filter(kernel: Tensor) -> None:
+    """A resampling filter, whatever it sums to, must be [1, 3, 3, 1]. Raises UnreadableError."""
+    ours = binomial_filter()
+    if kernel.shape != ours.shape or not torch.allclose(kernel / kernel.sum(), ours, atol=1e-6):
+        raise UnreadableError(
+            "unknown architecture option: a resampling filter other than [1, 3, 3, 1], which every StyleGAN2 has"
+        )
+
+
+def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Names and shapes must be those of the network. Raises UnreadableError."""
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        listed = [f"{title} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+                  for title, names in (("lacks", missing), ("has in addition", surplus)) if names]  # fmt: skip
+        raise UnreadableError(f"its tensors are not those of a StyleGAN2 network: it {' and '.join(listed)[:300]}")
+    for name, shape in expected.items():
+        if tuple(found[name]) != shape or 0 in shape:
+            raise UnreadableError(
+                f"{name} has shape {tuple(found[name])}, the network that the other tensors make needs {shape}"
+            )
+
+
+def _converted(name: str, tensor: NamedTensor) -> Tensor:
+    try:
+        return tensor.values()
+    except UnreadableError as error:
+        raise UnreadableError(f"{name} {error}") from error
+
+
+def _laid_out(values: Tensor) -> Tensor:
+    """Kernels channels-last, as synthesis wants them; the rest contiguous."""
+    if values.ndim == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    return values.contiguous()

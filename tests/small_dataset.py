@@ -1,0 +1,135 @@
+"""A small dataset of painted samples, written by the real store, writer, publisher and manifest."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.manifest import DatasetContext, claim_output, finish_dataset
+from pipeline.plan import shard_tasks
+from pipeline.shard_publisher import load_records, publish_shard
+from pipeline.shard_writer import ShardWriter
+from pipeline.store import Store
+from schemas.config import DatasetConfig, GeneratorConfig, RunConfig
+from schemas.fingerprint import fingerprint, identity
+from schemas.manifest import CheckpointSource, Manifest
+from schemas.sample import IGNORE, Candidate, Sample, SampleMetadata, sample_key
+from schemas.shard import ShardRecord, ShardTask
+
+CLASSES = ("background", "skin", "hair")
+RESOLUTION = 16
+FITTED = b"a fitted labeler"
+CHECKPOINT = CheckpointSource(
+    reference="bundled:painted", sha256="c" * 64, format="painted 1", licence="Apache-2.0", attribution="A. Painter"
+)
+DROP_REASON = "low_confidence"
+
+
+def dropped(seed: int) -> bool:
+    """Two of every five candidates."""
+    return seed % 5 in (1, 2)
+
+
+def paint(seed: int, resolution: int = RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
+    """Image (HWC uint8, smooth) and mask (HW uint8, the classes and ignore) of a seed."""
+    random = np.random.default_rng(seed)
+    row, column = np.mgrid[:resolution, :resolution] / resolution
+    image_HWC = np.stack([np.cos(3 * (a * row + b * column)) * 100 + 128 for a, b in random.random((3, 2))], axis=-1)
+    mask_HW = random.integers(0, len(CLASSES), (resolution, resolution), dtype=np.uint8)
+    mask_HW[0, 0] = IGNORE
+    return image_HWC.astype(np.uint8), mask_HW
+
+
+def candidate_of(seed: int, mask_HW: np.ndarray) -> Candidate:
+    pixels = {name: int((mask_HW == value).sum()) for value, name in enumerate(CLASSES)}
+    return Candidate(
+        seed=seed,
+        class_id=None,
+        drop_reason=DROP_REASON if dropped(seed) else None,
+        confidence=round(0.25 + (seed % 7) / 10, 6),
+        largest_component=0.75,
+        class_pixels={**pixels, "ignore": int((mask_HW == IGNORE).sum())},
+    )
+
+
+def sample_of(
+    seed: int, image_HWC: np.ndarray, mask_HW: np.ndarray, before: Sequence[Candidate] = (), run: str = "f" * 64
+) -> Sample:
+    unit_HWC = image_HWC / 255
+    red, green, blue = unit_HWC.mean((0, 1)).tolist()
+    red_square, green_square, blue_square = np.square(unit_HWC).mean((0, 1)).tolist()
+    metadata = SampleMetadata(
+        key=sample_key(seed),
+        candidate=candidate_of(seed, mask_HW),
+        dropped_before=tuple(before),
+        channel_means=(red, green, blue),
+        channel_square_means=(red_square, green_square, blue_square),
+        truncation_psi=0.7,
+        truncation_cutoff=None,
+        noise="const",
+        method="style_mixing",
+        checkpoint_sha256=CHECKPOINT.sha256,
+        fingerprint=run,
+    )
+    return Sample(metadata.key, image_HWC, mask_HW, metadata)
+
+
+def samples_of(task: ShardTask, run: str = "f" * 64) -> Iterator[Sample]:
+    """A task's kept samples, each with the candidates dropped before it."""
+    waiting: list[Candidate] = []
+    kept = 0
+    for seed in range(task.first_seed, task.first_seed + task.num_seeds):
+        image_HWC, mask_HW = paint(seed)
+        if dropped(seed):
+            waiting.append(candidate_of(seed, mask_HW))
+        elif kept < task.num_samples:
+            yield sample_of(seed, image_HWC, mask_HW, waiting, run)
+            waiting, kept = [], kept + 1
+
+
+def tar_of(samples: Iterator[Sample], threads: Executor, image_format: str = "png") -> bytes:
+    writer = ShardWriter(image_format, 95, threads)
+    for sample in samples:
+        writer.add(sample)
+    return writer.finish()
+
+
+def publish(store: Store, task: ShardTask, tar: bytes, run: str = "f" * 64, host: str = "here") -> ShardRecord:
+    return publish_shard(
+        store,
+        task,
+        tar,
+        fingerprint=run,
+        seconds_by_stage={"synthesise": 1.5},
+        attempts=1,
+        host=host,
+        device="cpu",
+    )
+
+
+def config_of(output: Path, image_format: str = "png", samples: int = 11) -> RunConfig:
+    """Shards of four samples; the last one holds the remainder."""
+    dataset = DatasetConfig(samples=samples, samples_per_shard=4, image_format=image_format, first_seed=100)  # type: ignore[arg-type]
+    return RunConfig(
+        name="painted", output=str(output), generator=GeneratorConfig(checkpoint="bundled:painted"), dataset=dataset
+    )
+
+
+def context_of(config: RunConfig) -> DatasetContext:
+    run = fingerprint(identity(config, CHECKPOINT.sha256), hashlib.sha256(FITTED).hexdigest())
+    return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, RESOLUTION)
+
+
+def write_dataset(output: Path, image_format: str = "png", samples: int = 11) -> tuple[Store, Manifest]:
+    """The whole way from run.json to manifest.json."""
+    config = config_of(output, image_format, samples)
+    context, store = context_of(config), Store.open(config.output)
+    claim_output(store, identity(config, CHECKPOINT.sha256))
+    store.create("labeler/style_mixing.safetensors", FITTED)
+    with ThreadPoolExecutor(2) as threads:
+        for task in shard_tasks(config):
+            tar = tar_of(samples_of(task, context.fingerprint), threads, image_format)
+            publish(store, task, tar, context.fingerprint)
+    return store, finish_dataset(store, load_records(store), context)
