@@ -2,10 +2,9 @@
 
 import io
 import json
-import struct
 import tarfile
 import threading
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from small_dataset import paint, sample_of, samples_of, tar_of, write_dataset
+from small_dataset import config_of, paint, sample_of, samples_of, tar_of, write_dataset
 
+from pipeline.plan import shard_tasks
 from pipeline.shard_reader import DamagedTarError, candidates_in, members_in, metadata_in
 from pipeline.shard_writer import DIGITAL_SOURCE_TYPE, ShardWriter, encode_image, encode_mask, encode_metadata
 from schemas.sample import Sample
@@ -86,11 +86,8 @@ def test_every_candidate_is_in_the_tar() -> None:
     ]  # fmt: skip
 
 
-class _Broken(Sample):
-    """Its JSON cannot be written: confidence is not a number."""
-
-
 def _broken_sample(seed: int) -> Sample:
+    """Its JSON cannot be written: its confidence is not a number."""
     good = sample_of(seed, *paint(seed))
     candidate = good.metadata.candidate.model_copy(update={"confidence": float("nan")})
     return Sample(good.key, good.image_HWC, good.mask_HW, good.metadata.model_copy(update={"candidate": candidate}))
@@ -100,7 +97,7 @@ def test_an_error_in_a_thread_fails_the_shard() -> None:
     with ThreadPoolExecutor(2) as threads:
         writer = ShardWriter("png", 95, threads)
         writer.add(sample_of(0, *paint(0)))
-        with pytest.raises(ValueError, match="Out of range float"):  # noqa: PT012
+        with pytest.raises(ValueError, match="Out of range float"):
             writer.add(_broken_sample(1))
             writer.add(sample_of(2, *paint(2)))
             writer.finish()
@@ -194,12 +191,6 @@ def tar() -> bytes:
         return tar_of(samples_of(TASK), threads)
 
 
-def _end_of_members(tar: bytes) -> int:
-    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-        last = archive.getmembers()[-1]
-    return last.offset_data + -(-last.size // 512) * 512
-
-
 @given(position=st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
 def test_a_cut_tar_is_noticed(tar: bytes, position: float) -> None:
@@ -210,11 +201,10 @@ def test_a_cut_tar_is_noticed(tar: bytes, position: float) -> None:
 def test_a_tar_cut_between_members_is_noticed(tar: bytes) -> None:
     with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
         starts = [member.offset for member in archive]
+    assert len(starts) == 3 * TASK.num_samples
     for start in starts:
-        padded = tar[:start] + b"\0" * (-start % 10240)
         with pytest.raises(DamagedTarError):
-            assert len(padded) % 10240 == 0 and list(members_in(padded)) is None
-            raise DamagedTarError("zeros enough: a tar of fewer samples, which only its counts and hash give away")
+            list(members_in(tar[:start]))
 
 
 def test_a_broken_header_is_noticed(tar: bytes) -> None:
@@ -267,9 +257,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def delivered(dataset: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    from pipeline.plan import shard_tasks
-    from small_dataset import config_of
-
     samples = [sample for task in shard_tasks(config_of(dataset)) for sample in samples_of(task)]
     return [(sample.key, sample.image_HWC, sample.mask_HW) for sample in samples]
 
