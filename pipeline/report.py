@@ -68,7 +68,7 @@ def write_report(store: Store, redraw: Redraw | None) -> str:
     for record in records:
         tally.add(read_candidates(store, manifest, record))
     panels = _panels(store, manifest, records, tally, redraw)
-    page = _render(manifest, records, tally, panels, can_redraw=redraw is not None)
+    page = _render(manifest, records, tally, panels)
     store.replace(REPORT_PATH, page.encode())
     return REPORT_PATH
 
@@ -99,9 +99,7 @@ def _redrawn(tally: Tally, redraw: Redraw) -> list[Picture]:
     return [picture(row, sample) for row, sample in zip(rows, samples, strict=True)]
 
 
-def _render(
-    manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, panels: Panels, *, can_redraw: bool
-) -> str:
+def _render(manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, panels: Panels) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline", "."),
         autoescape=True,
@@ -116,7 +114,6 @@ def _render(
         manifest=manifest,
         run_file=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
         panels=panels,
-        can_redraw=can_redraw,
         num_dropped=manifest.num_candidates - manifest.num_samples,
         quality=quality,
         legend=_legend(manifest),

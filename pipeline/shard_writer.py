@@ -33,6 +33,9 @@ _JPEG_XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 # Signature and IHDR, after which a PNG may carry text.
 _PNG_HEAD_BYTES = 33
 
+# Names and contents of one sample's members.
+_Members = list[tuple[str, bytes]]
+
 
 class ShardWriter:
     """Builds one shard. Samples keep their order, and equal samples give equal bytes."""
@@ -43,15 +46,13 @@ class ShardWriter:
         self._image_format = image_format
         self._image_quality = image_quality
         self._threads = threads
-        self._stream = io.BytesIO()
-        self._tar = webdataset.TarWriter(self._stream, mtime=0, encoder=False)
-        self._encoding: deque[Future[list[tuple[str, bytes]]]] = deque()
-        self._num_written = 0
+        self._encoding: deque[Future[_Members]] = deque()
+        self._encoded: deque[_Members] = deque()
 
     @property
     def num_samples(self) -> int:
         """Samples added so far."""
-        return self._num_written + len(self._encoding)
+        return len(self._encoded) + len(self._encoding)
 
     def add(self, sample: Sample) -> None:
         """Start encoding a sample; waits while too many are being encoded.
@@ -61,23 +62,25 @@ class ShardWriter:
         _check(sample)
         self._encoding.append(self._threads.submit(_members, sample, self._image_format, self._image_quality))
         while self._encoding and (len(self._encoding) > _MAX_IN_FLIGHT or self._encoding[0].done()):
-            self._write_oldest()
+            self._collect_oldest()
 
     def finish(self) -> bytes:
-        """The whole tar. Raises what encoding raised: a shard never lacks a sample in silence."""
+        """The whole tar; the writer is spent. Raises what encoding raised: a shard never lacks a sample in silence."""
         while self._encoding:
-            self._write_oldest()
-        self._tar.close()
-        return self._stream.getvalue()
+            self._collect_oldest()
+        stream = io.BytesIO()
+        with webdataset.TarWriter(stream, mtime=0, encoder=False) as tar:
+            while self._encoded:  # let go of one by one, so that the shard is not twice in memory
+                for name, data in self._encoded.popleft():
+                    key, ending = name.split(".", 1)
+                    # One call a member: TarWriter sorts the endings within a call.
+                    tar.write({"__key__": key, ending: data})
+        return stream.getvalue()
 
-    def _write_oldest(self) -> None:
+    def _collect_oldest(self) -> None:
         members = self._encoding[0].result()  # a failed one stays first, so that `finish` fails too
         self._encoding.popleft()
-        self._num_written += 1
-        for name, data in members:
-            key, ending = name.split(".", 1)
-            # One call a member: TarWriter sorts the endings within a call.
-            self._tar.write({"__key__": key, ending: data})
+        self._encoded.append(members)
 
 
 def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) -> bytes:
@@ -116,7 +119,7 @@ def member_names(key: str, image_format: str) -> tuple[str, str, str]:
     return f"{key}.{image_format}", f"{key}.mask.png", f"{key}.json"
 
 
-def _members(sample: Sample, image_format: str, quality: int) -> list[tuple[str, bytes]]:
+def _members(sample: Sample, image_format: str, quality: int) -> _Members:
     contents = (
         encode_image(sample.image_HWC, image_format, quality),
         encode_mask(sample.mask_HW),

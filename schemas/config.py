@@ -43,33 +43,39 @@ class GeneratorConfig(Section):
 
 
 class StyleMixingConfig(Section):
-    """Network-free masks: pixels of a segment change together under style mixing (Feng et al., CVPR 2023)."""
+    """Network-free masks: pixels of a segment change together under style mixing (Feng et al., CVPR 2023).
+
+    Defaults are measured on the bundled 32 px generator against a segmenter trained on the drawings themselves, as
+    mIoU of 128 to 256 generated images. The paper does not publish its own settings.
+    """
 
     method: Literal["style_mixing"] = "style_mixing"
     """Name of the labeling method."""
     variants: int = Field(16, ge=2, le=256)
-    """Style-mixed variants of each image that are clustered."""
+    """Style-mixed variants of each image that are clustered. The time a sample goes with them. 4, 8 and 16 give .91,
+    .92 and .92; the worst tenth of images .82, .83 and .86."""
     crossover: int | Literal["auto"] = "auto"
     """First row of w taken from the donor. Lower rows keep the image's layout. `auto` chooses it in `fit`."""
     min_layout_agreement: float = Field(0.5, ge=0, le=1)
     """`crossover: auto` takes the lowest row from which the edges of image and variants agree so well: 0 as those of
-    two different images, 1 as those of an image with itself."""
+    two different images, 1 as those of an image with itself. .22, .47, .64 and .79 gave .85, .91, .92 and .92."""
     clusters: int = Field(8, ge=2, le=64)
     """k of k-means. Above 2, clusters are merged into foreground and background by evidence calibrated in
-    `fit`; 2 is the paper's setting."""
+    `fit`; 2 is the paper's setting (best with `normalisation: standardised` and 16 restarts)."""
     normalisation: Literal["none", "centred", "standardised"] = "centred"
     """What is done to each pixel's vector over the variants before clustering: nothing, its mean colour
-    subtracted, or that and division by its deviation (correlation)."""
-    restarts: int = Field(16, ge=1, le=64)
-    """k-means starts an image; the one with the least inertia is kept."""
+    subtracted, or that and division by its deviation (correlation). With 8 clusters all give .92."""
+    restarts: int = Field(4, ge=1, le=64)
+    """k-means starts an image; the one with the least inertia is kept. 16 gain nothing over 4 with 8 clusters."""
     iterations: int = Field(10, ge=1, le=100)
     """Lloyd iterations a start, a fixed number so that the work never depends on the data."""
     donor_first_seed: int = Field(4_000_000_000, ge=0, lt=SEED_LIMIT)
     """Seeds of the donors count up from here. All images share the donors, in this order."""
     donor_truncation_psi: float = Field(1.0, ge=0, le=2)
     """Truncation psi of the donors: higher means stronger colours."""
-    fit_samples: int = Field(256, ge=16)
-    """Images that `fit` looks at to calibrate the merging of clusters."""
+    fit_samples: int = Field(128, ge=16)
+    """Images that `fit` looks at to calibrate the merging of clusters. 16 to 256 give the same mIoU; confidences
+    settle at about 64."""
     fit_first_seed: int = Field(4_100_000_000, ge=0, lt=SEED_LIMIT)
     """Seeds of those images count up from here."""
 

@@ -207,6 +207,8 @@ def test_page_is_self_contained_and_small(page: str) -> None:
     assert references
     assert all(reference.startswith(("data:", "#")) for reference in references)
     assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in tags}
+    policies = [attrs["content"] for _, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert "url(http" not in page and "@import" not in page
 
 

@@ -239,7 +239,7 @@ def test_metadata_that_is_none_is_noticed() -> None:
 
     good = encode_metadata(sample_of(0, *paint(0)).metadata)
     assert len(metadata_of(good)) == 1
-    with pytest.raises(DamagedTarError, match="0000000001.json says that it is of sample 0000000000"):
+    with pytest.raises(DamagedTarError, match=r"0000000001\.json says that it is of sample 0000000000"):
         metadata_of(good, "0000000001.json")
     for content in (b"", b"{}", b"\xff", good[:-1], good.replace(b'"const"', b"7")):
         with pytest.raises(DamagedTarError, match=r"0000000000\.json: "):

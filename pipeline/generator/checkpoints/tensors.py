@@ -203,7 +203,7 @@ def _reconstruct(args: tuple[object, ...]) -> StoredArray:
     return StoredArray()
 
 
-def _class_name(name: str) -> Constructor:
+def never_called(name: str) -> Constructor:
     """A class that is referred to but never called."""
 
     def refuse(args: tuple[object, ...]) -> object:
@@ -227,7 +227,7 @@ def _dictionary(args: tuple[object, ...]) -> dict[object, object]:
 def _numpy_constructors() -> dict[str, Constructor]:
     """Each under its name before and since numpy 2."""
     constructors: dict[str, Constructor] = {
-        "numpy.ndarray": _class_name("numpy.ndarray"),
+        "numpy.ndarray": never_called("numpy.ndarray"),
         "numpy.dtype": StoredDtype,
     }
     for core in ("numpy.core", "numpy._core"):

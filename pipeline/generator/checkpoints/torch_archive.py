@@ -15,6 +15,7 @@ from pipeline.generator.checkpoints.tensors import (
     STORAGE_KINDS,
     Storage,
     kind_bytes,
+    never_called,
 )
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -30,17 +31,10 @@ _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL_HEADER_BYTES = 30
 
 
-def _storage_class(name: str) -> Constructor:
-    def refuse(args: tuple[object, ...]) -> object:
-        raise UnreadableError(f"calls {name}: refused")
-
-    return refuse
-
-
 _CONSTRUCTORS: dict[str, Constructor] = {
     **BASIC_CONSTRUCTORS,
-    **{f"torch.{name}": _storage_class(name) for name in STORAGE_KINDS},
-    **{f"torch.cuda.{name}": _storage_class(name) for name in STORAGE_KINDS},
+    **{f"torch.{name}": never_called(name) for name in STORAGE_KINDS},
+    **{f"torch.cuda.{name}": never_called(name) for name in STORAGE_KINDS},
 }
 
 
