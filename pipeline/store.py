@@ -6,6 +6,7 @@ Today a local folder, through obstore, whose buckets have the same operations.
 import errno
 import os
 import re
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Store:
         if "://" in url and not url.startswith("file://"):
             raise ConfigError(f"output: {url}: {url.split('://')[0]}:// is not supported; use a local folder")
         store = cls(url, Path(url.removeprefix("file://")).expanduser().absolute())
-        if not store._is_folder() and store._root.exists():
+        if store._is_file():
             raise OutputError(f"{url}: is a file; the output must be a folder, or not exist yet")
         return store
 
@@ -183,6 +184,15 @@ class Store:
         try:
             return self._root.is_dir()
         except OSError as error:  # a folder above may not be entered
+            raise self._refused("", "read", error) from error
+
+    def _is_file(self) -> bool:
+        # One look: between two, another driver may have made the folder.
+        try:
+            return not stat.S_ISDIR(self._root.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
             raise self._refused("", "read", error) from error
 
     def _flush(self, path: str) -> None:

@@ -226,6 +226,9 @@ def test_page_counts_what_the_tars_hold(dataset: Store, page: str) -> None:
     pixels = sum(candidate.class_pixels["hair"] for candidate in candidates if candidate.kept) / (36 * 64 * 64)
     images = sum(candidate.class_pixels["hair"] > 0 for candidate in candidates if candidate.kept) / 36
     assert f"hair {pixels:.{0 if pixels >= 0.1 else 1}%} {images:.0%}" in sections["classes"]
+    scores = [candidate.confidence for candidate in candidates if candidate.kept]
+    low, high = np.floor(min(scores) * 200) / 200, np.ceil(max(scores) * 200) / 200
+    assert f"Histogram of confidence: 36 kept from {low:.2f} to {high:.2f}, median" in page
     # 3 s of 5 s in each of 3 shards of 12 samples.
     assert "synthesise 9.00 s · 60% 250.00 ms" in sections["time"]
     assert "avatars-000002" in sections["shards"]
@@ -429,6 +432,7 @@ addEventListener("load", () => {
   const shown = e => { const box = e.getBoundingClientRect(); return box.width > 0 && box.height > 0; };
   const result = {
     images: all("img").map(e => [e.naturalWidth, e.getBoundingClientRect().width, e.alt]),
+    masks: all("img.crisp").map(e => e.getBoundingClientRect()).map(b => [b.x, b.y, b.width, b.height]),
     overflow: document.scrollingElement.scrollWidth,
     legend: all(".legend li").map(e => [e.textContent, getComputedStyle(e.firstChild).backgroundColor]),
     sections: Object.fromEntries(all("section").map(e =>
@@ -523,10 +527,13 @@ def test_browser_has_nothing_to_complain_about(browser: str, page: str, tmp_path
     assert visited.console == []
     screenshot_HWC = np.asarray(cv2.imread(str(tmp_path / "page.png"), cv2.IMREAD_COLOR_RGB))
     assert screenshot_HWC.shape[1] == 1280
-    # Masks reach the screen in their exact colours.
-    packed = screenshot_HWC.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
-    for name, (red, green, blue) in zip(CLASSES, class_colours(len(CLASSES)).tolist(), strict=True):
-        assert (packed == (red << 16 | green << 8 | blue)).sum() >= 150, name
+    # Masks reach the screen in their exact colours, with no blend of two at their edges.
+    boxes = probe(browser, page, tmp_path)["masks"]
+    assert isinstance(boxes, list) and len(boxes) >= 24 + 12 + 2
+    allowed = {tuple(colour) for colour in class_colours(len(CLASSES)).tolist()}
+    for left, top, width, height in boxes:
+        mask_HWC = screenshot_HWC[round(top) + 2 : int(top + height) - 2, round(left) + 2 : int(left + width) - 2]
+        assert mask_HWC.size and {tuple(colour) for colour in mask_HWC.reshape(-1, 3).tolist()} <= allowed
 
 
 def test_browser_follows_the_dark_scheme(browser: str, page: str, tmp_path: Path) -> None:
