@@ -46,13 +46,10 @@ class ShardWriter:
         self._image_format = image_format
         self._image_quality = image_quality
         self._threads = threads
+        self.num_samples = 0
+        """Samples added so far."""
         self._encoding: deque[Future[_Members]] = deque()
         self._encoded: deque[_Members] = deque()
-
-    @property
-    def num_samples(self) -> int:
-        """Samples added so far."""
-        return len(self._encoded) + len(self._encoding)
 
     def add(self, sample: Sample) -> None:
         """Start encoding a sample; waits while too many are being encoded.
@@ -61,6 +58,7 @@ class ShardWriter:
         """
         _check(sample)
         self._encoding.append(self._threads.submit(_members, sample, self._image_format, self._image_quality))
+        self.num_samples += 1
         while self._encoding and (len(self._encoding) > _MAX_IN_FLIGHT or self._encoding[0].done()):
             self._collect_oldest()
 
@@ -68,6 +66,7 @@ class ShardWriter:
         """The whole tar; the writer is spent. Raises what encoding raised: a shard never lacks a sample in silence."""
         while self._encoding:
             self._collect_oldest()
+        assert len(self._encoded) == self.num_samples, "a writer finishes once"
         stream = io.BytesIO()
         with webdataset.TarWriter(stream, mtime=0, encoder=False) as tar:
             while self._encoded:  # let go of one by one, so that the shard is not twice in memory

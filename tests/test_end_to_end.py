@@ -76,6 +76,10 @@ def test_exact_delivery_when_rules_drop_a_third(write_run_file: RunFileWriter, t
         seeds = [int(row["seed"]) for row in rows if int(row["seed"]) // 60 == shard]  # type: ignore[call-overload]
         assert seeds == list(range(60 * shard, 60 * shard + len(seeds)))
 
+    labelmill("report", output)
+    page = (output / "report" / "index.html").read_text()
+    assert all(f"seed {row['seed']}" in page for row in dropped[:3])  # drawn again from their seeds
+
     before = {path: path.read_bytes() for path in output.glob("shards/*.parquet")}
     for path in [*output.glob("shards/*.parquet"), *output.glob("records/*.json")]:
         path.unlink()

@@ -16,7 +16,7 @@ from schemas.fingerprint import fingerprint, identity
 from schemas.manifest import CheckpointSource
 from schemas.shard import ShardRecord
 from workers.local import run_locally
-from workers.progress import RunProgress
+from workers.progress import RunProgress, say
 from workers.shard_worker import ShardWorker, labeler_path, open_sampler
 
 # Staging files of killed writers older than this are nobody's: a put takes seconds.
@@ -55,6 +55,7 @@ def prepare(config: RunConfig) -> PreparedRun:
     claim_output(store, run_identity)
     path = labeler_path(config)
     if not store.exists(path):
+        say(f"fitting the labeler on {config.labeler.fit_samples} images")
         # The first one published wins: fits on other devices may differ in a bit.
         store.create(path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
     fitted = store.read(path)

@@ -16,6 +16,11 @@ from schemas.shard import ShardRecord
 LINE_SECONDS = 10.0
 
 
+def say(text: str) -> None:
+    """Tell whoever watches, on stderr, what takes a while now."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class RunProgress:
     """Counts finished shards and says so, on stderr: bars where a person watches, a line every 10 s elsewhere."""
 
@@ -56,7 +61,7 @@ class RunProgress:
             self._last_line = now
             self._save(finished=False)
             if self._bar is None:
-                print(self._line(), file=sys.stderr, flush=True)
+                say(self._line())
 
     def _rate(self) -> float:
         return (self._num_done - self._num_before) / max(time.monotonic() - self._start, 1e-9)

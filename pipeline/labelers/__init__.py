@@ -25,5 +25,6 @@ def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str 
 
 def open_labeler(config: LabelerConfig, sampler: Sampler, fitted: bytes) -> Labeler:
     """The labeler that `fit_labeler` made. Raises ConfigError, or FittedLabelerError when the file does not fit."""
+    check_crossover(config, sampler.generator.spec.num_ws)
     file = FittedStyleMixing.from_bytes(fitted, config, sampler.generator.spec, sampler.device)
     return StyleMixingLabeler(config, sampler, file)

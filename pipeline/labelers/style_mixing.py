@@ -63,7 +63,6 @@ class StyleMixingLabeler:
     layers: tuple[str, ...] = ()
 
     def __init__(self, config: StyleMixingConfig, sampler: Sampler, fitted: FittedStyleMixing) -> None:
-        check_crossover(config, sampler.generator.spec.num_ws)
         self.generator, self.fitted = sampler.generator, fitted
         self.clusterer = VariantClusterer(config, sampler.device)
         self.images_per_pass = images_per_pass(config.variants, sampler.device)

@@ -1,0 +1,151 @@
+"""Merging clusters, on ideal recolourings of drawings with exact masks."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.benchmark.avatars import recolourings
+from pipeline.labelers.foreground import ForegroundModel, border_affinity, calibrate, merge
+from pipeline.labelers.kmeans import Clusters, one_hot
+from pipeline.labelers.style_mixing import VariantClusterer
+from schemas.config import StyleMixingConfig
+
+RESOLUTION, NUM_VARIANTS = 64, 16
+
+
+class Recolourings(NamedTuple):
+    variants_BNCHW: Tensor
+    truth_BHW: Tensor
+
+
+def draw(seeds: range) -> Recolourings:
+    pairs = [recolourings(seed, RESOLUTION, NUM_VARIANTS) for seed in seeds]
+    variants = torch.from_numpy(np.stack([images for images, _ in pairs]))
+    truth_BHW = torch.from_numpy(np.stack([mask > 0 for _, mask in pairs]))
+    return Recolourings(variants.permute(0, 1, 4, 2, 3) / 127.5 - 1, truth_BHW)
+
+
+@pytest.fixture(scope="module")
+def fit_set() -> Recolourings:
+    return draw(range(100, 124))
+
+
+@pytest.fixture(scope="module")
+def test_set() -> Recolourings:
+    return draw(range(200, 216))
+
+
+def cluster(variants_BNCHW: Tensor, **settings: object) -> Clusters:
+    config = StyleMixingConfig.model_validate({"variants": max(2, variants_BNCHW.shape[1]), **settings})
+    return VariantClusterer(config)(variants_BNCHW)
+
+
+def mean_iou(masks_BHW: Tensor, truth_BHW: Tensor) -> float:
+    """Mean over images of the mean of foreground's and background's IoU."""
+    masks_BHW, ious = masks_BHW.bool(), []
+    for found, wanted in ((masks_BHW, truth_BHW), (~masks_BHW, ~truth_BHW)):
+        ious.append((found & wanted).sum((1, 2)) / (found | wanted).sum((1, 2)))
+    return torch.stack(ious).mean().item()
+
+
+def best_merging(clusters: Clusters, truth_BHW: Tensor) -> Tensor:
+    """The masks that a judge who knows the truth would merge the clusters to."""
+    num_clusters = clusters.sizes_BK.shape[1]
+    inside_BK = (one_hot(clusters.assignment_BP, num_clusters) @ truth_BHW.flatten(1).float()[..., None]).squeeze(2)
+    is_foreground_BK = inside_BK > clusters.sizes_BK / 2
+    return torch.gather(is_foreground_BK, 1, clusters.assignment_BP).view_as(truth_BHW)
+
+
+def test_eight_clusters_are_merged_to_the_right_masks(fit_set: Recolourings, test_set: Recolourings) -> None:
+    model = calibrate(cluster(fit_set.variants_BNCHW), NUM_VARIANTS)
+    clusters = cluster(test_set.variants_BNCHW)
+    labels = merge(clusters, model, NUM_VARIANTS)
+    found, possible = (
+        mean_iou(masks, test_set.truth_BHW) for masks in (labels.masks_BHW, best_merging(clusters, test_set.truth_BHW))
+    )
+    assert labels.masks_BHW.dtype == torch.uint8
+    assert found > 0.9
+    assert found > possible - 0.05
+
+    two = {"clusters": 2, "normalisation": "standardised", "restarts": 16}
+    of_two = calibrate(cluster(fit_set.variants_BNCHW, **two), NUM_VARIANTS)
+    masks_of_two = merge(cluster(test_set.variants_BNCHW, **two), of_two, NUM_VARIANTS).masks_BHW
+    assert 0.5 < mean_iou(masks_of_two, test_set.truth_BHW) < found - 0.1
+
+
+def test_colours_of_one_image_do_worse_even_when_merged_with_the_truth(
+    fit_set: Recolourings, test_set: Recolourings
+) -> None:
+    model = calibrate(cluster(fit_set.variants_BNCHW), NUM_VARIANTS)
+    ours = merge(cluster(test_set.variants_BNCHW), model, NUM_VARIANTS).masks_BHW
+    single = cluster(test_set.variants_BNCHW[:, :1], normalisation="none", restarts=16)
+    assert mean_iou(best_merging(single, test_set.truth_BHW), test_set.truth_BHW) < (
+        mean_iou(ours, test_set.truth_BHW) - 0.05
+    )
+
+
+def test_the_map_learns_where_the_background_is(fit_set: Recolourings) -> None:
+    model = calibrate(cluster(fit_set.variants_BNCHW), NUM_VARIANTS)
+    assert model.background_HW.shape == (RESOLUTION, RESOLUTION)
+    assert 0 <= model.background_HW.min() <= model.background_HW.max() <= 1
+    truth_HW = 1 - fit_set.truth_BHW.float().mean(dim=0)
+    assert (model.background_HW - truth_HW).abs().mean() < 0.08
+    # Clothes fill the middle of the lower border in every drawing, and nothing but background the upper corners.
+    assert model.background_HW[-1, RESOLUTION // 2] < 0.2
+    assert model.background_HW[0, 0] > 0.8
+
+
+def test_a_turned_domain_is_learned_as_well(fit_set: Recolourings, test_set: Recolourings) -> None:
+    model = calibrate(cluster(fit_set.variants_BNCHW.rot90(1, (3, 4))), NUM_VARIANTS)
+    labels = merge(cluster(test_set.variants_BNCHW.rot90(1, (3, 4))), model, NUM_VARIANTS)
+    assert mean_iou(labels.masks_BHW, test_set.truth_BHW.rot90(1, (1, 2))) > 0.9
+
+
+def test_a_mask_that_failed_is_less_sure(fit_set: Recolourings, test_set: Recolourings) -> None:
+    model = calibrate(cluster(fit_set.variants_BNCHW), NUM_VARIANTS)
+    good = merge(cluster(test_set.variants_BNCHW), model, NUM_VARIANTS).confidence_B
+    noise = torch.randn(8, NUM_VARIANTS, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(0))
+    bad = merge(cluster(noise), model, NUM_VARIANTS).confidence_B
+    assert bad.min() >= 0 and good.max() <= 1
+    assert good.min() > 0.5
+    assert bad.max() < 0.5
+
+
+def quarters() -> Clusters:
+    """One 8x8 image: the frame, half of it in each of two opposite colours, and a middle like the first half."""
+    assignment_HW = torch.zeros(8, 8, dtype=torch.int64)
+    assignment_HW[4:] = 1
+    assignment_HW[2:6, 2:6] = 2
+    signature = torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat_interleave(3)
+    centroids_BKD = torch.stack([signature, -signature, 2 * signature + 5])[None]
+    sizes_BK = torch.tensor([[24.0, 24.0, 16.0]])
+    return Clusters(assignment_HW.view(1, 64), centroids_BKD, sizes_BK, torch.zeros(1))
+
+
+def test_affinity_to_the_border_by_hand() -> None:
+    # Correlations are 1, or negative and hence none; half of the border's 28 pixels lie in each half.
+    torch.testing.assert_close(border_affinity(quarters(), 4), torch.tensor([[0.5, 0.5, 0.5]]))
+
+
+def test_chance_correlation_counts_as_none() -> None:
+    clusters = quarters()
+    weak = clusters.centroids_BKD.clone()
+    weak[0, 2] = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat_interleave(3) + 0.5 * weak[0, 0]
+    changed = Clusters(clusters.assignment_BP, weak, clusters.sizes_BK, clusters.inertia_B)
+    # Squared correlation .2 with the first half, below the 1/3 that four variants give by chance.
+    assert border_affinity(changed, 4)[0, 2] == 0
+
+
+def test_one_cluster_for_all_gives_finite_numbers() -> None:
+    clusters = Clusters(
+        torch.zeros(2, 64, dtype=torch.int64), torch.zeros(2, 2, 12), torch.tensor([[64.0, 0.0]] * 2), torch.zeros(2)
+    )
+    model = calibrate(clusters, 4)
+    labels = merge(clusters, model, 4)
+    assert bool(torch.isfinite(labels.confidence_B).all())
+    for name, shape in ForegroundModel.shapes(8).items():
+        assert tuple(getattr(model, name).shape) == shape
+        assert bool(torch.isfinite(getattr(model, name)).all())
