@@ -15,29 +15,41 @@ from torch.nn import functional
 from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import Batch, BatchNoise, repeatable_kernels
 
-# Variants synthesised at once: bounds memory, and fills a device. A fixed number, for its effect on bits.
-VARIANTS_PER_PASS = {"cpu": 16, "cuda": 256}
+# Bounds of one synthesis: in images, past which a CPU gains nothing, and in pixels, for memory (a full-width generator
+# needs a few hundred bytes a pixel). Fixed numbers, because the size of a batch decides bits.
+_MOST_IMAGES = {"cpu": 16, "cuda": 1024}
+_MOST_PIXELS = {"cpu": 2**20, "cuda": 2**24}
 
 
-def images_per_pass(num_variants: int, device: torch.device) -> int:
-    """How many images' variants are synthesised at once."""
-    return max(1, VARIANTS_PER_PASS.get(device.type, 16) // num_variants)
+def variants_per_pass(resolution: int, device: torch.device) -> int:
+    """How many variants are synthesised at once."""
+    kind = device.type if device.type in _MOST_IMAGES else "cpu"
+    return max(1, min(_MOST_IMAGES[kind], _MOST_PIXELS[kind] // resolution**2))
+
+
+def images_per_pass(num_variants: int, resolution: int, device: torch.device) -> int:
+    """How many images' variants are synthesised at once: 1 where an image's own take several passes."""
+    return max(1, variants_per_pass(resolution, device) // num_variants)
 
 
 def mix(generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int) -> Tensor:
     """Variants [B, N, C, H, W] float32 of each image: rows from `crossover` on are the donors', noise is its own.
 
-    What depends on earlier rows only is computed once an image.
+    What depends on earlier rows only is computed once an image. Call it with `images_per_pass` images at a time.
     """
-    num_images, num_variants = len(batch), donors_NLD.shape[0]
+    at_once = variants_per_pass(generator.spec.resolution, donors_NLD.device)
     with repeatable_kernels():
         trunk = generator.trunk(batch.ws_BLD, crossover, batch.noise)
-        synthesis = generator.synthesize(
-            donors_NLD.repeat(num_images, 1, 1),
-            _repeated(batch.noise, num_variants),
-            trunk=trunk.repeat_interleave(num_variants),
-        )
-    return synthesis.images_BCHW.unflatten(0, (num_images, num_variants))
+        parts = []
+        for some_NLD in donors_NLD.split(at_once):
+            count = some_NLD.shape[0]
+            synthesis = generator.synthesize(
+                some_NLD.repeat(len(batch), 1, 1),
+                _repeated(batch.noise, count),
+                trunk=trunk.repeat_interleave(count),
+            )
+            parts.append(synthesis.images_BCHW.unflatten(0, (len(batch), count)))
+        return torch.cat(parts, dim=1)
 
 
 def _repeated(noise: BatchNoise, repeats: int) -> BatchNoise:
@@ -76,7 +88,7 @@ def measure_crossovers(generator: Generator, batch: Batch, donors_NLD: Tensor) -
     agreement: dict[int, float] = {}
     change: dict[int, float] = {}
     for row in range(1, generator.spec.num_ws):
-        variants_BNCHW = mix(generator, batch, donors_NLD, row)
+        variants_BNCHW = torch.cat([mix(generator, batch.select([i]), donors_NLD, row) for i in range(len(batch))])
         edges_BN = edge_field(variants_BNCHW.flatten(0, 1)).unflatten(0, variants_BNCHW.shape[:2])
         mean = field_agreement(edges_B[:, None], edges_BN).mean().item()
         agreement[row] = round((mean - strangers) / (1 - strangers), 4)

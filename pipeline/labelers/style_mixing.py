@@ -10,6 +10,7 @@ Shape suffixes: B batch, N variants, C channels, H height, W width, P pixels (H 
 import torch
 from torch import Tensor
 
+from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers.base import Labels
 from pipeline.labelers.fitted import FittedStyleMixing, Provenance
@@ -46,6 +47,18 @@ class VariantClusterer:
     def __call__(self, variants_BNCHW: Tensor) -> Clusters:
         return self.kmeans(pixel_vectors(variants_BNCHW, self.normalisation))
 
+    def of_batch(self, generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int) -> Clusters:
+        """Clusters of each image, a fixed number of images at a time, because sizes choose kernels and thereby bits.
+
+        The last ones are padded with the last image.
+        """
+        at_once = images_per_pass(len(donors_NLD), generator.spec.resolution, donors_NLD.device)
+        last, found = len(batch) - 1, []
+        for start in range(0, len(batch), at_once):
+            part = batch.select([min(index, last) for index in range(start, start + at_once)])
+            found.append(self(mix(generator, part, donors_NLD, crossover)))
+        return Clusters.joined(found).take(len(batch))
+
 
 def check_crossover(config: StyleMixingConfig, num_ws: int) -> None:
     """Raises ConfigError when the generator has no such row to mix from."""
@@ -65,17 +78,12 @@ class StyleMixingLabeler:
     def __init__(self, config: StyleMixingConfig, sampler: Sampler, fitted: FittedStyleMixing) -> None:
         self.generator, self.fitted = sampler.generator, fitted
         self.clusterer = VariantClusterer(config, sampler.device)
-        self.images_per_pass = images_per_pass(config.variants, sampler.device)
 
     def label(self, batch: Batch) -> Labels:
-        """Masks and confidences, a fixed number of images at a time; the last ones are padded."""
-        parts = [self._label(part) for part in _parts(batch, self.images_per_pass)]
-        masks_BHW = torch.cat([part.masks_BHW for part in parts])[: len(batch)]
-        return Labels(masks_BHW, torch.cat([part.confidence_B for part in parts])[: len(batch)])
-
-    def _label(self, batch: Batch) -> Labels:
-        variants_BNCHW = mix(self.generator, batch, self.fitted.donors_NLD, self.fitted.provenance.crossover)
-        return merge(self.clusterer(variants_BNCHW), self.fitted.foreground, variants_BNCHW.shape[1])
+        """Masks and confidences of the batch's images."""
+        crossover = self.fitted.provenance.crossover
+        clusters = self.clusterer.of_batch(self.generator, batch, self.fitted.donors_NLD, crossover)
+        return merge(clusters, self.fitted.foreground, len(self.fitted.donors_NLD))
 
 
 def fit_style_mixing(
@@ -107,13 +115,10 @@ def _clusters_of_fit_images(
 ) -> Clusters:
     clusterer = VariantClusterer(config, sampler.device)
     seeds = range(config.fit_first_seed, config.fit_first_seed + config.fit_samples)
-    batch_size, part_size = sampler.numerics.batch_size, images_per_pass(config.variants, sampler.device)
     found: list[Clusters] = []
-    for start in range(0, len(seeds), batch_size):
-        batch = sampler.sample(seeds[start : start + batch_size])
-        for part in _parts(batch, part_size):
-            clusters = clusterer(mix(sampler.generator, part, donors_NLD, crossover))
-            found.append(clusters.take(min(part_size, len(seeds) - sum(map(len, found)))))
+    for start in range(0, len(seeds), sampler.numerics.batch_size):
+        batch = sampler.sample(seeds[start : start + sampler.numerics.batch_size])
+        found.append(clusterer.of_batch(sampler.generator, batch, donors_NLD, crossover))
     return Clusters.joined(found)
 
 
@@ -126,9 +131,3 @@ def _choose_crossover(
     batch = sampler.sample(range(config.fit_first_seed, config.fit_first_seed + count))
     table = measure_crossovers(sampler.generator, batch, donors_NLD[:_CROSSOVER_DONORS])
     return table.choose(config.min_layout_agreement), table
-
-
-def _parts(batch: Batch, size: int) -> list[Batch]:
-    """The batch in parts of one size, the last padded with its last sample: sizes choose kernels, and thereby bits."""
-    last = len(batch) - 1
-    return [batch.select([min(i, last) for i in range(start, start + size)]) for start in range(0, len(batch), size)]

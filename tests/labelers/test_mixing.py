@@ -5,7 +5,15 @@ import torch
 
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers.mixing import CrossoverTable, edge_field, field_agreement, measure_crossovers, mix
+from pipeline.labelers.mixing import (
+    CrossoverTable,
+    edge_field,
+    field_agreement,
+    images_per_pass,
+    measure_crossovers,
+    mix,
+    variants_per_pass,
+)
 from schemas.config import GeneratorConfig, NumericsConfig
 
 
@@ -41,6 +49,23 @@ def test_variants_are_full_syntheses_of_mixed_rows_with_the_images_own_noise(cro
             ws_BLD = torch.cat([own.ws_BLD[:, :crossover], donors_NLD[[donor], crossover:]], dim=1)
             expected = sampler.generator.synthesize(ws_BLD, own.noise).images_BCHW[0]
             torch.testing.assert_close(variants_BNCHW[image, donor], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_variants_than_a_pass_holds() -> None:
+    sampler = make_sampler()
+    batch = sampler.sample([1])
+    donors_NLD, _ = sampler.ws(range(10, 30))
+    variants_BNCHW = mix(sampler.generator, batch, donors_NLD, 3)
+    assert variants_BNCHW.shape == (1, 20, 3, 16, 16)
+    torch.testing.assert_close(variants_BNCHW[:, 18:], mix(sampler.generator, batch, donors_NLD[18:], 3))
+
+
+def test_passes_are_bounded_in_images_and_pixels() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [variants_per_pass(size, cpu) for size in (32, 256, 512, 1024)] == [16, 16, 4, 1]
+    assert [variants_per_pass(size, cuda) for size in (32, 256, 1024)] == [1024, 256, 16]
+    assert [images_per_pass(number, 128, cpu) for number in (2, 16, 256)] == [8, 1, 1]
+    assert images_per_pass(16, 256, cuda) == 16
 
 
 def test_mixing_an_image_with_itself_gives_the_image() -> None:

@@ -10,7 +10,7 @@ from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_re
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import FittedLabelerError, fit_labeler, open_labeler
 from pipeline.labelers.mixing import images_per_pass
-from pipeline.labelers.style_mixing import pixel_vectors
+from pipeline.labelers.style_mixing import VariantClusterer, pixel_vectors
 from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
 from schemas.errors import ConfigError, LabelmillError
 
@@ -80,9 +80,16 @@ def test_the_same_fit_gives_the_same_bytes_and_another_gives_others(fitted: byte
     assert fit_labeler(make_config(donor_first_seed=1), make_sampler(), "a" * 64) != fitted
 
 
-def test_the_number_of_fit_samples_need_not_divide_into_batches() -> None:
-    fitted = fit_labeler(make_config(fit_samples=17), make_sampler(batch_size=4))
-    assert json.loads(header(fitted)["labelmill"])["config"]["fit_samples"] == 17
+def test_each_image_is_clustered_once_however_many_fit_in_a_pass() -> None:
+    sampler = make_sampler(batch_size=6)
+    clusterer = VariantClusterer(make_config())
+    batch, (donors_NLD, _) = sampler.sample(range(6)), sampler.ws(range(10, 14))
+    assert images_per_pass(4, 16, sampler.device) == 4
+    together = clusterer.of_batch(sampler.generator, batch, donors_NLD, 3)
+    assert together.assignment_BP.shape == (6, 256)
+    for index in range(6):
+        alone = clusterer.of_batch(sampler.generator, batch.select([index]), donors_NLD, 3)
+        assert torch.equal(alone.assignment_BP[0], together.assignment_BP[index])
 
 
 def test_what_the_file_tells(fitted: bytes) -> None:
@@ -176,13 +183,6 @@ def test_pixels_keep_their_places() -> None:
     variants_BNCHW = torch.arange(2 * 3 * 3 * 4 * 4.0).view(2, 3, 3, 4, 4)
     vectors = pixel_vectors(variants_BNCHW, "none")
     assert torch.equal(vectors[1, 2 * 4 + 3], variants_BNCHW[1, :, :, 2, 3].flatten())
-
-
-def test_memory_is_bounded_by_variants_a_pass() -> None:
-    assert images_per_pass(16, torch.device("cpu")) == 1
-    assert images_per_pass(4, torch.device("cpu")) == 4
-    assert images_per_pass(256, torch.device("cpu")) == 1
-    assert images_per_pass(16, torch.device("cuda")) == 16
 
 
 @pytest.mark.gpu
