@@ -3,12 +3,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import make_record
 
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
 from schemas.config import DatasetConfig, RunConfig
 from schemas.errors import OutputError
 from schemas.run_file import validate
-from schemas.shard import ShardRecord, ShardTask, split_of
+from schemas.shard import split_of
 
 
 def _config(samples: int, per_shard: int, candidates: int = 2, first_seed: int = 0) -> RunConfig:
@@ -20,27 +21,6 @@ def _config(samples: int, per_shard: int, candidates: int = 2, first_seed: int =
     }
     values = {"name": "run", "output": "out", "generator": {"checkpoint": "x"}, "dataset": dataset}
     return validate(values, "test", RunConfig)
-
-
-def _record(task: ShardTask) -> ShardRecord:
-    return ShardRecord(
-        index=task.index,
-        name=task.name,
-        num_samples=task.num_samples,
-        num_candidates=task.num_samples,
-        dropped_by_reason={},
-        sha256="",
-        num_bytes=0,
-        class_pixels={},
-        channel_means=(0, 0, 0),
-        channel_square_means=(0, 0, 0),
-        fingerprint="",
-        seconds_by_stage=None,
-        attempts=None,
-        host=None,
-        device=None,
-        created=None,
-    )
 
 
 counts = st.integers(1, 300)
@@ -63,7 +43,7 @@ def test_growth_keeps_existing_shards_or_is_refused(samples: int, more: int, per
     before = shard_tasks(_config(samples, per_shard))
     config = _config(more, per_shard)
     after = shard_tasks(config)
-    records = [_record(task) for task in before]
+    records = [make_record(task.index, task.num_samples, {}) for task in before]
     try:
         check_extension(config.dataset, records)
     except OutputError as error:
@@ -80,7 +60,7 @@ def test_nothing_there_yet_takes_any_count() -> None:
 
 
 def test_the_refusal_says_what_to_delete() -> None:
-    records = [_record(task) for task in shard_tasks(_config(120, 50))]
+    records = [make_record(task.index, task.num_samples, {}) for task in shard_tasks(_config(120, 50))]
     with pytest.raises(OutputError, match=r"run-000002.*120 works.*shards/run-000002\.tar.*records/000002\.json"):
         check_extension(_config(200, 50).dataset, records)
 

@@ -29,5 +29,5 @@ def test_agreement_with_float32(device: str, dtype: torch.dtype) -> None:
         reduced = generator.synthesize(ws_BLD).images_BCHW
     assert reduced.dtype == torch.float32
     noise = (full - reduced).square().mean().item()
-    assert 0 < noise
+    assert noise > 0
     assert 10 * math.log10(4 / noise) > BOUNDS[dtype]
