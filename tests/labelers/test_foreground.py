@@ -104,14 +104,17 @@ def test_a_turned_domain_is_learned_as_well(fit_set: Recolourings, test_set: Rec
     assert mean_iou(labels.masks_BHW, test_set.truth_BHW.rot90(1, (1, 2))) > 0.9
 
 
-def test_a_mask_that_failed_is_less_sure(fit_set: Recolourings, test_set: Recolourings) -> None:
+def test_masks_unlike_the_others_are_less_sure(fit_set: Recolourings, test_set: Recolourings) -> None:
     model = calibrate(cluster(fit_set.variants_BNCHW), NUM_VARIANTS)
     good = merge(cluster(test_set.variants_BNCHW), model, NUM_VARIANTS).confidence_B
-    noise = torch.randn(8, NUM_VARIANTS, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(0))
-    bad = merge(cluster(noise), model, NUM_VARIANTS).confidence_B
-    assert bad.min() >= 0 and good.max() <= 1
     assert good.min() > 0.5
-    assert bad.max() < 0.5
+    assert good.max() <= 1
+    # The figure in the corners: clusters as clear as before, but where background is in other images.
+    moved = test_set.variants_BNCHW.roll((RESOLUTION // 2, RESOLUTION // 2), dims=(3, 4))
+    odd = merge(cluster(moved), model, NUM_VARIANTS).confidence_B
+    assert odd.min() >= 0
+    assert odd.mean() < 0.5
+    assert odd.max() < good.median()
 
 
 def quarters() -> Clusters:

@@ -1,10 +1,14 @@
 """Variants by mixing rows of w, and the measure of where layout ends."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Sampler
+from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers.mixing import (
     CrossoverTable,
     edge_field,
@@ -15,6 +19,8 @@ from pipeline.labelers.mixing import (
     variants_per_pass,
 )
 from schemas.config import GeneratorConfig, NumericsConfig
+
+CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
 
 
 def make_sampler(noise: str = "const") -> Sampler:
@@ -49,6 +55,18 @@ def test_variants_are_full_syntheses_of_mixed_rows_with_the_images_own_noise(cro
             ws_BLD = torch.cat([own.ws_BLD[:, :crossover], donors_NLD[[donor], crossover:]], dim=1)
             expected = sampler.generator.synthesize(ws_BLD, own.noise).images_BCHW[0]
             torch.testing.assert_close(variants_BNCHW[image, donor], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("crossover", [2, 5, 8])
+def test_mixing_is_nvidias(crossover: int) -> None:
+    expected = np.load(CHECKPOINTS / "ada-64-uncond.expected.npz")
+    generator = open_checkpoint(str(CHECKPOINTS / "ada-64-uncond.pkl")).generator
+    ws_BLD = torch.from_numpy(expected["ws"])
+    images_BCHW = torch.from_numpy(expected["image_noise_const"])
+    batch = Batch((0,), (None,), ws_BLD[:1], images_BCHW[:1], "const")
+    variants_BNCHW = mix(generator, batch, ws_BLD[1:2], crossover)
+    mixed = expected[f"image_mix_sample0_rows_below_{crossover}_sample1_rows_from_{crossover}"]
+    assert np.abs(variants_BNCHW[0].numpy() - mixed).max() <= 1e-4 * np.abs(mixed).max()
 
 
 def test_more_variants_than_a_pass_holds() -> None:
