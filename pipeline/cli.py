@@ -1,7 +1,6 @@
-"""The `labelmill` command. Every failure says what to do next, and the exit status tells it apart.
+"""The `labelmill` command: a function a subcommand.
 
-0 done, 2 bad configuration, checkpoint or output, 3 shards failed, 4 verification failed, 75 interrupted and
-resumable. Imports are made inside the commands: `--help` and `validate` need no torch to start.
+Imports are made inside the functions, so that `--help` need not wait for torch.
 """
 
 import json
@@ -18,11 +17,16 @@ from schemas.errors import LabelmillError
 from schemas.run_file import load_config
 
 EXIT_INTERRUPTED = 75
+HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
+
+Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards failed; 4 verification failed;
+75 interrupted, the same command goes on.
+"""
 # glibc gives freed activations back to the kernel and faults them in again at every layer; keeping them makes
 # CPU synthesis 1.2 to 2.3 times faster. It reads these before the program starts.
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.YAML")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set dataset.samples=100.")]
