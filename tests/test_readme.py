@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from schemas.config import RunConfig
+from schemas.run_file import load_config, parse_yaml, validate
+from schemas.training import TrainGeneratorConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -53,6 +57,17 @@ def test_every_command_block_runs(workplace: Path) -> None:
 def test_every_python_block_runs(workplace: Path, block: str) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [text for language, text in BLOCKS if language == "yaml"])
+def test_every_configuration_is_valid(block: str) -> None:
+    values = parse_yaml(block, "README.md")
+    validate(values, "README.md", RunConfig if "generator" in values else TrainGeneratorConfig)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "runs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_run_file_is_valid(path: Path) -> None:
+    load_config(path, RunConfig)
 
 
 def test_every_local_link_leads_somewhere() -> None:
