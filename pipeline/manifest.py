@@ -49,6 +49,14 @@ def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
 
     Raises OutputError for an output that holds other things, or a run of another identity: then nothing is written.
     """
+    check_claim(store, run_identity)
+    if store.create(RUN_PATH, _json(RunFile(identity=dict(run_identity)))):
+        return
+    check_claim(store, run_identity)  # another driver may have claimed it meanwhile
+
+
+def check_claim(store: Store, run_identity: Mapping[str, Any]) -> None:
+    """Whether the output is this run's, or free; writes nothing. Raises OutputError where it is neither."""
     if not store.exists(RUN_PATH):
         stranger = store.first_file()
         if stranger is not None and not store.exists(RUN_PATH):  # another driver may have claimed it meanwhile
@@ -56,7 +64,8 @@ def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
                 f"{store.url}: holds files that are not labelmill's, such as {stranger}; "
                 f"choose an empty or a new folder"
             )
-        store.create(RUN_PATH, _json(RunFile(identity=dict(run_identity))))
+        if not store.exists(RUN_PATH):
+            return
     differences = differing_keys(run_identity, read_run_file(store).identity)
     if differences:
         refusal = f"{store.url}: was made by another configuration; use a new output, or change back:"

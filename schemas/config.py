@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 # NumPy's RandomState, which NVIDIA's tools draw latents from, takes seeds below 2^32.
 SEED_LIMIT = 2**32
 
+# A path or URL: not empty, no control characters.
+PRINTABLE = r"^[^\x00-\x1f]+$"
+
 
 def _check_seed_range(name: str, first: int, count: int) -> None:
     if first + count > SEED_LIMIT:
@@ -29,7 +32,7 @@ class Section(BaseModel):
 class GeneratorConfig(Section):
     """Which generator, and how latents become images."""
 
-    checkpoint: str
+    checkpoint: str = Field(pattern=PRINTABLE)
     """`bundled:NAME`, or a path to a StyleGAN2 checkpoint."""
     truncation_psi: float = Field(0.7, ge=0, le=2)
     """Truncation psi: 0 gives the mean image, 1 the untruncated distribution."""
@@ -174,7 +177,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """Prefix of the shard files: lower-case letters, digits, - and _."""
-    output: str
+    output: str = Field(pattern=PRINTABLE)
     """Folder that the dataset is written to."""
     generator: GeneratorConfig
     labeler: LabelerConfig = StyleMixingConfig()

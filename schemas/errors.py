@@ -20,7 +20,7 @@ class OutputError(LabelmillError):
 
 
 class ShardError(LabelmillError):
-    """A shard cannot be made from this configuration: its seeds ran out, or the disk is full."""
+    """A shard cannot be made from this configuration: its seeds ran out."""
 
     exit_code = 3
 

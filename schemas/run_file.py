@@ -82,7 +82,7 @@ def parse_yaml(text: str, source: str) -> Any:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")
-    if not equals or not last:
+    if not equals or not all([*parents, last]):
         raise ConfigError(f"--set {override}: write it as key.subkey=value")
     target = values
     for depth, parent in enumerate(parents):

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app, main
+from pipeline.cli import PROCESS_SETTINGS, app, main
+from schemas.config import SEED_LIMIT
 from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError
 
 RunFileWriter = Callable[..., Path]
@@ -110,6 +111,35 @@ def test_a_changed_configuration_is_refused(write_run_file: RunFileWriter, tmp_p
     assert sorted(path for path in (tmp_path / "out").rglob("*")) == before
 
 
+def test_a_tar_that_was_deleted_is_made_again(write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    run_file = write_run_file()
+    labelmill("generate", run_file)
+    tar = tmp_path / "out" / "shards" / "tiny-000001.tar"
+    before = tar.read_bytes()
+    tar.unlink()  # as the message on a damaged one says
+    labelmill("generate", run_file)
+    assert tar.read_bytes() == before
+    assert "24 samples in 4 shards, all verified" in labelmill("verify", tmp_path / "out").stdout
+
+
+def test_plan_refuses_what_generate_refuses(write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    run_file = write_run_file()
+    labelmill("generate", run_file)
+    with pytest.raises(OutputError, match=r"generator\.truncation_psi"):
+        labelmill("plan", run_file, "--set", "generator.truncation_psi=0.5")
+    (tmp_path / "out" / "shards" / "tiny-000001.tar").unlink()
+    assert "there already: 3 shards; to make: 1 shards, 6 samples" in labelmill("plan", run_file).stdout
+
+
+def test_seeds_at_the_limit(write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    dataset = {"samples": 4, "samples_per_shard": 4, "first_seed": SEED_LIMIT - 16}
+    run_file = write_run_file(dataset=dataset)
+    labelmill("plan", run_file)
+    labelmill("preview", run_file, "--out", tmp_path / "new" / "sheet.png")
+    labelmill("generate", run_file)
+    assert _keys(tmp_path / "out" / "shards" / "tiny-000000.tar") == list(range(SEED_LIMIT - 16, SEED_LIMIT - 12))
+
+
 def test_a_foreign_folder_is_refused(write_run_file: RunFileWriter, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
@@ -197,7 +227,8 @@ def test_images_are_those_of_their_seeds(write_run_file: RunFileWriter, tmp_path
 def test_main_ends_with_the_documented_status(
     write_run_file: RunFileWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # so that main does not replace this process
+    for name, value in PROCESS_SETTINGS.items():  # so that main does not replace this process
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["labelmill", "validate", str(write_run_file(dataset={"samples": 0}))])
     with pytest.raises(SystemExit) as ended:
         main()

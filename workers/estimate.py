@@ -3,11 +3,14 @@
 import time
 from collections import Counter
 
+from pipeline.generator.sampling import Sampler
 from pipeline.make_shard import make_shard
+from pipeline.manifest import check_claim
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
-from pipeline.shard_publisher import read_record
+from pipeline.shard_publisher import read_record, tar_path
 from pipeline.store import Store
 from schemas.config import RunConfig
+from schemas.fingerprint import identity
 from schemas.shard import ShardTask, split_of
 from workers.preview import labeler_for, unpublished_worker
 from workers.shard_worker import open_sampler
@@ -22,11 +25,15 @@ def estimate(config: RunConfig) -> list[str]:
     """
     tasks = shard_tasks(config)
     store = Store.open(config.output)
-    records = [record for task in tasks if (record := read_record(store, task.index)) is not None]
+    sampler, checkpoint = open_sampler(config)
+    check_claim(store, identity(config, checkpoint.sha256))
+    tars = {file.path for file in store.list("shards")}
+    existing = [read_record(store, task.index) for task in tasks if tar_path(task.name) in tars]
+    records = [record for record in existing if record is not None]
     check_extension(config.dataset, records)
     missing = remaining_tasks(tasks, records)
     num_missing = sum(task.num_samples for task in missing)
-    seconds_to_fit, seconds, num_bytes, kept_share = _measure(config)
+    seconds_to_fit, seconds, num_bytes, kept_share = _measure(config, sampler, checkpoint.sha256)
     return [
         f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(config, tasks)})",
         f"seeds {tasks[0].first_seed} to {tasks[-1].first_seed + tasks[-1].num_seeds - 1}, "
@@ -39,22 +46,15 @@ def estimate(config: RunConfig) -> list[str]:
     ]
 
 
-def _measure(config: RunConfig) -> tuple[float, float, float, float]:
+def _measure(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> tuple[float, float, float, float]:
     """Seconds to fit; seconds and bytes a sample; the share of candidates kept."""
-    sampler, checkpoint = open_sampler(config)
     start = time.perf_counter()
-    fitted = labeler_for(config, sampler, checkpoint.sha256)
+    fitted = labeler_for(config, sampler, checkpoint_sha256)
     seconds_to_fit = time.perf_counter() - start
-    num_samples = TRIAL_BATCHES * config.numerics.batch_size
     first = shard_tasks(config)[0]
-    trial = ShardTask(
-        index=0,
-        name=first.name,
-        num_samples=num_samples,
-        first_seed=first.first_seed,
-        num_seeds=num_samples * config.dataset.max_candidates_per_sample,
-    )
-    with unpublished_worker(config, sampler, checkpoint.sha256, fitted) as worker:
+    num_samples = min(TRIAL_BATCHES * config.numerics.batch_size, first.num_samples)
+    trial = first.model_copy(update={"num_samples": num_samples})
+    with unpublished_worker(config, sampler, checkpoint_sha256, fitted) as worker:
         start = time.perf_counter()
         made = make_shard(trial, worker.mill)
         seconds = time.perf_counter() - start

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.generator.sampling import Sampler
-from pipeline.interruption import interruptible
 from pipeline.labelers import fit_labeler
 from pipeline.manifest import DatasetContext, claim_output, finish_dataset
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
@@ -49,8 +48,8 @@ class PreparedRun:
 
 def prepare(config: RunConfig) -> PreparedRun:
     """Claim the output for this configuration and publish the fitted labeler, or load the one that is there."""
-    sampler, checkpoint = open_sampler(config)
     store = Store.open(config.output)
+    sampler, checkpoint = open_sampler(config)
     run_identity = identity(config, checkpoint.sha256)
     claim_output(store, run_identity)
     path = labeler_path(config)
@@ -66,27 +65,26 @@ def prepare(config: RunConfig) -> PreparedRun:
 def generate(config: RunConfig) -> list[ShardRecord]:
     """Make the dataset, or what is missing of it, and write its manifest last. Returns every shard's record.
 
-    Raises LabelmillError for what a person must mend and Interrupted on SIGTERM or Ctrl-C; both leave an output
+    Raises LabelmillError for what a person must mend. That, an interruption or a kill at any moment leaves an output
     that the same command finishes.
     """
-    with interruptible():
-        run = prepare(config)
-        run.store.sweep_orphans(ORPHAN_SECONDS)
-        done = load_records(run.store)
-        check_extension(config.dataset, done)
-        with run.open_worker(config) as worker:
-            records = sorted([*done, *_make_missing(config, worker, run.store, done)], key=lambda record: record.index)
-            classes = worker.mill.labeler.classes
-        assert len(records) == config.dataset.num_shards
-        context = DatasetContext(
-            config=config,
-            checkpoint=run.checkpoint,
-            fitted=run.fitted,
-            fingerprint=run.fingerprint,
-            classes=classes,
-            resolution=run.sampler.generator.spec.resolution,
-        )
-        finish_dataset(run.store, records, context)
+    run = prepare(config)
+    run.store.sweep_orphans(ORPHAN_SECONDS)
+    done = load_records(run.store)
+    check_extension(config.dataset, done)
+    with run.open_worker(config) as worker:
+        records = sorted([*done, *_make_missing(config, worker, run.store, done)], key=lambda record: record.index)
+        classes = worker.mill.labeler.classes
+    assert len(records) == config.dataset.num_shards
+    context = DatasetContext(
+        config=config,
+        checkpoint=run.checkpoint,
+        fitted=run.fitted,
+        fingerprint=run.fingerprint,
+        classes=classes,
+        resolution=run.sampler.generator.spec.resolution,
+    )
+    finish_dataset(run.store, records, context)
     return records
 
 

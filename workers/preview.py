@@ -10,7 +10,6 @@ from pipeline.labelers import fit_labeler
 from pipeline.make_shard import candidates
 from pipeline.manifest import RUN_PATH, read_manifest, read_run_file
 from pipeline.overlay import contact_sheet
-from pipeline.plan import shard_tasks
 from pipeline.stopwatch import Stopwatch
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -31,9 +30,10 @@ def preview_sheet(config: RunConfig, num_samples: int) -> bytes:
     """
     sampler, checkpoint = open_sampler(config)
     fitted = labeler_for(config, sampler, checkpoint.sha256)
-    first_seed = shard_tasks(config)[0].first_seed
+    dataset = config.dataset
+    num_seeds = min(num_samples, dataset.num_shards * dataset.seeds_per_shard)
     with unpublished_worker(config, sampler, checkpoint.sha256, fitted) as worker:
-        samples = _draw(worker, range(first_seed, first_seed + num_samples))
+        samples = _draw(worker, range(dataset.first_seed, dataset.first_seed + num_seeds))
     sheet_HWC = contact_sheet(samples, columns=PREVIEW_COLUMNS)
     _, encoded = cv2.imencode(".png", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR))
     return encoded.tobytes()

@@ -34,6 +34,7 @@ from pipeline.generator.training_state import (
     update_average,
     write_state,
 )
+from pipeline.interruption import Interrupted
 from schemas.training import TrainGeneratorConfig
 
 PATH_LENGTH_DECAY = 0.01
@@ -44,7 +45,8 @@ def train_generator(config: TrainGeneratorConfig) -> None:
     """Train, or resume the training in config.output, until total_images, max_seconds, SIGTERM or SIGINT.
 
     Leaves `state/`, `log.jsonl`, `samples/*.png` and `generator.safetensors` (the averaged generator) there.
-    Raises ValueError subclasses that name the file or field to mend.
+    Raises Interrupted after a signal, once everything is saved, and ValueError subclasses that name the file or
+    field to mend.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -54,13 +56,16 @@ def train_generator(config: TrainGeneratorConfig) -> None:
     trainer.restore()
     with StopSignals() as stop:
         run(trainer, stop)
+    if stop.requested is not None and trainer.images_seen < config.total_images:
+        raise Interrupted(stop.requested)
 
 
 class StopSignals:
     """SIGTERM and SIGINT ask for a stop after the step in progress, instead of killing the process."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: str | None = None
+        """Name of the signal that asked."""
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -72,15 +77,15 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
-        self.requested = True
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
 
 
 def run(trainer: "Trainer", stop: StopSignals) -> None:
     """The loop: step; log, sample and save when due; save at the end."""
     config, started = trainer.config, time.monotonic()
     next_save = started + config.checkpoint_interval_seconds
-    while trainer.images_seen < config.total_images and not stop.requested:
+    while trainer.images_seen < config.total_images and stop.requested is None:
         if config.max_seconds is not None and time.monotonic() - started > config.max_seconds:
             break
         before = trainer.images_seen // config.sample_interval_images

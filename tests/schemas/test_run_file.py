@@ -52,6 +52,13 @@ labler: {}
     assert "dataset.splits: shares must be 0 or more and sum to 1" in message
 
 
+@pytest.mark.parametrize("key", ["output", "generator.checkpoint"])
+@pytest.mark.parametrize("text", ['""', '"a\\0b"', '"a\\nb"'])
+def test_paths_are_printable(tmp_path: Path, key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        _load(tmp_path, GOOD, f"{key}={text}")
+
+
 def test_seeds_stay_below_two_to_the_32(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="passes 2\\^32") as error:
         _load(tmp_path, GOOD, f"dataset.first_seed={SEED_LIMIT - 100}")
@@ -68,7 +75,7 @@ def test_overrides(tmp_path: Path) -> None:
         0.1,
         False,
     )
-    for bad in ("dataset.samples", "=3", "name.x=3"):
+    for bad in ("dataset.samples", "=3", "name.x=3", ".a=1", "a..b=1"):
         with pytest.raises(ConfigError, match="--set"):
             _load(tmp_path, GOOD, bad)
 
