@@ -4,7 +4,6 @@ Imports are made inside the functions, so that `--help` need not wait for torch.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,25 +11,16 @@ from typing import Annotated
 import typer
 
 from pipeline.interruption import Interrupted, interruptible
+from pipeline.process_settings import restart_with_process_settings
 from schemas.config import RunConfig
-from schemas.errors import LabelmillError, OutputError
+from schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
 from schemas.run_file import load_config
 
-EXIT_INTERRUPTED = 75
 HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 
 Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards failed; 4 verification failed;
 75 interrupted, the same command goes on.
 """
-# What libraries read before the program starts. glibc gives freed activations back to the kernel and faults them in
-# again at every layer: keeping them makes CPU synthesis of large batches 1.4 times faster. OpenMP's threads spin
-# while they wait, which makes a process beside another one on the same cores several times slower.
-PROCESS_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.YAML")]
@@ -114,9 +104,9 @@ def inspect(
 @app.command()
 def fit(run_file: RunFile, overrides: Overrides = None) -> None:
     """Fit the labeler and publish it in the output, which `generate` then uses."""
-    from workers.generate import prepare
+    from workers.generate import fit as run_fit
 
-    run = prepare(load_config(run_file, RunConfig, overrides or ()))
+    run = run_fit(load_config(run_file, RunConfig, overrides or ()))
     print(f"labeler sha256 {run.labeler_sha256}, fingerprint {run.fingerprint}")
 
 
@@ -135,6 +125,17 @@ def generate(
     num_samples = sum(record.num_samples for record in records)
     num_candidates = sum(record.num_candidates for record in records)
     print(f"{config.output}: {num_samples} samples of {num_candidates} candidates in {len(records)} shards")
+
+
+@app.command()
+def status(output: Output, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say how far a run is, from any shell."""
+    from pipeline.store import Store
+    from workers.status import status as look
+    from workers.status import status_lines
+
+    found = look(Store.open(output))
+    print(found.model_dump_json(indent=2) if as_json else "\n".join(status_lines(found)))
 
 
 @app.command()
@@ -174,6 +175,63 @@ def report(output: Output) -> None:
     print(f"{output.rstrip('/')}/{path}")
 
 
+@app.command()
+def evaluate(
+    pred: Annotated[str, typer.Argument(help="Predicted masks: folder of PNG, .tar, dataset.", metavar="PRED")],
+    truth: Annotated[str, typer.Argument(help="True masks, likewise; matched by name.", metavar="TRUTH")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, exact.")] = False,
+    classes: Annotated[str | None, typer.Option(help="Names of the values 0, 1, ...: sky,road,car.")] = None,
+    positive: Annotated[
+        int | None, typer.Option(min=1, max=255, help="Masks hold 0 and this value, which is class 1.")
+    ] = None,
+    match: Annotated[
+        bool, typer.Option("--match", help="Predictions are unnamed clusters: match one to each class first.")
+    ] = False,
+    match_many: Annotated[
+        bool, typer.Option("--match-many", help="Likewise, but each cluster is the class it overlaps most.")
+    ] = False,
+) -> None:
+    """Score masks against true masks: IoU, F1, trimap IoU and more, from one confusion matrix.
+
+    A pixel whose truth is 255 is ignored; a prediction of 255 elsewhere is wrong. A class that occurs in neither has
+    no score and is left out of means. F1, precision, recall and accuracy are means over classes.
+    """
+    from pipeline.segmentation.evaluate import as_lines
+    from pipeline.segmentation.evaluate import evaluate as score
+    from pipeline.segmentation.mask_source import open_masks
+    from pipeline.segmentation.matching import Matching
+
+    if match and match_many:
+        raise typer.BadParameter("give --match or --match-many, not both")
+    scores = score(
+        open_masks(pred),
+        open_masks(truth),
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        positive=positive,
+        matching=Matching.ONE_TO_ONE if match else Matching.MANY_TO_ONE if match_many else None,
+    )
+    print(scores.model_dump_json(indent=2) if as_json else "\n".join(as_lines(scores)))
+
+
+@app.command()
+def benchmark(
+    masks: Annotated[bool, typer.Option("--masks", help="Mask quality by method and setting.")] = False,
+    out: Annotated[str, typer.Option(help="Where tables and pictures go; run it again to go on.")] = "out/benchmark",
+    quick: Annotated[bool, typer.Option("--quick", help="Few images: minutes, and wide intervals.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
+) -> None:
+    """Measure labelmill on this machine."""
+    from pipeline.benchmark.masks import benchmark_masks
+    from pipeline.store import Store
+    from schemas.config import ExecutionConfig
+    from workers.shard_worker import choose_device
+
+    if not masks:
+        raise typer.BadParameter("say what to measure: --masks")
+    benchmark_masks(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+    print(f"{out.rstrip('/')}/masks.md")
+
+
 @app.command("train-generator")
 def train_generator(
     config_file: Annotated[Path, typer.Argument(help="The training file (YAML).", metavar="TRAIN.YAML")],
@@ -188,7 +246,7 @@ def train_generator(
 
 def main() -> None:
     """Run the command line; the one place where an error becomes an exit status."""
-    _restart_with_process_settings()
+    restart_with_process_settings()
     try:
         with interruptible():
             app(prog_name="labelmill")
@@ -197,16 +255,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Interrupted as error:
         print(f"labelmill: interrupted by {error}; the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _restart_with_process_settings() -> None:
-    """Replace this process by itself with the settings in its environment. What the user has set stays."""
-    missing = {name: value for name, value in PROCESS_SETTINGS.items() if name not in os.environ}
-    if sys.platform != "linux" or not missing:
-        return
-    os.environ.update(missing)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        sys.exit(EXIT_RESUMABLE)
 
 
 if __name__ == "__main__":

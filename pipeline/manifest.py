@@ -47,10 +47,11 @@ class DatasetContext:
 def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
     """Make the output this run's, or find that it is already.
 
-    Raises OutputError for an output that holds other things, or a run of another identity: then nothing is written.
+    Raises OutputError for an output that holds other things, or a run of another identity, or whose server lets
+    drivers overwrite each other: then nothing is left written.
     """
     check_claim(store, run_identity)
-    if store.create(RUN_PATH, _json(RunFile(identity=dict(run_identity)))):
+    if store.claim(RUN_PATH, _json(RunFile(identity=dict(run_identity)))):
         return
     check_claim(store, run_identity)  # another driver may have claimed it meanwhile
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import fsum
@@ -17,6 +18,9 @@ from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.sample import Candidate
 from schemas.shard import ShardRecord, ShardTask
+
+# Records that are read from a bucket at once.
+_READERS = 32
 
 TAR_PATH = re.compile(r"shards/(?P<name>[^/]+-(?P<index>\d{6,}))\.tar")
 # What a record says about its making, which the tar does not hold.
@@ -94,20 +98,33 @@ def load_records(store: Store) -> list[ShardRecord]:
     Raises OutputError when a tar is damaged or is no shard of a dataset.
     """
     sizes = {file.path: file.num_bytes for file in (*store.list("shards"), *store.list("records"))}
-    records = []
+    shards = []
     for path in sizes:
         if not path.endswith(".tar"):
             continue
         match = TAR_PATH.fullmatch(path)
         if match is None:
             raise OutputError(f"{store.url}/{path}: is no shard of this dataset; move it elsewhere")
-        index, name = int(match["index"]), match["name"]
-        record = read_record(store, index) if record_path(index) in sizes else None
+        shards.append((int(match["index"]), match["name"]))
+
+    shards.sort()
+    records = _read_records(store, [index for index, _ in shards if record_path(index) in sizes])
+    found = []
+    for index, name in shards:
+        record = records.get(index)
         complete = record is not None and parquet_path(name) in sizes
-        if record is None or not complete or (record.name, record.num_bytes) != (name, sizes[path]):
+        if record is None or not complete or (record.name, record.num_bytes) != (name, sizes[tar_path(name)]):
             record = repair_shard(store, index, name)
-        records.append(record)
-    return sorted(records, key=lambda record: record.index)
+        found.append(record)
+    return found
+
+
+def _read_records(store: Store, indices: Sequence[int]) -> dict[int, ShardRecord | None]:
+    if store.folder is not None:
+        return {index: read_record(store, index) for index in indices}
+    # A bucket answers each read after milliseconds, whatever its size: a hundred thousand in turn would take minutes.
+    with ThreadPoolExecutor(_READERS) as readers:
+        return dict(zip(indices, readers.map(lambda index: read_record(store, index), indices), strict=True))
 
 
 def read_record(store: Store, index: int) -> ShardRecord | None:

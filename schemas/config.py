@@ -4,7 +4,7 @@ A run file is YAML. Unknown keys are refused, values are never coerced, and all 
 once with their dotted keys.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -162,12 +162,41 @@ class NumericsConfig(Section):
 class ExecutionConfig(Section):
     """Where the work runs. Never changes a byte, and never part of the fingerprint."""
 
-    executor: Literal["local"] = "local"
-    """`local` works in this process."""
+    executor: Literal["local", "ray"] = "local"
+    """`local` works in this process; `ray` has workers on a Ray cluster: the one that RAY_ADDRESS names, or that
+    `ray start` started here, or one started for this run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes the GPU if there is one."""
     encode_threads: int = Field(2, ge=1, le=64)
-    """Threads that encode images and masks while the device synthesises."""
+    """Threads that encode images and masks while the device synthesises, in each worker."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Most Ray workers at once. Those that the cluster has no room for wait, which makes an autoscaler add nodes.
+    `auto` takes as many as the cluster's nodes have room for, and more as nodes join."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs a Ray worker: a whole number, or a fraction, such as 0.5 for two workers a GPU. `auto` is 1, but 0 with
+    `device: cpu` or where no node of the cluster has a GPU when the run starts."""
+    cpus_per_worker: int = Field(2, ge=1)
+    """CPU cores that a Ray worker reserves: for synthesis without a GPU, for encoding with one."""
+    node_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray workers go only to nodes with these labels, e.g. {ray.io/accelerator-type: H200} on a mixed cluster."""
+    shard_timeout_s: float = Field(3600, gt=0)
+    """A Ray worker that takes longer for a shard is ended, and the shard made by another. The fit has as long."""
+    start_timeout_s: float = Field(600, gt=0)
+    """A Ray worker may take so long to load; a run without any worker for twice as long ends, resumable."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> "ExecutionConfig":
+        gpus = self.gpus_per_worker
+        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_worker: {gpus:g} is neither a whole number nor a fraction below 1")
+        if gpus != "auto" and gpus > 0 and self.device == "cpu":
+            raise ValueError(
+                f"gpus_per_worker: {gpus:g} would reserve GPUs that `device: cpu` never uses; set 0 or auto"
+            )
+        if gpus == 0 and self.device == "cuda":
+            raise ValueError("gpus_per_worker: 0, but `device: cuda` needs one; set 1, a fraction or auto")
+        return self
+
     keep_rejects: bool = False
     """Write dropped candidates to `rejects/`, one tar a shard, to look at."""
 

@@ -1,5 +1,8 @@
 """Errors that speak to a person. Each kind carries the exit status that `labelmill` ends with."""
 
+EXIT_RESUMABLE = 75
+"""Interrupted, or nothing to work with: the same command goes on."""
+
 
 class LabelmillError(ValueError):
     """What a user can understand and mend: names the file or dotted key, the value, and a way out."""
@@ -23,6 +26,12 @@ class ShardError(LabelmillError):
     """A shard cannot be made from this configuration: its seeds ran out."""
 
     exit_code = 3
+
+
+class StalledError(LabelmillError):
+    """A run cannot go on where it is, through no fault of its own: no worker starts, or Ray does not answer."""
+
+    exit_code = EXIT_RESUMABLE
 
 
 class VerificationError(LabelmillError):

@@ -1,11 +1,14 @@
 """Shared fixtures: the tiny real generator, and run files that use it."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from s3_server import S3Server
 
 from pipeline.generator.checkpoints.native import save_generator
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
@@ -31,14 +34,34 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def write_run_file(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a small run file; keyword arguments replace whole sections or add keys to them."""
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One S3 server for all tests. A test takes `s3` instead, which also points the environment to it."""
+    with S3Server() as server:
+        yield server
 
-    def write(**sections: object) -> Path:
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The S3 server, healthy, with nothing but its settings in the environment."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.clear()
+    yield s3_server
+    s3_server.clear()
+
+
+@pytest.fixture(scope="session")
+def write_run_file_in(tiny_checkpoint: Path) -> Callable[..., Path]:
+    """Writes a small run file into a folder; keyword arguments replace whole sections or add keys to them."""
+
+    def write(folder: Path, **sections: object) -> Path:
         values: dict[str, object] = {
             "name": "tiny",
-            "output": str(tmp_path / "out"),
+            "output": str(folder / "out"),
             "generator": {"checkpoint": str(tiny_checkpoint)},
             "labeler": {
                 "method": "style_mixing",
@@ -56,8 +79,14 @@ def write_run_file(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., Path]
         for key, section in sections.items():
             current = values.get(key)
             values[key] = {**current, **section} if isinstance(current, dict) and isinstance(section, dict) else section
-        path = tmp_path / "run.yaml"
+        path = folder / "run.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
 
     return write
+
+
+@pytest.fixture
+def write_run_file(write_run_file_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`write_run_file_in` for the test's own folder."""
+    return partial(write_run_file_in, tmp_path)

@@ -2,24 +2,26 @@
 
 import io
 import json
+import os
 import re
 import tarfile
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
+import pyarrow
 import pyarrow.parquet as pq
-from safetensors import safe_open
+import safetensors.numpy
+from obstore.store import S3Store
 
 # What obstore names a put in progress; object stores and labelmill's own listing do not show such files.
 STAGING = re.compile(r".+#\d+")
 
 
-def _read_tar(path: Path) -> None:
-    content = path.read_bytes()
+def _read_tar(content: bytes) -> None:
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         members = archive.getmembers()
         assert len(members) % 3 == 0 and members
@@ -27,25 +29,25 @@ def _read_tar(path: Path) -> None:
     assert content.endswith(b"\0" * 1024)
 
 
-def _read_safetensors(path: Path) -> None:
-    with safe_open(str(path), framework="numpy") as file:
-        list(file.keys())
-
-
-READERS: dict[str, Callable[[Path], object]] = {
+READERS: dict[str, Callable[[bytes], object]] = {
     ".tar": _read_tar,
-    ".parquet": pq.read_table,
-    ".json": lambda path: json.loads(path.read_bytes()),
-    ".safetensors": _read_safetensors,
-    ".md": lambda path: path.read_bytes().decode(),
+    ".parquet": lambda content: pq.read_table(pyarrow.BufferReader(content)),
+    ".json": json.loads,
+    ".safetensors": safetensors.numpy.load,
+    ".md": bytes.decode,
+    ".html": bytes.decode,
 }
 
 
 class Observer:
-    """Use as a context; `problems` and `num_rounds` afterwards."""
+    """Use as a context; `problems` and `num_rounds` afterwards.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Watches a folder, or what an s3:// URL names: there `endpoint` is the server's address, past any proxy, and an
+    object is opened again whenever it has changed.
+    """
+
+    def __init__(self, place: Path | str, endpoint: str | None = None) -> None:
+        self._files = _files_in(place) if isinstance(place, Path) else _objects_in(place, endpoint)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.problems: list[str] = []
@@ -65,15 +67,45 @@ class Observer:
     def _watch(self) -> None:
         while not self._stop.is_set():
             start = time.monotonic()
-            for path in sorted(self._folder.rglob("*")):
-                if path.is_file() and not STAGING.fullmatch(path.name):
-                    self._open(path)
+            try:
+                for path, read in self._files():
+                    self._open(path, read)
+            except Exception as error:  # a thread's exception would go unseen
+                self.problems.append(f"cannot list: {error!r}")
             self.num_rounds += 1
             self._stop.wait(max(0.0, 0.05 - (time.monotonic() - start)))
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: str, read: Callable[[], bytes]) -> None:
         try:
-            READERS[path.suffix](path)
+            READERS[PurePosixPath(path).suffix](read())
         except Exception as error:  # whatever a reader raises is a finding
-            self.problems.append(f"{path.name}: {error!r}")
+            self.problems.append(f"{path}: {error!r}")
         self.num_opened += 1
+
+
+Files = Callable[[], Iterator[tuple[str, Callable[[], bytes]]]]
+
+
+def _files_in(folder: Path) -> Files:
+    def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not STAGING.fullmatch(path.name):
+                yield path.name, path.read_bytes
+
+    return files
+
+
+def _objects_in(url: str, endpoint: str | None) -> Files:
+    client = S3Store.from_url(
+        url, endpoint=endpoint or os.environ["AWS_ENDPOINT_URL"], client_options={"allow_http": True}
+    )
+    opened: set[tuple[str, str | None]] = set()
+
+    def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
+        for entry in client.list().collect():
+            path, version = entry["path"], (entry["path"], entry["e_tag"])
+            if version not in opened:
+                opened.add(version)
+                yield path, lambda path=path: client.get(path).bytes().to_bytes()
+
+    return files

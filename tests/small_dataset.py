@@ -109,7 +109,7 @@ def publish(store: Store, task: ShardTask, tar: bytes, run: str = "f" * 64, host
     )
 
 
-def config_of(output: Path, image_format: str = "png", samples: int = 11) -> RunConfig:
+def config_of(output: Path | str, image_format: str = "png", samples: int = 11) -> RunConfig:
     """Shards of four samples; the last one holds the remainder."""
     dataset = DatasetConfig(samples=samples, samples_per_shard=4, image_format=image_format, first_seed=100)  # type: ignore[arg-type]
     return RunConfig(
@@ -122,7 +122,7 @@ def context_of(config: RunConfig) -> DatasetContext:
     return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, RESOLUTION)
 
 
-def write_dataset(output: Path, image_format: str = "png", samples: int = 11) -> tuple[Store, Manifest]:
+def write_dataset(output: Path | str, image_format: str = "png", samples: int = 11) -> tuple[Store, Manifest]:
     """The whole way from run.json to manifest.json."""
     config = config_of(output, image_format, samples)
     context, store = context_of(config), Store.open(config.output)

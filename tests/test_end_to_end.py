@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import PROCESS_SETTINGS, app, main
+from pipeline.cli import app, main
+from pipeline.process_settings import PROCESS_SETTINGS
 from schemas.config import SEED_LIMIT
 from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError
 
@@ -44,7 +45,7 @@ def test_generate_verify_report(write_run_file: RunFileWriter, tmp_path: Path) -
     assert labelmill("report", output).exit_code == 0
     assert (output / "report" / "index.html").stat().st_size > 10_000
     progress = json.loads((output / "progress.json").read_text())
-    assert (progress["done"], progress["total"], progress["finished"]) == (24, 24, True)
+    assert (progress["done"], progress["total"], progress["state"]) == (24, 24, "finished")
 
 
 def test_exact_delivery_when_rules_drop_a_third(write_run_file: RunFileWriter, tmp_path: Path) -> None:

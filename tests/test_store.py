@@ -1,45 +1,38 @@
-"""The store on a real disk: one winner, all or nothing, whatever kills it."""
+"""What the store promises, the same on a disk and in a bucket."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline.store import Store, StoredFile
-from schemas.errors import ConfigError, OutputError
 
-ROOT = Path(__file__).resolve().parents[1]
-NOBODY = 65534
+
+@pytest.fixture(params=["disk", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An output that does not exist yet, in a place that does."""
+    if request.param == "disk":
+        return str(tmp_path / "out")
+    return f"{request.getfixturevalue('s3').create_bucket()}/a folder/out"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path / "out"))
+def store(url: str) -> Store:
+    return Store.open(url)
 
 
-def visible(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def test_open_and_read_create_nothing(store: Store, tmp_path: Path) -> None:
+def test_open_and_read_create_nothing(store: Store, url: str) -> None:
     assert store.list() == [] and store.first_file() is None and not store.exists("a")
     store.delete("a")
     assert store.sweep_orphans(0) == 0
-    with pytest.raises(FileNotFoundError, match="out/a"):
+    with pytest.raises(FileNotFoundError, match=r"out/a$"):
         store.read("a")
-    assert list(tmp_path.iterdir()) == []
+    assert not Path(url).parent.exists() or list(Path(url).parent.iterdir()) == []
+    assert Store.open(url.removesuffix("/out")).first_file() is None
 
 
-def test_files_come_back(store: Store, tmp_path: Path) -> None:
+def test_files_come_back(store: Store, url: str) -> None:
     assert store.create("shards/b.tar", b"first")
     assert not store.create("shards/b.tar", b"second")
     assert store.read("shards/b.tar") == b"first"
@@ -53,18 +46,25 @@ def test_files_come_back(store: Store, tmp_path: Path) -> None:
     )
     assert [file.path for file in store.list()] == ["a.json", "shards-too/d", "shards/b.tar", "shards/deep/c"]
     assert store.first_file() in {file.path for file in store.list()}
+    assert [file.path for file in Store.open(f"{url}/shards").list()] == ["b.tar", "deep/c"]
     store.delete("shards/b.tar")
     assert not store.exists("shards/b.tar") and store.exists("a.json") and not store.exists("shards")
     for missing in ("shards/b.tar", "shards"):
         with pytest.raises(FileNotFoundError):
             store.read(missing)
-    assert store.folder == tmp_path / "out"
-    assert Store.open(f"file://{tmp_path}/out").read("a.json") == b""
 
 
-def test_a_race_to_create_has_one_winner(tmp_path: Path) -> None:
+def test_a_large_file_comes_back(store: Store) -> None:
+    content = bytes(range(251)) * 100_000
+    assert store.create("shards/a.tar", content)
+    store.replace("b", content[1:])
+    assert store.read("shards/a.tar") == content and store.read("b") == content[1:]
+    assert store.list() == [StoredFile("b", len(content) - 1), StoredFile("shards/a.tar", len(content))]
+
+
+def test_a_race_to_create_has_one_winner(url: str) -> None:
     contents = [bytes([number]) * 200_000 for number in range(8)]
-    stores = [Store.open(str(tmp_path / "out")) for _ in contents]
+    stores = [Store.open(url) for _ in contents]
     barrier = threading.Barrier(len(contents))
 
     def race(number: int, path: str) -> bool:
@@ -76,178 +76,20 @@ def test_a_race_to_create_has_one_winner(tmp_path: Path) -> None:
             won = list(threads.map(race, range(len(contents)), [path] * len(contents)))
             assert won.count(True) == 1
             assert stores[0].read(path) == contents[won.index(True)]
-    assert len(visible(tmp_path)) == 25
+    assert len(stores[0].list()) == 25
 
 
-_ENDLESS_WRITER = """
-import sys
-from pipeline.store import Store
-store = Store.open(sys.argv[1])
-for number in range(10**9):
-    content = bytes([number % 251]) * 20_000_000
-    store.create(f"shards/{number:06d}", content)
-    store.replace("latest", content)
-    print(number, flush=True)
-"""
+def test_a_claim_is_made_once(store: Store) -> None:
+    assert store.claim("run.json", b"ours")
+    assert not store.claim("run.json", b"theirs")
+    assert [store.read(file.path) for file in store.list()] == [b"ours"]
 
 
-def test_sigkill_leaves_no_file_half_written(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    moments = random.Random(3)
-    for _ in range(8):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", _ENDLESS_WRITER, str(output)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None and writer.stdout.readline()  # it is at work
-        time.sleep(moments.uniform(0, 0.08))
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
-        store = Store.open(str(output))
-        for file in store.list():
-            content = store.read(file.path)
-            assert len(content) == 20_000_000 and content == content[:1] * len(content), file.path
-        for file in store.list("shards"):
-            store.delete(file.path)
-    # A killed put leaves its staging file, which no listing shows; it goes once it is old.
-    (output / "shards" / "a#1").write_bytes(b"staged")
-    num_orphans = sum("#" in name for name in visible(output))
-    assert store.list("shards") == []
-    assert store.sweep_orphans(3600) == 0
-    assert store.sweep_orphans(-1) == num_orphans
-    assert visible(output) == ["latest"]
-
-
-def test_sweep_takes_only_old_staging_files(store: Store, tmp_path: Path) -> None:
-    store.create("shards/a", b"a")
-    shards, old = tmp_path / "out" / "shards", time.time() - 100
-    for name in ("a#1", "a#22", "a#1b", "#7", "b"):
-        (shards / name).write_bytes(b"")
-        os.utime(shards / name, (old, old))
-    (shards / "young#1").write_bytes(b"")
-    assert store.sweep_orphans(50) == 2
-    assert visible(shards) == ["#7", "a", "a#1b", "b", "young#1"]
-
-
-def test_what_is_written_is_pushed_to_the_disk(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed = []
-    fsync = os.fsync
-
-    def watched(descriptor: int) -> None:
-        fsync(descriptor)
-        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
-
-    monkeypatch.setattr(os, "fsync", watched)
-    output = tmp_path / "out"
-    store.create("shards/a", b"a")
-    assert flushed == [str(output / "shards" / "a"), str(output / "shards"), str(output)]
-    store.replace("b", b"b")
-    assert flushed[3:] == [str(output / "b"), str(output)]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("may not mount a tmpfs here")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk_is_explained_and_leaves_nothing_behind(small_disk: Path) -> None:
-    store = Store.open(str(small_disk / "out"))
-    store.create("old", b"old")
-    explained = r"out/{}: cannot be written: the disk is full\. Free some space and run the same command again"
-    with pytest.raises(OutputError, match=explained.format("shards/a.tar")):
-        store.create("shards/a.tar", b"x" * 3_000_000)
-    with pytest.raises(OutputError, match=explained.format("old")):
-        store.replace("old", b"x" * 3_000_000)
-    assert visible(small_disk) == ["out/old"]
-    assert store.read("old") == b"old"
-    assert store.create("shards/a.tar", b"x" * 300_000)
-
-
-def test_a_read_only_file_system_is_explained(small_disk: Path) -> None:
-    store = Store.open(str(small_disk / "out"))
-    store.create("old", b"old")
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(OutputError, match="out/new: cannot be written: the file system is read-only"):
-        store.create("new", b"")
-    with pytest.raises(OutputError, match="out/old: cannot be deleted: the file system is read-only"):
-        store.delete("old")
-    with pytest.raises(OutputError, match="cannot be written: the file system is read-only"):
-        Store.open(str(small_disk / "other")).create("new", b"")
-    assert store.read("old") == b"old"
-
-
-_LIMITED_WRITER = """
-import resource, sys
-from pipeline.store import Store
-from schemas.errors import OutputError
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    Store.open(sys.argv[1]).create("shards/a.tar", b"x" * 300_000)
-except OutputError as error:
-    print(error)
-"""
-
-
-def test_a_limit_on_file_sizes_is_explained(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _LIMITED_WRITER, str(tmp_path / "out")]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "out/shards/a.tar: cannot be written: it would pass the system's limit on file sizes" in said
-    assert visible(tmp_path) == []
-
-
-@pytest.fixture
-def forbidden_folder() -> Iterator[Path]:
-    """A folder that may be read, not written, by this process."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "out"
-        folder.mkdir()
-        (folder / "old").write_bytes(b"old")
-        (folder / "secret").mkdir(0o700)
-        Path(name).chmod(0o755)
-        folder.chmod(0o555)
-        is_root = os.geteuid() == 0
-        try:
-            if is_root:
-                os.seteuid(NOBODY)
-            yield folder
-        finally:
-            if is_root:
-                os.seteuid(0)
-            folder.chmod(0o755)
-
-
-def test_missing_permission_is_explained(forbidden_folder: Path) -> None:
-    store = Store.open(str(forbidden_folder))
-    explained = "cannot be written: no permission. Make the folder writable for this user, or choose another output"
-    for path in ("new", "old", "shards/new"):
-        with pytest.raises(OutputError, match=f"out/{path}: {explained}"):
-            store.replace(path, b"")
-    with pytest.raises(OutputError, match=explained):
-        store.create("new", b"")
-    with pytest.raises(OutputError, match="other/new: cannot be written: no permission"):
-        Store.open(str(forbidden_folder / "other")).create("new", b"")
-    assert store.read("old") == b"old"
-    if os.getuid() == 0:
-        with pytest.raises(OutputError, match="inner: cannot be read: no permission"):
-            Store.open(str(forbidden_folder / "secret" / "inner"))
-
-
-def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="file: is a file; the output must be a folder"):
-        Store.open(str(tmp_path / "file"))
-    with pytest.raises(OutputError, match="a part of the path is a file"):
-        Store.open(str(tmp_path / "file" / "below")).create("a", b"")
-    assert visible(tmp_path) == ["file"]
-
-
-def test_a_bucket_is_refused_for_now() -> None:
-    with pytest.raises(ConfigError, match=r"output: s3://bucket/prefix: s3:// is not supported"):
-        Store.open("s3://bucket/prefix")
+def test_a_race_to_claim_has_one_winner(url: str) -> None:
+    contents = [str(number).encode() for number in range(8)]
+    with ThreadPoolExecutor(len(contents)) as threads:
+        for path in [f"locks/{number}" for number in range(10)]:
+            won = list(threads.map(Store.claim, [Store.open(url) for _ in contents], [path] * 8, contents))
+            assert won.count(True) == 1
+            assert Store.open(url).read(path) == contents[won.index(True)]
+    assert len(Store.open(url).list()) == 10

@@ -1,17 +1,83 @@
-"""The local executor: one worker, in this process."""
+"""The local executor: a cluster of one worker, in this process."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
 
-from pipeline.shard_publisher import repair_shard, tar_path
-from pipeline.store import Store
+from schemas.config import RunConfig
 from schemas.shard import ShardRecord, ShardTask
-from workers.shard_worker import ShardWorker
+from workers.prepare import PreparedRun, prepare, worker_of
+from workers.shard_worker import ShardWorker, open_sampler
+from workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
 
 
-def run_locally(worker: ShardWorker, tasks: Iterable[ShardTask], store: Store) -> Iterator[ShardRecord]:
-    """Make the tasks one after the other. A shard that another driver has finished meanwhile is not made again."""
-    for task in tasks:
-        if store.exists(tar_path(task.name)):
-            yield repair_shard(store, task.index, task.name)
-        else:
-            yield worker.make(task, attempt=1)
+class LocalCluster:
+    """Makes one shard in the main thread while a second thread publishes the one before it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._sampler, self._checkpoint = open_sampler(config)
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._worker: ShardWorker | None = None
+        self._news: list[Event] = []
+        self._to_make: deque[tuple[int, ShardTask, int]] = deque()
+        self._publishing: deque[tuple[int, ShardTask, Future[ShardRecord]]] = deque()
+
+    def prepare(self) -> PreparedRun:
+        """Claim the output and fit the labeler."""
+        self._run = prepare(self._config, self._sampler, self._checkpoint)
+        return self._run
+
+    def limits(self) -> Limits:
+        """One worker, which nobody can end."""
+        return Limits(workers=1, shard_seconds=float("inf"), start_seconds=float("inf"))
+
+    def start(self, worker: int) -> None:
+        self._news.append(Placed(worker))
+
+    def load(self, worker: int) -> None:
+        self._worker = worker_of(self._config, self._run, self._sampler)
+        self._news.append(Loaded(worker))
+
+    def make(self, worker: int, task: ShardTask, attempt: int) -> None:
+        self._to_make.append((worker, task, attempt))
+
+    def kill(self, worker: int) -> None:
+        raise AssertionError("the local worker has no deadlines")
+
+    def wait(self, seconds: float) -> list[Event]:
+        """Synthesise the next shard, if any, and collect what has been published meanwhile."""
+        if self._to_make:
+            self._synthesise(*self._to_make.popleft())
+        # With nothing else to do, wait for the oldest; else take only what is ready.
+        while self._publishing and (self._publishing[0][2].done() or not (self._to_make or self._news)):
+            self._collect(*self._publishing.popleft())
+        news, self._news = self._news, []
+        return news
+
+    def _synthesise(self, number: int, task: ShardTask, attempt: int) -> None:
+        assert self._worker is not None
+        try:
+            made = self._worker.synthesise(task)
+        except Exception as error:
+            self._news.append(Failed(number, task.index, error))
+            return
+        future = self._publisher.submit(self._worker.publish, task, made, attempt)
+        self._publishing.append((number, task, future))
+
+    def _collect(self, number: int, task: ShardTask, future: Future[ShardRecord]) -> None:
+        try:
+            self._news.append(Made(number, future.result()))
+        except Exception as error:
+            self._news.append(Failed(number, task.index, error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._publisher.shutdown(wait=True, cancel_futures=True)
+        if self._worker is not None:
+            self._worker.__exit__(kind, error, trace)

@@ -1,6 +1,7 @@
 """How far a run is: a bar on a terminal, lines in a log, and `progress.json` in the output for other shells."""
 
-import json
+import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -10,10 +11,15 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline.interruption import Interrupted
 from pipeline.store import Store
+from schemas.errors import OutputError
+from schemas.progress import RunState
 from schemas.shard import ShardRecord
+from workers.supervisor import Supervisor
 
 LINE_SECONDS = 10.0
+PROGRESS_PATH = "progress.json"
 
 
 def say(text: str) -> None:
@@ -24,13 +30,14 @@ def say(text: str) -> None:
 class RunProgress:
     """Counts finished shards and says so, on stderr: bars where a person watches, a line every 10 s elsewhere."""
 
-    def __init__(self, store: Store, *, total_samples: int, done: list[ShardRecord]) -> None:
-        self._store, self._total = store, total_samples
+    def __init__(self, store: Store, supervisor: Supervisor, *, total_samples: int, done: list[ShardRecord]) -> None:
+        self._store, self._supervisor, self._total = store, supervisor, total_samples
         self._num_done = sum(record.num_samples for record in done)
         self._num_before = self._num_done
         self._dropped: Counter[str] = Counter()
         for record in done:
             self._dropped.update(record.dropped_by_reason)
+        self._seconds: Counter[str] = Counter()
         self._start = self._last_line = time.monotonic()
         self._bar = _bar() if sys.stderr.isatty() else None
 
@@ -38,7 +45,7 @@ class RunProgress:
         if self._bar is not None:
             self._bar.start()
             self._bar.add_task("samples", total=self._total, completed=self._num_done, detail="")
-        self._save(finished=False)
+        self._save("running")
         return self
 
     def __exit__(
@@ -46,48 +53,66 @@ class RunProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if error is None:
-            self._save(finished=True)
+        self._save("finished" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed")
 
     def add(self, record: ShardRecord) -> None:
         """Count a finished shard."""
         self._num_done += record.num_samples
         self._dropped.update(record.dropped_by_reason)
+        self._seconds.update(record.seconds_by_stage or {})
+
+    def tick(self) -> None:
+        """Show how far it is, if it is time; called often."""
         if self._bar is not None:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, completed=self._num_done, detail=f"{self._rate():.1f} images/s")
+            detail = f"{self._rate():.1f} images/s, {self._supervisor.num_ready} workers"
+            self._bar.update(self._bar.task_ids[0], completed=self._num_done, detail=detail)
         now = time.monotonic()
-        if now - self._last_line >= LINE_SECONDS or self._num_done == self._total:
-            self._last_line = now
-            self._save(finished=False)
-            if self._bar is None:
-                say(self._line())
+        if now - self._last_line < LINE_SECONDS:
+            return
+        self._last_line = now
+        self._save("running")
+        if self._bar is None:
+            say(state_line(self._state("running")))
 
     def _rate(self) -> float:
         return (self._num_done - self._num_before) / max(time.monotonic() - self._start, 1e-9)
 
-    def _eta_seconds(self) -> float | None:
-        return (self._total - self._num_done) / self._rate() if self._rate() > 0 else None
-
-    def _line(self) -> str:
-        eta = self._eta_seconds()
-        remaining = "unknown" if eta is None else f"{eta:.0f} s"
-        dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(self._dropped.items())) or "none"
-        return (
-            f"{self._num_done}/{self._total} samples, {self._rate():.1f} images/s, {remaining} left, dropped: {dropped}"
+    def _state(self, state: str) -> RunState:
+        rate = self._rate()
+        return RunState(
+            done=self._num_done,
+            total=self._total,
+            images_per_second=round(rate, 2),
+            eta_seconds=round((self._total - self._num_done) / rate, 1) if rate > 0 else None,
+            dropped_by_reason=dict(sorted(self._dropped.items())),
+            seconds_by_stage={stage: round(seconds, 3) for stage, seconds in sorted(self._seconds.items())},
+            workers=self._supervisor.num_ready,
+            retries=self._supervisor.num_retries,
+            failures=self._supervisor.named_failures(),
+            state=state,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            unix_time=round(time.time(), 1),
         )
 
-    def _save(self, *, finished: bool) -> None:
-        state = {
-            "done": self._num_done,
-            "total": self._total,
-            "images_per_second": round(self._rate(), 2),
-            "eta_seconds": self._eta_seconds(),
-            "dropped_by_reason": dict(sorted(self._dropped.items())),
-            "finished": finished,
-            "unix_time": round(time.time(), 1),
-        }
-        self._store.replace("progress.json", json.dumps(state, indent=1).encode())
+    def _save(self, state: str) -> None:
+        try:
+            self._store.replace(PROGRESS_PATH, self._state(state).model_dump_json(indent=1).encode())
+        except OutputError as error:
+            # Whether the store takes shards decides over the run, not whether it takes this.
+            say(f"progress is not written: {error}")
+
+
+def state_line(state: RunState) -> str:
+    """A state in a line, for a log."""
+    remaining = "unknown time" if state.eta_seconds is None else f"{state.eta_seconds:.0f} s"
+    dropped = ", ".join(f"{reason} {count}" for reason, count in state.dropped_by_reason.items()) or "none"
+    trouble = f", {state.retries} retries" if state.retries else ""
+    trouble += f", {len(state.failures)} shards failed" if state.failures else ""
+    return (
+        f"{state.done}/{state.total} samples, {state.images_per_second:.1f} images/s by {state.workers} workers, "
+        f"{remaining} left, dropped: {dropped}{trouble}"
+    )
 
 
 def _bar() -> Progress:

@@ -10,8 +10,8 @@ import torch
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import check_labeler, open_labeler
-from pipeline.make_shard import Mill, make_shard
-from pipeline.shard_publisher import publish_shard
+from pipeline.make_shard import MadeShard, Mill, make_shard
+from pipeline.shard_publisher import publish_shard, repair_shard, tar_path
 from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import ConfigError
@@ -54,7 +54,10 @@ def labeler_path(config: RunConfig) -> str:
 
 
 class ShardWorker:
-    """Makes any shard of a run. A plain class: the local executor calls it, an actor would wrap it."""
+    """Makes any shard of a run. A plain class: the local executor calls it, a Ray actor wraps it.
+
+    `synthesise` is for one thread, which keeps the device busy; `publish` may run beside it in others.
+    """
 
     def __init__(
         self, config: RunConfig, sampler: Sampler, *, checkpoint_sha256: str, fitted: bytes, fingerprint: str
@@ -70,9 +73,16 @@ class ShardWorker:
             encoders=self._encoders,
         )
 
-    def make(self, task: ShardTask, attempt: int) -> ShardRecord:
-        """Make a shard and publish it. Another worker may have published it meanwhile: the first one wins."""
-        made = make_shard(task, self.mill)
+    def synthesise(self, task: ShardTask) -> MadeShard | None:
+        """The shard as bytes, or None where another driver or worker has published it already."""
+        if self._store.exists(tar_path(task.name)):
+            return None
+        return make_shard(task, self.mill)
+
+    def publish(self, task: ShardTask, made: MadeShard | None, attempt: int) -> ShardRecord:
+        """Publish what `synthesise` made. Another worker may have been faster meanwhile: the first one wins."""
+        if made is None:
+            return repair_shard(self._store, task.index, task.name)
         if made.rejects_tar is not None:
             self._store.create(f"rejects/{task.name}.tar", made.rejects_tar)
         return publish_shard(

@@ -1,18 +1,25 @@
-"""Bytes of a checkpoint from where the user says: bundled, a local path, or a URL through obstore."""
+"""Bytes of a checkpoint from where the user says: bundled, a local path, a bucket, or a web server."""
 
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from obstore.exceptions import BaseError
 from obstore.store import from_url
 
-from schemas.errors import CheckpointError
+from pipeline.bucket import Bucket
+from pipeline.bucket_address import BUCKET_SCHEMES, parse_bucket_url
+from pipeline.bucket_errors import diagnose
+from schemas.errors import CheckpointError, ConfigError, OutputError
 
 BUNDLED_PREFIX = "bundled:"
 MAX_BYTES = 8 * 2**30
-SCHEMES = ("https", "http", "s3", "gs", "az", "file")
+SCHEMES = ("https", "http", *BUCKET_SCHEMES, "file")
 
+_NO_FILE = "names a folder; give the URL of the checkpoint file itself"
+_MISSING = "no such file; check the URL"
 _BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "bundled"
 
 
@@ -25,7 +32,10 @@ def display_name(ref: str) -> str:
     """A reference fit for logs and records: a URL without user, password and query, which may be secrets."""
     if "://" not in ref:
         return ref
-    parts = urlsplit(ref)
+    try:
+        parts = urlsplit(ref)
+    except ValueError as error:
+        raise CheckpointError(f"{ref.partition('://')[0]}://...: is no URL: {error}") from None
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -33,9 +43,14 @@ def read_bytes(ref: str) -> bytes:
     """The content behind a reference. Raises CheckpointError, which names it."""
     if ref.startswith(BUNDLED_PREFIX):
         return _read_file(_bundled_path(ref))
-    if "://" in ref:
-        return _read_url(ref)
-    return _read_file(Path(ref).expanduser())
+    scheme, separator, _ = ref.partition("://")
+    if not separator:
+        return _read_file(Path(ref).expanduser())
+    if scheme not in SCHEMES:
+        raise CheckpointError(f"cannot read {scheme}://; a path or {', '.join(SCHEMES)} URL works")
+    if scheme == "file":
+        return _read_file(Path(unquote(urlsplit(ref).path)))
+    return _read_object(ref) if scheme in BUCKET_SCHEMES else _read_web(ref)
 
 
 def _bundled_path(ref: str) -> Path:
@@ -54,15 +69,24 @@ def _read_file(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
 
 
-def _read_url(url: str) -> bytes:
+def _read_object(url: str) -> bytes:
+    try:
+        address = parse_bucket_url(url)
+        folder, _, file = address.prefix.rpartition("/")
+        if not file or url.endswith("/"):
+            raise CheckpointError(f"{url}: {_NO_FILE}")
+        return Bucket(replace(address, prefix=folder)).read(file, check_size=partial(_check_size, url))
+    except FileNotFoundError:
+        raise CheckpointError(f"{url}: {_MISSING}") from None
+    except (ConfigError, OutputError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _read_web(url: str) -> bytes:
     name, parts = display_name(url), urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise CheckpointError(f"{name}: cannot read {parts.scheme}://; a path or {', '.join(SCHEMES)} URL works")
-    if parts.scheme == "file":
-        return _read_file(Path(unquote(parts.path)))
     folder, _, file = parts.path.rpartition("/")
     if not file:
-        raise CheckpointError(f"{name}: names a folder; give the URL of the checkpoint file itself")
+        raise CheckpointError(f"{name}: {_NO_FILE}")
     if parts.query:
         raise CheckpointError(f"{name}: URLs with a query (?...) are not supported; fetch the file and give its path")
     try:
@@ -74,10 +98,11 @@ def _read_url(url: str) -> bytes:
         found = store.get(unquote(file))
         _check_size(name, found.meta["size"])
         return found.bytes().to_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{name}: no such file; check the URL") from error
-    except (BaseError, OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: cannot fetch the checkpoint: {str(error).splitlines()[0]}") from error
+    except FileNotFoundError:
+        raise CheckpointError(f"{name}: {_MISSING}") from None
+    except (BaseError, OSError) as error:
+        # The client's own words quote the URL, with its user and password.
+        raise CheckpointError(f"{name}: cannot fetch the checkpoint: {diagnose(error).summary}") from None
 
 
 def _check_size(name: str, num_bytes: int) -> None:

@@ -1,0 +1,22 @@
+"""What libraries read from the environment before a process starts."""
+
+import os
+import sys
+
+# glibc gives freed activations back to the kernel and faults them in again at every layer: keeping them makes CPU
+# synthesis of large batches 1.4 times faster. OpenMP's threads spin while they wait, which makes a process beside
+# another one on the same cores several times slower.
+PROCESS_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+def restart_with_process_settings() -> None:
+    """Replace this process by itself with the settings in its environment. What the user has set stays."""
+    missing = {name: value for name, value in PROCESS_SETTINGS.items() if name not in os.environ}
+    if sys.platform != "linux" or not missing:
+        return
+    os.environ.update(missing)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -1,0 +1,84 @@
+"""What happens once before the shards: claim the output, fit the labeler."""
+
+import hashlib
+from dataclasses import dataclass
+
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.manifest import claim_output
+from pipeline.store import Store
+from schemas.config import RunConfig
+from schemas.errors import ConfigError
+from schemas.fingerprint import fingerprint, identity
+from schemas.manifest import CheckpointSource
+from workers.shard_worker import ShardWorker, labeler_path, open_sampler
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose output is claimed and whose labeler is fitted and published."""
+
+    checkpoint: CheckpointSource
+    fitted: bytes
+    """The fitted labeler's file."""
+    fingerprint: str
+    classes: tuple[str, ...]
+    resolution: int
+
+    @property
+    def labeler_sha256(self) -> str:
+        return hashlib.sha256(self.fitted).hexdigest()
+
+
+def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> PreparedRun:
+    """Claim the output for this configuration and publish the fitted labeler, or load the one that is there."""
+    store = Store.open(config.output)
+    run_identity = identity(config, checkpoint.sha256)
+    claim_output(store, run_identity)
+    path = labeler_path(config)
+    if not store.exists(path):
+        # The first one published wins: fits on other devices may differ in a bit.
+        store.create(path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
+    fitted = store.read(path)
+    return PreparedRun(
+        checkpoint=checkpoint,
+        fitted=fitted,
+        fingerprint=fingerprint(run_identity, hashlib.sha256(fitted).hexdigest()),
+        classes=open_labeler(config.labeler, sampler, fitted).classes,
+        resolution=sampler.generator.spec.resolution,
+    )
+
+
+def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:
+    """A worker of a run that was prepared elsewhere. Raises ConfigError where this machine sees other files."""
+    sampler, checkpoint = open_sampler(config)
+    if checkpoint.sha256 != run.checkpoint.sha256:
+        raise ConfigError(
+            f"generator.checkpoint: {config.generator.checkpoint} holds other content on this machine than where the "
+            f"run was prepared (sha256 {checkpoint.sha256[:12]} instead of {run.checkpoint.sha256[:12]}); "
+            "give every node the same file, or a URL"
+        )
+    check_shared_output(config, run)
+    return worker_of(config, run, sampler)
+
+
+def worker_of(config: RunConfig, run: PreparedRun, sampler: Sampler) -> ShardWorker:
+    """A worker with a generator that is open already."""
+    return ShardWorker(
+        config,
+        sampler,
+        checkpoint_sha256=run.checkpoint.sha256,
+        fitted=run.fitted,
+        fingerprint=run.fingerprint,
+    )
+
+
+def check_shared_output(config: RunConfig, run: PreparedRun) -> None:
+    """Raises ConfigError unless this machine finds the run's labeler in the output."""
+    store = Store.open(config.output)
+    path = labeler_path(config)
+    if not store.exists(path) or store.read(path) != run.fitted:
+        raise ConfigError(
+            f"output: {config.output} is not the same place on every machine of the cluster: one has just written "
+            f"{path} there, another does not find it. Use a bucket (s3://, gs://, az://) or a shared file system"
+        )

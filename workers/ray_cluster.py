@@ -1,0 +1,295 @@
+"""Workers on a Ray cluster: one actor a worker, each with GPUs and CPU cores of its own.
+
+Actors are plain (max_restarts=0, max_task_retries=0): Ray restarts and retries nothing, because it cannot know which
+shard killed a worker; the supervisor does. Pixels never enter Ray's object store: a ShardTask goes out, a ShardRecord
+comes back.
+"""
+
+import logging
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+import torch
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayError,
+    RayTaskError,
+)
+
+from pipeline.interruption import Interrupted, interruptible
+from pipeline.process_settings import PROCESS_SETTINGS
+from schemas.config import ExecutionConfig, RunConfig
+from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
+from schemas.shard import ShardRecord, ShardTask
+from workers.prepare import PreparedRun, open_prepared_worker, prepare
+from workers.progress import say
+from workers.shard_worker import ShardWorker, open_sampler
+from workers.supervisor import DEATHS_PER_SHARD, SHARDS_IN_FLIGHT, Event, Failed, Limits, Loaded, Lost, Made, Placed
+from workers.watchdog import Watchdog
+
+# Longest silences of Ray, in seconds: it kills a driver itself when the cluster's head is gone for 60.
+_CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 180.0, 20.0
+# What Ray says of an actor whose machine went down, in ActorDiedError.
+_NODE_DIED = "node has died"
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a worker asks of its node."""
+
+    gpus: float
+    cpus: int
+    labels: dict[str, str]
+
+    def options(self) -> dict[str, Any]:
+        """For actors and tasks alike."""
+        return {
+            "num_gpus": self.gpus,
+            "num_cpus": self.cpus,
+            "label_selector": self.labels,
+            "runtime_env": {"env_vars": PROCESS_SETTINGS},
+        }
+
+    def fit_into(self, node: dict[str, Any]) -> int:
+        """How many workers a node of Ray's list has room for."""
+        if not node["Alive"] or any(node["Labels"].get(key) != value for key, value in self.labels.items()):
+            return 0
+        resources = node["Resources"]
+        by_cpu = int(resources.get("CPU", 0) / self.cpus)
+        if not self.gpus:
+            return by_cpu
+        gpus = resources.get("GPU", 0)
+        by_gpu = int(gpus) * int(1 / self.gpus) if self.gpus < 1 else int(gpus / self.gpus)
+        return min(by_cpu, by_gpu)
+
+
+def _prepare(config: RunConfig) -> PreparedRun:
+    sampler, checkpoint = open_sampler(config)
+    return prepare(config, sampler, checkpoint)
+
+
+class _RayWorker:
+    """A ShardWorker in its own process. Its calls run in threads; one thread alone talks to the device."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._worker: ShardWorker | None = None
+
+    def place(self) -> str:
+        """Where the worker is."""
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return f"{socket.gethostname()}, process {os.getpid()}" + (f", GPU {gpus}" if gpus else "")
+
+    def load(self, run: PreparedRun) -> None:
+        """Load generator and labeler."""
+        self._worker = self._device.submit(open_prepared_worker, self._config, run).result()
+
+    def make(self, task: ShardTask, attempt: int) -> ShardRecord:
+        """Make and publish a shard; the next one is synthesised meanwhile."""
+        assert self._worker is not None
+        made = self._device.submit(self._worker.synthesise, task).result()
+        return self._worker.publish(task, made, attempt)
+
+
+class RayCluster:
+    """The cluster that RAY_ADDRESS names, or that runs on this machine, or one started for this run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._watchdog = Watchdog()
+        with self._watchdog.limit(
+            _INIT_SECONDS,
+            exit_code=EXIT_RESUMABLE,
+            last_words=f"Ray did not start or answer within {_INIT_SECONDS:g} s; look at `ray status`, then run again",
+        ):
+            _connect()
+        # Ray has just installed its own handlers of signals.
+        self._signals = interruptible()
+        self._signals.__enter__()
+        self._needs = _needs(config.execution)
+        # Without GPUs of its own a worker must not use those it happens to see.
+        device = {} if self._needs.gpus else {"device": "cpu"}
+        execution = config.execution.model_copy(update=device)
+        self._config = config.model_copy(update={"execution": execution})
+        self._actor_class: Any = ray.remote(_RayWorker).options(
+            max_restarts=0, max_task_retries=0, max_concurrency=SHARDS_IN_FLIGHT, **self._needs.options()
+        )
+        self._actors: dict[int, Any] = {}
+        self._awaited: dict[ray.ObjectRef, tuple[int, ShardTask | None]] = {}
+        self._loading: set[ray.ObjectRef] = set()
+        gpus = f"{self._needs.gpus:g} GPUs" if self._needs.gpus else "no GPU"
+        say(
+            f"Ray: {len(ray.nodes())} nodes with room for {self.limits().workers} workers of {gpus} and "
+            f"{self._needs.cpus} CPU cores each"
+        )
+
+    def prepare(self) -> PreparedRun:
+        """Claim the output and fit the labeler, in a task on a worker."""
+        seconds = self._config.execution.shard_timeout_s + self._config.execution.start_timeout_s
+        task: Any = ray.remote(_prepare).options(max_retries=0, **self._needs.options())
+        for attempt in range(DEATHS_PER_SHARD):
+            ref = task.remote(self._config)
+            try:
+                self._run = ray.get(ref, timeout=seconds)
+            except GetTimeoutError as error:
+                raise StalledError(
+                    f"no worker has prepared the run within {seconds:g} s (execution.start_timeout_s and "
+                    "shard_timeout_s); does the cluster have a node with what a worker asks for?"
+                ) from error
+            except RayTaskError as error:
+                raise _cause(error) from error
+            except RayError as error:
+                if attempt == DEATHS_PER_SHARD - 1:
+                    raise StalledError(f"{DEATHS_PER_SHARD} workers died while preparing the run: {error}") from error
+                say(f"a worker died while preparing the run, another one tries: {_first_line(error)}")
+            else:
+                break
+        self._shared_run = ray.put(self._run)
+        return self._run
+
+    def limits(self) -> Limits:
+        """As many workers as the nodes that live have room for, unless the configuration names a number."""
+        execution = self._config.execution
+        if execution.workers != "auto":
+            return Limits(execution.workers, execution.shard_timeout_s, execution.start_timeout_s)
+        with self._expecting_an_answer():
+            room = sum(self._needs.fit_into(node) for node in ray.nodes())
+        return Limits(max(1, room), execution.shard_timeout_s, execution.start_timeout_s)
+
+    def start(self, worker: int) -> None:
+        with self._expecting_an_answer():
+            actor = self._actor_class.remote(self._config)
+            self._actors[worker] = actor
+            self._awaited[actor.place.remote()] = worker, None
+
+    def load(self, worker: int) -> None:
+        with self._expecting_an_answer():
+            ref: ray.ObjectRef = self._actors[worker].load.remote(self._shared_run)
+        self._loading.add(ref)
+        self._awaited[ref] = worker, None
+
+    def make(self, worker: int, task: ShardTask, attempt: int) -> None:
+        with self._expecting_an_answer():
+            self._awaited[self._actors[worker].make.remote(task, attempt)] = worker, task
+
+    def kill(self, worker: int) -> None:
+        with self._expecting_an_answer():
+            ray.kill(self._actors.pop(worker))
+        self._awaited = {ref: wait for ref, wait in self._awaited.items() if wait[0] != worker}
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What came back within `seconds`; what was made stands before who was lost."""
+        if not self._awaited:
+            return []
+        with self._expecting_an_answer():
+            ready, rest = ray.wait(list(self._awaited), num_returns=1, timeout=seconds)
+            if ready and rest:
+                more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+                ready += more
+            events = [self._event(ref) for ref in ready]
+        for event in events:
+            if isinstance(event, Lost) and event.worker in self._actors:
+                self.kill(event.worker)
+        return sorted(events, key=lambda event: isinstance(event, Lost))
+
+    def _event(self, ref: ray.ObjectRef) -> Event:
+        worker, task = self._awaited.pop(ref)
+        loading = ref in self._loading
+        self._loading.discard(ref)
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:
+            cause = _cause(error)
+            if task is not None and not _ruins_its_process(cause):
+                return Failed(worker, task.index, cause)
+            return Lost(worker, f"{type(cause).__name__}: {cause}", blame=True, error=cause)
+        except RayError as error:
+            return Lost(worker, _first_line(error), blame=_may_be_the_shards_fault(error))
+        if task is not None:
+            return Made(worker, result)
+        if loading:
+            return Loaded(worker)
+        say(f"worker {worker}: {result}")
+        return Placed(worker)
+
+    def _expecting_an_answer(self) -> Any:
+        return self._watchdog.limit(
+            _CALL_SECONDS,
+            exit_code=EXIT_RESUMABLE,
+            last_words=f"Ray has not answered for {_CALL_SECONDS:g} s: its head or this machine's node is gone or "
+            "frozen. What is finished is kept; the same command goes on from here",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        words = "done" if error is None else str(error)
+        with self._watchdog.limit(
+            _SHUTDOWN_SECONDS,
+            exit_code=_exit_code(error),
+            last_words=f"{words}\nlabelmill: Ray did not shut down within {_SHUTDOWN_SECONDS:g} s and was left alone",
+        ):
+            ray.shutdown()
+        self._signals.__exit__(None, None, None)
+
+
+def _connect() -> None:
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        address = os.environ.get("RAY_ADDRESS", "this machine's cluster")
+        raise ConfigError(
+            f"execution.executor: ray, but {address} cannot be reached: {_first_line(error)}. Start it, or set "
+            "RAY_ADDRESS (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where it asks for one)"
+        ) from error
+
+
+def _needs(execution: ExecutionConfig) -> _Needs:
+    gpus = execution.gpus_per_worker
+    if gpus == "auto":
+        has_gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
+        gpus = 1.0 if execution.device != "cpu" and (has_gpus or execution.device == "cuda") else 0.0
+    return _Needs(gpus, execution.cpus_per_worker, execution.node_labels)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What the worker raised, where it could be sent, else Ray's account of it."""
+    return error.cause if isinstance(error.cause, Exception) else error
+
+
+def _ruins_its_process(error: Exception) -> bool:
+    """Whether a worker is better replaced: memory is short, or CUDA's context is broken for good."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)) or "CUDA" in str(error)
+
+
+def _may_be_the_shards_fault(error: RayError) -> bool:
+    """Not so for a lost or preempted node, or a connection that broke."""
+    if isinstance(error, ActorUnavailableError):
+        return False
+    return not (isinstance(error, ActorDiedError) and (error.preempted or _NODE_DIED in str(error)))
+
+
+def _first_line(error: BaseException) -> str:
+    """The line of Ray's account that says most."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith(("The actor is dead", "The actor died because", "Worker"))]
+    return (telling or lines or [type(error).__name__])[0]
+
+
+def _exit_code(error: BaseException | None) -> int:
+    """What the process would end with."""
+    if error is None:
+        return 0
+    if isinstance(error, LabelmillError):
+        return error.exit_code
+    return EXIT_RESUMABLE if isinstance(error, Interrupted) else 1

@@ -1,0 +1,49 @@
+"""Ends the process when a call that may never return does not: the last resort against a cluster that went silent."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# A thread that wakes so much later than it asked was frozen with the whole process, and nobody is to blame.
+_FROZEN_SECONDS = 5.0
+_TICK_SECONDS = 0.5
+
+
+class Watchdog:
+    """A thread that watches one call at a time."""
+
+    def __init__(self) -> None:
+        self._deadline: float | None = None
+        self._exit_code = 0
+        self._last_words = ""
+        self._lock = threading.Lock()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def limit(self, seconds: float, *, exit_code: int, last_words: str) -> Iterator[None]:
+        """Ends the process with `exit_code` and `last_words` on stderr if the body takes longer than `seconds`."""
+        with self._lock:
+            self._deadline, self._exit_code, self._last_words = time.monotonic() + seconds, exit_code, last_words
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deadline = None
+
+    def _watch(self) -> None:
+        while True:
+            asleep_since = time.monotonic()
+            time.sleep(_TICK_SECONDS)
+            overslept = time.monotonic() - asleep_since - _TICK_SECONDS
+            with self._lock:
+                if self._deadline is None:
+                    continue
+                if overslept > _FROZEN_SECONDS:
+                    self._deadline += overslept
+                elif time.monotonic() > self._deadline:
+                    print(f"labelmill: {self._last_words}", file=sys.stderr, flush=True)
+                    # Nothing milder works: the interpreter's own exit would wait for the same call.
+                    os._exit(self._exit_code)
