@@ -8,8 +8,11 @@ comes back.
 import logging
 import os
 import socket
+import time
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,13 +21,14 @@ import torch
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
-    GetTimeoutError,
     RayError,
     RayTaskError,
 )
 
+from pipeline.generator.checkpoints.source import absolute_reference, display_name
 from pipeline.interruption import Interrupted, interruptible
 from pipeline.process_settings import PROCESS_SETTINGS
+from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
 from schemas.shard import ShardRecord, ShardTask
@@ -36,6 +40,7 @@ from workers.watchdog import Watchdog
 
 # Longest silences of Ray, in seconds: it kills a driver itself when the cluster's head is gone for 60.
 _CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 180.0, 20.0
+_LOOK_SECONDS = 2.0
 # What Ray says of an actor whose machine went down, in ActorDiedError.
 _NODE_DIED = "node has died"
 
@@ -114,10 +119,8 @@ class RayCluster:
         self._signals = interruptible()
         self._signals.__enter__()
         self._needs = _needs(config.execution)
-        # Without GPUs of its own a worker must not use those it happens to see.
-        device = {} if self._needs.gpus else {"device": "cpu"}
-        execution = config.execution.model_copy(update=device)
-        self._config = config.model_copy(update={"execution": execution})
+        self._checkpoint_reference = display_name(config.generator.checkpoint)
+        self._config = _for_workers(config, self._needs)
         self._actor_class: Any = ray.remote(_RayWorker).options(
             max_restarts=0, max_task_retries=0, max_concurrency=SHARDS_IN_FLIGHT, **self._needs.options()
         )
@@ -132,17 +135,9 @@ class RayCluster:
 
     def prepare(self) -> PreparedRun:
         """Claim the output and fit the labeler, in a task on a worker."""
-        seconds = self._config.execution.shard_timeout_s + self._config.execution.start_timeout_s
-        task: Any = ray.remote(_prepare).options(max_retries=0, **self._needs.options())
         for attempt in range(DEATHS_PER_SHARD):
-            ref = task.remote(self._config)
             try:
-                self._run = ray.get(ref, timeout=seconds)
-            except GetTimeoutError as error:
-                raise StalledError(
-                    f"no worker has prepared the run within {seconds:g} s (execution.start_timeout_s and "
-                    "shard_timeout_s); does the cluster have a node with what a worker asks for?"
-                ) from error
+                self._run = self._prepare_once()
             except RayTaskError as error:
                 raise _cause(error) from error
             except RayError as error:
@@ -151,17 +146,38 @@ class RayCluster:
                 say(f"a worker died while preparing the run, another one tries: {_first_line(error)}")
             else:
                 break
+        # As the user wrote it, so that a dataset's description does not depend on the executor.
+        checkpoint = self._run.checkpoint.model_copy(update={"reference": self._checkpoint_reference})
+        self._run = replace(self._run, checkpoint=checkpoint)
         self._shared_run = ray.put(self._run)
         return self._run
+
+    def _prepare_once(self) -> PreparedRun:
+        execution = self._config.execution
+        seconds = execution.shard_timeout_s + execution.start_timeout_s
+        task: Any = ray.remote(_prepare).options(max_retries=0, **self._needs.options())
+        with self._expecting_an_answer():
+            ref = task.remote(self._config)
+        for _ in range(max(1, round(seconds / _LOOK_SECONDS))):
+            with self._expecting_an_answer():
+                if ray.wait([ref], timeout=_LOOK_SECONDS)[0]:
+                    prepared: PreparedRun = ray.get(ref)
+                    return prepared
+                ray.nodes()  # without a head, waiting would never end
+        ray.cancel(ref, force=True)
+        raise StalledError(
+            f"no worker has prepared the run within {seconds:g} s (execution.start_timeout_s and shard_timeout_s); "
+            "does the cluster have a node with what a worker asks for?"
+        )
 
     def limits(self) -> Limits:
         """As many workers as the nodes that live have room for, unless the configuration names a number."""
         execution = self._config.execution
-        if execution.workers != "auto":
-            return Limits(execution.workers, execution.shard_timeout_s, execution.start_timeout_s)
         with self._expecting_an_answer():
+            # Asked for in any case: it shows whether the cluster's head still lives.
             room = sum(self._needs.fit_into(node) for node in ray.nodes())
-        return Limits(max(1, room), execution.shard_timeout_s, execution.start_timeout_s)
+        workers = max(1, room) if execution.workers == "auto" else execution.workers
+        return Limits(workers, execution.shard_timeout_s, execution.start_timeout_s)
 
     def start(self, worker: int) -> None:
         with self._expecting_an_answer():
@@ -183,10 +199,12 @@ class RayCluster:
         with self._expecting_an_answer():
             ray.kill(self._actors.pop(worker))
         self._awaited = {ref: wait for ref, wait in self._awaited.items() if wait[0] != worker}
+        self._loading &= self._awaited.keys()
 
     def wait(self, seconds: float) -> list[Event]:
         """What came back within `seconds`; what was made stands before who was lost."""
         if not self._awaited:
+            time.sleep(seconds)
             return []
         with self._expecting_an_answer():
             ready, rest = ray.wait(list(self._awaited), num_returns=1, timeout=seconds)
@@ -260,6 +278,35 @@ def _needs(execution: ExecutionConfig) -> _Needs:
         has_gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
         gpus = 1.0 if execution.device != "cpu" and (has_gpus or execution.device == "cuda") else 0.0
     return _Needs(gpus, execution.cpus_per_worker, execution.node_labels)
+
+
+def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
+    """The configuration as workers need it, who stand in other folders than the driver.
+
+    Raises ConfigError for an output in the copy of a job's working directory, which Ray deletes when it likes.
+    """
+    output, checkpoint = config.output, config.generator.checkpoint
+    folder = Store.open(output).folder
+    if ray.get_runtime_context().runtime_env.get("working_dir"):
+        # Each worker stands in a copy of the same folder.
+        if folder is not None and folder.is_relative_to(Path.cwd()):
+            raise ConfigError(
+                f"output: {output} lies in the job's copy of the working directory, which Ray deletes. "
+                "Use a bucket (s3://, gs://, az://) or the absolute path of a shared file system"
+            )
+    else:
+        checkpoint = absolute_reference(checkpoint)
+    execution = config.execution
+    if not needs.gpus:
+        # Without GPUs of its own a worker must not use those it happens to see.
+        execution = execution.model_copy(update={"device": "cpu"})
+    return config.model_copy(
+        update={
+            "output": output if folder is None else str(folder),
+            "generator": config.generator.model_copy(update={"checkpoint": checkpoint}),
+            "execution": execution,
+        }
+    )
 
 
 def _cause(error: RayTaskError) -> Exception:
