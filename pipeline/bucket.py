@@ -5,13 +5,14 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import TypeVar
 
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from pipeline.bucket_address import BucketAddress, open_client
 from pipeline.bucket_errors import advice, diagnose
-from pipeline.place import StoredFile
+from pipeline.place import StoredFile, Version, VersionedFile
 from schemas.errors import OutputError
 
 # A run of hours should outlive an outage of minutes; after these, one that is gone for good should end.
@@ -24,6 +25,12 @@ QUIET_SECONDS = 5.0
 
 # Marks an object with the `create` that wrote it. Letters only: what all services take.
 _WRITER = "labelmillwriter"
+# What a browser that is led to an object needs to know to show it.
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".md": "text/markdown; charset=utf-8",
+}
 _jitter = random.SystemRandom()
 _log = logging.getLogger("labelmill")
 
@@ -45,11 +52,12 @@ class Bucket:
 
     def create(self, path: str, data: bytes) -> bool:
         writer = secrets.token_hex(8)
+        attributes = {_WRITER: writer, **_content_type(path)}
 
         def attempt() -> bool:
             try:
                 # One request: parts of an upload that is never finished would stay, unseen, and cost.
-                self._client.put(path, data, mode="create", attributes={_WRITER: writer}, use_multipart=False)
+                self._client.put(path, data, mode="create", attributes=attributes, use_multipart=False)
             except AlreadyExistsError:
                 # Maybe our own: an earlier attempt was stored and only its answer lost.
                 return self._writer_of(path) == writer
@@ -66,7 +74,7 @@ class Bucket:
     def replace(self, path: str, data: bytes) -> None:
         def attempt() -> None:
             try:
-                self._client.put(path, data, use_multipart=False)
+                self._client.put(path, data, attributes=_content_type(path), use_multipart=False)
             except AlreadyExistsError:
                 raise _ConflictError from None
 
@@ -83,12 +91,54 @@ class Bucket:
 
         return self._insist("read", path, attempt)
 
+    def read_versioned(self, path: str) -> VersionedFile:
+        def attempt() -> VersionedFile:
+            found = self._client.get(path)
+            # Every service that labelmill speaks to sends tags.
+            version = Version(found.meta["e_tag"] or "", found.meta["version"])
+            return VersionedFile(found.bytes().to_bytes(), version)
+
+        return self._insist("read", path, attempt)
+
+    def compare_and_swap(self, path: str, data: bytes, version: Version | None) -> bool:
+        if version is None:
+            return self.create(path, data)
+        writer, tag, generation = secrets.token_hex(8), version.tag, version.generation
+
+        def attempt() -> bool:
+            try:
+                self._client.put(
+                    path,
+                    data,
+                    mode={"e_tag": tag} if generation is None else {"e_tag": tag, "version": generation},
+                    attributes={_WRITER: writer, **_content_type(path)},
+                    use_multipart=False,
+                )
+            except PreconditionError:
+                try:
+                    # Maybe our own, as in `create`.
+                    return self._writer_of(path) == writer
+                except _ConflictError:
+                    return False  # it was deleted
+            except AlreadyExistsError:
+                raise _ConflictError from None
+            return True
+
+        try:
+            return self._insist("written", path, attempt)
+        except FileNotFoundError:
+            return False
+
     def exists(self, path: str) -> bool:
         try:
             self._insist("read", path, lambda: self._client.head(path))
         except FileNotFoundError:
             return False
         return True
+
+    def folders(self, prefix: str) -> list[str]:
+        found = self._insist("listed", prefix, lambda: self._client.list_with_delimiter(prefix or None))
+        return sorted(path.rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
     def list(self, prefix: str) -> list[StoredFile]:
         entries = self._insist("listed", prefix, lambda: self._client.list(prefix=prefix or None).collect())
@@ -141,6 +191,11 @@ class Bucket:
                 return result
             time.sleep(wait * _jitter.uniform(0.5, 1))
             wait = min(2 * wait, MAX_WAIT_SECONDS)
+
+
+def _content_type(path: str) -> dict[str, str]:
+    ending = PurePosixPath(path).suffix
+    return {"Content-Type": _CONTENT_TYPES[ending]} if ending in _CONTENT_TYPES else {}
 
 
 def _folders_of(path: str) -> list[str]:

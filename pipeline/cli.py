@@ -5,27 +5,50 @@ Imports are made inside the functions, so that `--help` need not wait for torch.
 
 import json
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.interruption import Interrupted, interruptible
 from pipeline.process_settings import restart_with_process_settings
 from schemas.config import RunConfig
 from schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
+from schemas.nightly import load_nightly_config
 from schemas.run_file import load_config
 
 HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 
-Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards failed; 4 verification failed;
-75 interrupted, the same command goes on.
+Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards failed; 4 verification failed; 5 a nightly gate
+failed; 6 locked by another nightly run; 75 interrupted, the same command goes on.
 """
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+
+
+class _NightlyGroup(TyperGroup):
+    """`labelmill nightly CONFIG` is short for `labelmill nightly run CONFIG`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_command = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if is_command else ["run", *args])
+
+
+nightly = typer.Typer(no_args_is_help=True, cls=_NightlyGroup)
+app.add_typer(
+    nightly,
+    name="nightly",
+    help="Make a dataset every night and publish it only if it is sound: `labelmill nightly NIGHTLY.YAML`.",
+)
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.YAML")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set dataset.samples=100.")]
 Output = Annotated[str, typer.Argument(help="The dataset's folder.", metavar="OUTPUT")]
+NightlyFile = Annotated[Path, typer.Argument(help="The nightly file (YAML).", metavar="NIGHTLY.YAML")]
+Root = Annotated[str, typer.Argument(help="The nightly file, or its root: a folder or bucket.", metavar="ROOT")]
+SnapshotName = Annotated[str, typer.Argument(help="A snapshot's name, or how it begins.", metavar="SNAPSHOT")]
 
 
 @app.command()
@@ -160,6 +183,96 @@ def verify(
             "\n".join([f"{output}: {count} problem{'s' * (count > 1)}", *(f"  {line}" for line in result.problems)])
         )
     print(f"{output}: {result.num_samples} samples in {result.num_shards} shards, all verified")
+
+
+@nightly.command("run")
+def nightly_run(
+    nightly_file: NightlyFile,
+    overrides: Overrides = None,
+    date: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night to make; today in UTC unless given.")
+    ] = None,
+) -> None:
+    """Make tonight's snapshot and publish it if it passes. Run it again after any interruption."""
+    from workers.nightly import run_night
+
+    night = (date or datetime.now(UTC)).date()
+    print(run_night(load_nightly_config(nightly_file, overrides or ()), night))
+
+
+@nightly.command("status")
+def nightly_status(
+    root: Root,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Print Prometheus' text format.")] = False,
+) -> None:
+    """Say what is live, what else there is, and who works on it."""
+    from pipeline.nightly.commands import open_root
+    from pipeline.nightly.prometheus import prometheus_text
+    from pipeline.nightly.status import nightly_status as look
+    from pipeline.nightly.status import status_lines
+
+    found = look(open_root(root), time.time())
+    if metrics:
+        print(prometheus_text(found), end="")
+    else:
+        print(found.model_dump_json(indent=2) if as_json else "\n".join(status_lines(found)))
+
+
+@nightly.command("rollback")
+def nightly_rollback(
+    root: Root,
+    snapshot: Annotated[
+        str | None, typer.Argument(help="What to make live; what was live before unless given.", metavar="SNAPSHOT")
+    ] = None,
+) -> None:
+    """Make an earlier snapshot live, at once, even while a run works."""
+    from pipeline.nightly.commands import open_root
+    from pipeline.nightly.commands import rollback as roll_back
+
+    latest = roll_back(open_root(root), snapshot, datetime.now(UTC).isoformat(timespec="seconds"))
+    print(f"{latest.snapshot} is live")
+
+
+@nightly.command("pin")
+def nightly_pin(root: Root, snapshot: SnapshotName) -> None:
+    """Never delete a snapshot."""
+    from pipeline.nightly.commands import open_root, pin_snapshot
+
+    print(f"{pin_snapshot(open_root(root), snapshot)} is pinned")
+
+
+@nightly.command("unpin")
+def nightly_unpin(root: Root, snapshot: SnapshotName) -> None:
+    """Let retention decide over a snapshot again."""
+    from pipeline.nightly.commands import open_root, unpin_snapshot
+
+    print(f"{unpin_snapshot(open_root(root), snapshot)} is not pinned any more")
+
+
+@nightly.command("prune")
+def nightly_prune(
+    nightly_file: NightlyFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete the snapshots that retention does not keep. Every night does so at its end."""
+    from workers.nightly import prune_root
+
+    for fate in prune_root(load_nightly_config(nightly_file, overrides or ()), dry_run=dry_run):
+        verb = "kept" if fate.is_kept else "would be deleted" if dry_run else "deleted"
+        print(f"{fate.snapshot.name}: {verb}: {fate.reason}")
+
+
+@app.command()
+def resolve(
+    root: Root,
+    split: Annotated[str | None, typer.Option(help="Only this split: --split train.")] = None,
+) -> None:
+    """Print where the shards of a nightly root's live snapshot are, one a line, for a training job."""
+    from pipeline.nightly.commands import open_root, shard_urls
+
+    print("\n".join(shard_urls(open_root(root), split)))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C as an exception, so that a run can end resumable, with its own exit status."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,9 +17,35 @@ def interruptible() -> Iterator[None]:
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signal.Signals(signum).name)
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    with _handling(interrupt):
+        yield
+
+
+@contextmanager
+def postponed(on_signal: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within it, SIGTERM and SIGINT call `on_signal` and wait: at its end, whatever that is, they raise Interrupted.
+
+    For calls into libraries that an exception out of a signal's handler would tear apart.
+    """
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        on_signal()
+
+    try:
+        with _handling(note):
+            yield
+    finally:
+        if received:
+            raise Interrupted(signal.Signals(received[0]).name)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, former in previous.items():
+            signal.signal(number, former)

@@ -1,23 +1,32 @@
 """A local folder as a place for whole files: made on the first write, pushed to the disk, swept of orphans."""
 
 import errno
+import fcntl
+import hashlib
 import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
-from pipeline.place import StoredFile
+from pipeline.place import StoredFile, Version, VersionedFile
 from schemas.errors import OutputError
 
 # obstore writes `name#1`, then links or renames it to `name`; a killed process leaves the former behind.
 _STAGING_NAME = re.compile(r".+#\d+")
+# Locked by those who compare and swap. Listings pass such names over, and sweeping leaves them.
+_SWAP_LOCK = "#0"
+# A swap takes milliseconds; one that takes longer has been stopped in the middle of it.
+_SWAP_SECONDS = 60.0
 _ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 _KEPT = "Free some space and run the same command again: what is finished is kept"
 _NO_PERMISSION = "no permission. Make the folder writable for this user, or choose another output"
+_NO_LOCKS = "this file system has no file locks. Mount it with locks (NFS: version 4), or choose another output"
 _ADVICE = {
     errno.ENOSPC: f"the disk is full. {_KEPT}",
     errno.EDQUOT: f"the disk quota is used up. {_KEPT}",
@@ -26,6 +35,9 @@ _ADVICE = {
     errno.EPERM: _NO_PERMISSION,
     errno.EROFS: "the file system is read-only. Choose another output",
     errno.ENOTDIR: "a part of the path is a file, not a folder. Choose another output",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
+    errno.EWOULDBLOCK: "another process has kept it locked for a minute. Is one stopped, or the disk hanging?",
     errno.EEXIST: "a file is in the way of a folder. Choose another output",
 }
 
@@ -69,6 +81,22 @@ class LocalFolder:
         except (BaseError, OSError) as error:
             raise self._refused(path, "read", error) from error
 
+    def read_versioned(self, path: str) -> VersionedFile:
+        data = self.read(path)
+        return VersionedFile(data, Version(hashlib.sha256(data).hexdigest()))
+
+    def compare_and_swap(self, path: str, data: bytes, version: Version | None) -> bool:
+        if version is None:
+            return self.create(path, data)
+        with self._swapping(path):
+            try:
+                if self.read_versioned(path).version != version:
+                    return False
+            except FileNotFoundError:
+                return False
+            self.replace(path, data)
+        return True
+
     def exists(self, path: str) -> bool:
         files = self._readable()
         if files is None:
@@ -80,6 +108,16 @@ class LocalFolder:
         except (BaseError, OSError) as error:
             raise self._refused(path, "read", error) from error
         return True
+
+    def folders(self, prefix: str) -> list[str]:
+        files = self._readable()
+        if files is None:
+            return []
+        try:
+            found = files.list_with_delimiter(prefix or None)
+        except (BaseError, OSError) as error:
+            raise self._refused(prefix, "listed", error) from error
+        return sorted(path.rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
     def list(self, prefix: str) -> list[StoredFile]:
         files = self._readable()
@@ -136,6 +174,31 @@ class LocalFolder:
         if self._files is None and self._is_folder():
             self._files = LocalStore(self.folder)
         return self._files
+
+    @contextmanager
+    def _swapping(self, path: str) -> Iterator[None]:
+        """Shuts out every other process and thread that swaps; the system lets them in again when this one dies."""
+        self._writable()
+        try:
+            descriptor = os.open(self.folder / _SWAP_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._refused(path, "written", error) from error
+        try:
+            self._lock(descriptor, path)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int, path: str) -> None:
+        deadline = time.monotonic() + _SWAP_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK or time.monotonic() > deadline:
+                    raise self._refused(path, "written", error) from error
+            time.sleep(0.01)
 
     def _is_folder(self) -> bool:
         try:

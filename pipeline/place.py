@@ -13,6 +13,24 @@ class StoredFile:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class Version:
+    """Tells the contents that a file has had apart."""
+
+    tag: str
+    """Follows from the content in some places, so that equal contents may have equal tags."""
+    generation: str | None = None
+    """Google's number of a write, which its conditional writes ask for."""
+
+
+@dataclass(frozen=True)
+class VersionedFile:
+    """A file as it was at a moment."""
+
+    data: bytes
+    version: Version
+
+
 class Place(Protocol):
     """The operations of `Store`, which documents them. Errors are OutputError, in words, and FileNotFoundError."""
 
@@ -22,7 +40,13 @@ class Place(Protocol):
 
     def read(self, path: str) -> bytes: ...
 
+    def read_versioned(self, path: str) -> VersionedFile: ...
+
+    def compare_and_swap(self, path: str, data: bytes, version: Version | None) -> bool: ...
+
     def exists(self, path: str) -> bool: ...
+
+    def folders(self, prefix: str) -> list[str]: ...
 
     def list(self, prefix: str) -> list[StoredFile]: ...
 

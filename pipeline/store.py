@@ -10,10 +10,10 @@ from typing import Self
 from pipeline.bucket import Bucket
 from pipeline.bucket_address import parse_bucket_url
 from pipeline.local_folder import LocalFolder
-from pipeline.place import Place, StoredFile
+from pipeline.place import Place, StoredFile, Version, VersionedFile
 from schemas.errors import ConfigError, OutputError
 
-__all__ = ["Store", "StoredFile"]
+__all__ = ["Store", "StoredFile", "Version", "VersionedFile"]
 
 
 class Store:
@@ -65,7 +65,8 @@ class Store:
             return False
         if not self.create(path, data):
             return True
-        if not existed:
+        # What was there may be of drivers that find the same out at this moment: each removes what it wrote last.
+        if not existed or all(file.path == path for file in self.list()):
             self.delete(path)
         raise OutputError(
             f"{self.url}: overwrites a file that exists although asked not to, so that drivers side by side would "
@@ -84,9 +85,27 @@ class Store:
         """The content of a file. Raises FileNotFoundError, or OutputError when it cannot be read."""
         return self._place.read(path)
 
+    def read_versioned(self, path: str) -> VersionedFile:
+        """The content of a file, and what `compare_and_swap` knows it by. Raises as `read` does."""
+        return self._place.read_versioned(path)
+
+    def compare_and_swap(self, path: str, data: bytes, version: Version | None) -> bool:
+        """Write a file if it is still the one that was read as `version`, or if there is none and `version` is None.
+
+        Of several at once that read the same version exactly one gets True, as long as their contents differ from
+        each other and from all earlier ones. False says that another was faster; a bucket whose answer was lost may
+        say so, too, after this content was there and another one replaced it. `replace` and `delete` heed nobody:
+        leave them to other files. Raises OutputError when the file cannot be written.
+        """
+        return self._place.compare_and_swap(path, data, version)
+
     def exists(self, path: str) -> bool:
         """Whether there is a file at `path`."""
         return self._place.exists(path)
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders directly under the folder `prefix`, sorted; quick however much is in them."""
+        return self._place.folders(prefix)
 
     def list(self, prefix: str = "") -> list[StoredFile]:
         """All files under the folder `prefix`, those of its subfolders too, sorted by path."""

@@ -33,7 +33,7 @@ class GeneratorConfig(Section):
     """Which generator, and how latents become images."""
 
     checkpoint: str = Field(pattern=PRINTABLE)
-    """`bundled:NAME`, or a path to a StyleGAN2 checkpoint."""
+    """`bundled:NAME`, a path, or an https://, s3://, gs:// or az:// URL of a StyleGAN2 checkpoint."""
     truncation_psi: float = Field(0.7, ge=0, le=2)
     """Truncation psi: 0 gives the mean image, 1 the untruncated distribution."""
     truncation_cutoff: int | None = Field(None, ge=1)
@@ -207,7 +207,8 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """Prefix of the shard files: lower-case letters, digits, - and _."""
     output: str = Field(pattern=PRINTABLE)
-    """Folder that the dataset is written to."""
+    """Folder or bucket that the dataset is written to: a path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or
+    az://CONTAINER/PREFIX. Credentials come from the environment, never from here."""
     generator: GeneratorConfig
     labeler: LabelerConfig = StyleMixingConfig()
     dataset: DatasetConfig

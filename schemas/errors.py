@@ -38,3 +38,15 @@ class VerificationError(LabelmillError):
     """A dataset is not what its manifest says."""
 
     exit_code = 4
+
+
+class GateError(LabelmillError):
+    """Tonight's dataset is whole but differs too much from the one that is live. The message names the gates."""
+
+    exit_code = 5
+
+
+class LockedError(LabelmillError):
+    """Another run has the lock, or has taken it over. The message names it and says until when."""
+
+    exit_code = 6

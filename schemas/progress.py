@@ -12,6 +12,8 @@ class RunState(BaseModel):
     """Samples in published shards, those of earlier runs too."""
     total: int
     """Samples asked for."""
+    shards: int
+    """Published ones, those of earlier runs too."""
     images_per_second: float
     """Mean since this run started."""
     eta_seconds: float | None

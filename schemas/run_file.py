@@ -17,6 +17,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def load_config(path: str | Path, model: type[Model], overrides: Iterable[str] = ()) -> Model:
     """Read a YAML file into `model`, `overrides` (`a.b=c`) applied. Raises ConfigError with every mistake."""
+    values = read_mapping(path)
+    apply_overrides(values, overrides)
+    return validate(values, str(path), model)
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, unchecked. Raises ConfigError where it holds none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -24,9 +31,13 @@ def load_config(path: str | Path, model: type[Model], overrides: Iterable[str] =
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a run file is a mapping of keys to values, found {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Set keys to what `a.b=c` says, in order. Raises ConfigError for what is not written so."""
     for override in overrides:
         _apply_override(values, override)
-    return validate(values, str(path), model)
 
 
 def validate(values: Mapping[str, Any], source: str, model: type[Model]) -> Model:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ray_runs import shards_of
 from s3_server import S3Server
 
 from pipeline.generator.checkpoints.native import save_generator
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from schemas.config import RunConfig
+from schemas.run_file import load_config
+from workers.generate import generate
 
 # The suite shares two cores with Ray, browsers and subprocesses; more threads only get in each other's way.
 torch.set_num_threads(1)
@@ -90,3 +94,11 @@ def write_run_file_in(tiny_checkpoint: Path) -> Callable[..., Path]:
 def write_run_file(write_run_file_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """`write_run_file_in` for the test's own folder."""
     return partial(write_run_file_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def expected(write_run_file_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The shards of `write_run_file`'s run with many samples, by path, as the local executor makes them."""
+    folder = tmp_path_factory.mktemp("expected")
+    generate(load_config(write_run_file_in(folder, dataset={"samples": 480}), RunConfig))
+    return shards_of(str(folder / "out"))

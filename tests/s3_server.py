@@ -26,7 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from types import TracebackType
 from typing import Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 ACCESS_KEY = "labelmill-tests"
 SECRET_KEY = "hunter2-secret-key"  # what no message, log or file may show
@@ -213,6 +213,15 @@ class S3Server:
             self._requests.append(request)
 
 
+def _generation(tag: str) -> str:
+    """Google numbers what a file has been; a tag is as good a number."""
+    return str(int(tag.strip('"'), 16))
+
+
+def _tag(generation: str) -> str:
+    return f'"{int(generation):032x}"'
+
+
 class _Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -254,24 +263,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         server = self.server.owner
-        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers, target = {name.lower(): value for name, value in self.headers.items()}, self.path
         if server.speaks_google:
+            parts = urlsplit(target)  # its client writes bucket%2D1, which moto does not read as bucket-1
+            target = urlunsplit(("", "", quote(unquote(parts.path)), parts.query, ""))
             headers = {name.replace("x-goog-meta-", "x-amz-meta-"): value for name, value in headers.items()}
             headers["authorization"] = f"AWS {ACCESS_KEY}:unchecked"
-            if headers.pop("x-goog-if-generation-match", None) == "0":
-                headers["if-none-match"] = "*"
+            generation = headers.pop("x-goog-if-generation-match", None)
+            if generation is not None:
+                headers.update({"if-none-match": "*"} if generation == "0" else {"if-match": _tag(generation)})
         headers = {name: value for name, value in headers.items() if name not in server.stripped_headers}
         with ExitStack() as stack:
-            if "if-none-match" in headers:
+            if headers.keys() & {"if-none-match", "if-match"}:
                 # S3 decides conditional puts atomically; moto looks first and stores later.
                 stack.enter_context(server._create_lock)
             moto = http.client.HTTPConnection("127.0.0.1", server._moto_port, timeout=60)
             stack.callback(moto.close)
-            moto.request(self.command, self.path, body, headers)
+            moto.request(self.command, target, body, headers)
             reply = moto.getresponse()
             kept = {name: value for name, value in reply.getheaders() if name.lower() not in _HOP_BY_HOP}
             if server.speaks_google:
                 kept = {name.lower().replace("x-amz-meta-", "x-goog-meta-"): value for name, value in kept.items()}
+                if "etag" in kept:
+                    kept["x-goog-generation"] = _generation(kept["etag"])
             if self.command == "HEAD":
                 kept["Content-Length"] = reply.getheader("Content-Length") or "0"
             return reply.status, kept, reply.read()

@@ -1,20 +1,25 @@
-"""What the store promises, the same on a disk and in a bucket."""
+"""What the store promises, the same on a disk and in buckets of two services."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3_server import Fault, S3Server
 
-from pipeline.store import Store, StoredFile
+from pipeline.store import Store, StoredFile, Version
 
 
-@pytest.fixture(params=["disk", "s3"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["disk", "s3", "gs"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An output that does not exist yet, in a place that does."""
     if request.param == "disk":
         return str(tmp_path / "out")
-    return f"{request.getfixturevalue('s3').create_bucket()}/a folder/out"
+    server: S3Server = request.getfixturevalue("s3")
+    server.speaks_google = request.param == "gs"
+    monkeypatch.setenv("GOOGLE_BASE_URL", server.endpoint)
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "unchecked")
+    return f"{request.param}{server.create_bucket().removeprefix('s3')}/a folder/out"
 
 
 @pytest.fixture
@@ -93,3 +98,70 @@ def test_a_race_to_claim_has_one_winner(url: str) -> None:
             assert won.count(True) == 1
             assert Store.open(url).read(path) == contents[won.index(True)]
     assert len(Store.open(url).list()) == 10
+
+
+def test_a_create_whose_answer_is_lost_is_still_the_winner(url: str, request: pytest.FixtureRequest) -> None:
+    for fault in (Fault("answer", stored=True), Fault("cut", stored=True)):
+        if "://" in url:  # a disk's answers are not lost
+            request.getfixturevalue("s3").inject(fault, method="PUT")
+        assert Store.open(url).create(fault.kind, b"ours")
+        assert not Store.open(url).create(fault.kind, b"ours")
+
+
+def test_a_swap_needs_the_version_that_it_replaces(store: Store) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.read_versioned("latest")
+    assert not store.compare_and_swap("latest", b"1", Version("0" * 32, "17"))
+    assert store.compare_and_swap("latest", b"1", None)
+    assert not store.compare_and_swap("latest", b"2", None)
+    first = store.read_versioned("latest")
+    assert first.data == b"1"
+    assert store.compare_and_swap("latest", b"2", first.version)
+    assert not store.compare_and_swap("latest", b"3", first.version)
+    assert store.read("latest") == b"2"
+    second = store.read_versioned("latest").version
+    store.delete("latest")
+    assert not store.compare_and_swap("latest", b"3", second)
+    assert [file.path for file in store.list()] == [] and store.first_file() is None
+
+
+def test_no_swap_is_lost(url: str) -> None:
+    """Counting up from many threads: every number is given out once."""
+    Store.open(url).create("count", b"0")
+
+    def count(store: Store, times: int) -> list[int]:
+        mine = []
+        while len(mine) < times:
+            found = store.read_versioned("count")
+            number = int(found.data) + 1
+            if store.compare_and_swap("count", str(number).encode(), found.version):
+                mine.append(number)
+        return mine
+
+    with ThreadPoolExecutor(4) as threads:
+        counted = list(threads.map(count, [Store.open(url) for _ in range(4)], [10] * 4))
+    assert sorted(number for mine in counted for number in mine) == list(range(1, 41))
+    assert Store.open(url).read("count") == b"40"
+
+
+def test_a_swap_whose_answer_is_lost_is_still_the_winner(url: str, request: pytest.FixtureRequest) -> None:
+    if "://" not in url:
+        pytest.skip("a disk's answers are not lost")
+    server: S3Server = request.getfixturevalue("s3")
+    for fault in (Fault("answer", stored=True), Fault("cut", stored=True)):
+        store = Store.open(url)
+        store.replace(fault.kind, b"old")
+        version = store.read_versioned(fault.kind).version
+        server.inject(fault, method="PUT")
+        assert store.compare_and_swap(fault.kind, b"ours", version)
+        assert not store.compare_and_swap(fault.kind, b"theirs", version)
+
+
+def test_folders_are_named_without_what_is_in_them(store: Store) -> None:
+    assert store.folders() == store.folders("snapshots") == []
+    for number in range(7):
+        store.create(f"snapshots/night-{number}/shards/a", b"")
+    store.create("snapshots/file", b"")
+    store.create("snapshots-too/a", b"")
+    assert store.folders("snapshots") == [f"night-{number}" for number in range(7)]
+    assert store.folders() == ["snapshots", "snapshots-too"]

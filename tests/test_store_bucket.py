@@ -17,7 +17,7 @@ from small_dataset import CHECKPOINT, config_of
 from pipeline import bucket, bucket_address
 from pipeline.interruption import Interrupted, interruptible
 from pipeline.manifest import claim_output
-from pipeline.store import Store, StoredFile
+from pipeline.store import Store, StoredFile, Version
 from schemas.errors import ConfigError, OutputError
 from schemas.fingerprint import identity
 
@@ -33,7 +33,7 @@ def store(url: str) -> Store:
 
 
 def quick_to_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(bucket, "FIRST_PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(bucket_address, "_MAX_RETRIES", 0)
 
@@ -128,6 +128,10 @@ OPERATIONS: dict[str, tuple[Callable[[Store], object], object]] = {
     "replace": (lambda store: store.replace("old", b"new"), None),
     "read": (lambda store: store.read("old"), b"old"),
     "exists": (lambda store: (store.exists("old"), store.exists("new")), (True, False)),
+    "swap": (lambda store: store.compare_and_swap("old", b"new", store.read_versioned("old").version), True),
+    "swap in vain": (lambda store: store.compare_and_swap("old", b"new", Version("0" * 32)), False),
+    "swap with nothing": (lambda store: store.compare_and_swap("new", b"new", None), True),
+    "folders": (lambda store: store.folders(), []),
     "list": (lambda store: store.list(), [StoredFile("old", 3)]),
     "first_file": (lambda store: store.first_file(), "old"),
     "delete": (lambda store: store.delete("old"), None),
@@ -151,14 +155,14 @@ def test_what_may_pass_is_tried_again_and_nobody_notices(name: str, fault: Fault
     store.create("old", b"old")
     s3.clear()
     # An answer to HEAD has no body, hence no code.
-    for method in ("GET", "PUT", "POST") if fault.code else ("GET", "PUT", "POST", "HEAD"):
+    for method in ("GET", "PUT", "POST", "DELETE", "HEAD")[: -1 if fault.code else None]:
         s3.inject(fault, method=method)
     assert operation(store) == expected
     statuses = {request.status for request in s3.requests}
-    has_no_body = fault.kind == "half" and name not in ("read", "list", "first_file", "delete")
+    has_no_body = fault.kind == "half" and name not in ("read", "list", "folders", "swap", "first_file", "delete")
     assert statuses & {0, 503, 400} or has_no_body or (fault.code and name == "exists")
     s3.clear()
-    assert store.exists("new") == (name in ("create", "claim"))
+    assert store.exists("new") == (name in ("create", "claim", "swap with nothing"))
     assert store.exists("old") == (name != "delete")
 
 
@@ -172,15 +176,15 @@ def test_statuses_that_may_pass(status: int, store: Store, s3: S3Server) -> None
 def test_a_request_that_hangs_is_sent_again(url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
-    monkeypatch.setattr(bucket_address, "_REQUEST_TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setattr(bucket_address, "_REQUEST_TIMEOUT", timedelta(seconds=0.7))
     store = Store.open(url)
     for method in ("PUT", "GET"):
-        s3.inject(Fault("delay", seconds=1.0), method=method)
+        s3.inject(Fault("delay", seconds=1.5), method=method)
     assert store.create("a", b"mine")
     assert store.read("a") == b"mine"
     time.sleep(1.0)  # until the requests that hung have arrived, too late
     assert store.read("a") == b"mine"
-    assert s3.count("PUT", "/a$") == 2
+    assert s3.count("PUT", "/a$") >= 2
 
 
 def test_a_create_whose_answer_is_lost_is_still_the_winner(store: Store, url: str, s3: S3Server) -> None:
@@ -207,7 +211,7 @@ def test_a_conflict_is_tried_again_until_someone_has_won(store: Store, s3: S3Ser
     assert (store.read("a"), store.read("b")) == (b"ours", b"new")
 
 
-def test_a_race_in_a_storm_has_one_winner(url: str, s3: S3Server) -> None:
+def test_a_race_in_a_storm_has_one_winner(url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     storm = {
         Fault("answer", status=503): 0.1,
         Fault("answer", status=503, stored=True): 0.1,
@@ -216,6 +220,7 @@ def test_a_race_in_a_storm_has_one_winner(url: str, s3: S3Server) -> None:
         Fault("half"): 0.1,
     }
     s3.inject_randomly(storm, seed=5)
+    monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
     stores = [Store.open(url) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         for path in [f"shards/{number}" for number in range(8)]:
@@ -225,7 +230,10 @@ def test_a_race_in_a_storm_has_one_winner(url: str, s3: S3Server) -> None:
     assert len({request.status for request in s3.requests}) >= 4
 
 
-def test_equal_seeds_make_equal_storms(s3: S3Server) -> None:
+def test_equal_seeds_make_equal_storms(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(bucket_address, "_MAX_RETRIES", 0)
+
     def storm(seed: int) -> list[Request]:
         s3.clear()
         s3.inject_randomly({Fault("answer"): 0.3, Fault("cut"): 0.2}, seed)
@@ -234,7 +242,7 @@ def test_equal_seeds_make_equal_storms(s3: S3Server) -> None:
             store.replace(str(number), b"")
         return s3.requests
 
-    url = s3.create_bucket()
+    url = s3.create_bucket("storm")  # faults follow from paths
     assert storm(1) == storm(1) != storm(2)
     shares = [sum(request.status == status for request in storm(3)) / len(s3.requests) for status in (503, 0)]
     assert shares == pytest.approx([0.3, 0.2], abs=0.2)
@@ -304,6 +312,7 @@ def test_missing_credentials_are_explained_at_once(
 
 def test_a_service_that_never_answers_is_given_up_soon(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quick_to_give_up(monkeypatch)
+    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 60.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     start = time.monotonic()
     expected = (
@@ -311,7 +320,7 @@ def test_a_service_that_never_answers_is_given_up_soon(url: str, monkeypatch: py
     )
     with pytest.raises(OutputError, match=expected):
         Store.open(url).read("a")
-    assert 0.1 < time.monotonic() - start < 0.3
+    assert 0.1 < time.monotonic() - start < 10
 
 
 def test_a_service_that_stops_answering_is_waited_for(
@@ -325,9 +334,9 @@ def test_a_service_that_stops_answering_is_waited_for(
     start = time.monotonic()
     with caplog.at_level(logging.WARNING), pytest.raises(OutputError, match="answered 503 SlowDown, again and again"):
         store.create("b", b"")
-    assert 0.3 < time.monotonic() - start < 1.5
+    assert 1.0 < time.monotonic() - start < 10
     assert [record.message for record in caplog.records] == [
-        f"{url}/b: the service answered 503 SlowDown; trying again for 0 s"
+        f"{url}/b: the service answered 503 SlowDown; trying again for 1 s"
     ]
 
 
@@ -339,7 +348,7 @@ def test_signals_end_the_waiting(url: str, s3: S3Server, monkeypatch: pytest.Mon
     with interruptible(), pytest.raises(Interrupted):
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         store.create("a", b"")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 def test_patience_is_bounded() -> None:
@@ -348,6 +357,23 @@ def test_patience_is_bounded() -> None:
     # Deaf to signals for so long; and signatures, which obstore does not renew, last five minutes at least.
     assert bucket_address._RETRY_TIMEOUT.total_seconds() <= 15
     assert bucket_address._REQUEST_TIMEOUT.total_seconds() <= 300
+
+
+def test_a_file_is_one_request(store: Store, s3: S3Server) -> None:
+    """However large: parts of a killed upload would stay in the bucket unseen."""
+    store.replace("a", bytes(12_000_000))
+    store.create("b", bytes(12_000_000))
+    assert [(request.method, request.status) for request in s3.requests] == [("PUT", 200), ("PUT", 200)]
+
+
+def test_browsers_are_told_what_pages_are(store: Store, s3: S3Server) -> None:
+    expected = {"a.html": "text/html; charset=utf-8", "a.json": "application/json", "a.tar": "binary/octet-stream"}
+    for write in (store.replace, store.create):
+        for path in expected:
+            store.delete(path)
+            write(path, b"{}")
+        root = store.url.removeprefix("s3:/")
+        assert {path: s3.ask("GET", f"{root}/{path}")[0]["Content-Type"] for path in expected} == expected
 
 
 def test_listings_have_pages(store: Store, s3: S3Server) -> None:
@@ -398,24 +424,29 @@ def test_a_server_that_overwrites_is_refused_and_left_clean(store: Store, s3: S3
     assert [file.path for file in store.list()] == ["run.json"]
 
 
-def test_drivers_side_by_side_are_all_refused_by_a_server_that_overwrites(url: str, s3: S3Server) -> None:
+def test_drivers_side_by_side_are_all_refused_by_a_server_that_overwrites(s3: S3Server) -> None:
     s3.stripped_headers = {"if-none-match"}
+    bucket_url = s3.create_bucket()
 
-    def claim(number: int) -> str:
+    def claim(url: str, psi: float) -> str:
         try:
-            _claim(Store.open(url), psi=number / 10)
+            _claim(Store.open(url), psi)
         except OutputError as error:
             return str(error)
         return "accepted"
 
     with ThreadPoolExecutor(4) as threads:
-        said = list(threads.map(claim, range(4)))
-    assert all("overwrites a file" in words or "made by another configuration" in words for words in said), said
-    assert Store.open(url).list() == []
+        for number in range(10):
+            url = f"{bucket_url}/{number}"
+            said = list(threads.map(claim, [url] * 4, [0.1, 0.2, 0.3, 0.4] if number % 2 else [0.5] * 4))
+            # Some may meet a claim that is just being taken back.
+            assert "accepted" not in said and any("overwrites a file" in words for words in said), said
+            assert Store.open(url).list() == []
 
 
 def test_a_dataset_on_a_server_that_began_to_overwrite_keeps_its_claim(store: Store, s3: S3Server) -> None:
     _claim(store)
+    store.create("shards/a.tar", b"a")
     before = store.read("run.json")
     s3.stripped_headers = {"if-none-match"}
     with pytest.raises(OutputError, match=OVERWRITES):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import local_folder
 from pipeline.store import Store
 from schemas.errors import OutputError
 
@@ -201,3 +202,37 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a part of the path is a file"):
         Store.open(str(tmp_path / "file" / "below")).create("a", b"")
     assert visible(tmp_path) == ["file"]
+
+
+_STOPPED_SWAPPER = """
+import os, signal, sys
+from pipeline.local_folder import LocalFolder
+from pipeline.store import Store
+store = Store.open(sys.argv[1])
+version = store.read_versioned("latest").version
+LocalFolder.replace = lambda *args: os.kill(os.getpid(), int(sys.argv[2]))
+store.compare_and_swap("latest", b"theirs", version)
+"""
+
+
+def test_a_process_that_ends_in_the_middle_of_a_swap_leaves_the_way_free(store: Store) -> None:
+    store.create("latest", b"old")
+    command = [sys.executable, "-c", _STOPPED_SWAPPER, store.url, str(int(signal.SIGKILL))]
+    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
+    assert store.compare_and_swap("latest", b"ours", store.read_versioned("latest").version)
+
+
+def test_a_process_that_is_stopped_in_the_middle_of_a_swap_is_named(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create("latest", b"old")
+    monkeypatch.setattr(local_folder, "_SWAP_SECONDS", 0.2)
+    stopped = subprocess.Popen([sys.executable, "-c", _STOPPED_SWAPPER, store.url, str(int(signal.SIGSTOP))], cwd=ROOT)
+    try:
+        os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)
+        with pytest.raises(OutputError, match="out/latest: cannot be written: another process has kept it locked"):
+            store.compare_and_swap("latest", b"ours", store.read_versioned("latest").version)
+    finally:
+        stopped.kill()
+        stopped.wait()
+    assert store.read("latest") == b"old"

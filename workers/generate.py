@@ -65,7 +65,8 @@ def _make_missing(config: RunConfig, cluster: Cluster, store: Store, done: list[
     clock = AwakeClock()
     supervisor = Supervisor(remaining_tasks(shard_tasks(config), done), cluster.limits(), clock.now())
     made = []
-    with RunProgress(store, supervisor, total_samples=config.dataset.samples, done=done) as progress:
+    samples = config.dataset.samples
+    with RunProgress(store, supervisor, total_samples=samples, done=done, show=cluster.show) as progress:
         for record in make_shards(cluster, supervisor, clock, progress.tick):
             progress.add(record)
             made.append(record)

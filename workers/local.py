@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from schemas.config import RunConfig
+from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
 from workers.prepare import PreparedRun, prepare, worker_of
 from workers.shard_worker import ShardWorker, open_sampler
@@ -45,6 +46,9 @@ class LocalCluster:
 
     def kill(self, worker: int) -> None:
         raise AssertionError("the local worker has no deadlines")
+
+    def show(self, state: RunState) -> None:
+        """There is nobody else to tell."""
 
     def wait(self, seconds: float) -> list[Event]:
         """Synthesise the next shard, if any, and collect what has been published meanwhile."""

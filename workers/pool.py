@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
 from workers.prepare import PreparedRun
 from workers.progress import say
@@ -37,6 +38,9 @@ class Cluster(AbstractContextManager["Cluster"], Protocol):
 
     def kill(self, worker: int) -> None:
         """End a worker; nothing follows."""
+
+    def show(self, state: RunState) -> None:
+        """Show how far the run is to those who watch the cluster."""
 
     def wait(self, seconds: float) -> list[Event]:
         """What has happened; comes back after about `seconds` when nothing does."""

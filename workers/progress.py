@@ -1,10 +1,13 @@
 """How far a run is: a bar on a terminal, lines in a log, and `progress.json` in the output for other shells."""
 
 import os
+import queue
 import socket
 import sys
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +22,10 @@ from schemas.shard import ShardRecord
 from workers.supervisor import Supervisor
 
 LINE_SECONDS = 10.0
+SHOW_SECONDS = 1.0
 PROGRESS_PATH = "progress.json"
+# A job that is asked to stop has 3 s.
+_LAST_WRITE_SECONDS = 1.5
 
 
 def say(text: str) -> None:
@@ -30,15 +36,26 @@ def say(text: str) -> None:
 class RunProgress:
     """Counts finished shards and says so, on stderr: bars where a person watches, a line every 10 s elsewhere."""
 
-    def __init__(self, store: Store, supervisor: Supervisor, *, total_samples: int, done: list[ShardRecord]) -> None:
-        self._store, self._supervisor, self._total = store, supervisor, total_samples
+    def __init__(
+        self,
+        store: Store,
+        supervisor: Supervisor,
+        *,
+        total_samples: int,
+        done: list[ShardRecord],
+        show: Callable[[RunState], None] = lambda state: None,
+    ) -> None:
+        """`show` gets the state at the start, every second and at the end."""
+        self._supervisor, self._total, self._show = supervisor, total_samples, show
+        self._file = _StateFile(store)
+        self._num_shards = len(done)
         self._num_done = sum(record.num_samples for record in done)
         self._num_before = self._num_done
         self._dropped: Counter[str] = Counter()
         for record in done:
             self._dropped.update(record.dropped_by_reason)
         self._seconds: Counter[str] = Counter()
-        self._start = self._last_line = time.monotonic()
+        self._start = self._last_line = self._last_shown = time.monotonic()
         self._bar = _bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
@@ -54,9 +71,11 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
         self._save("finished" if error is None else "interrupted" if isinstance(error, Interrupted) else "failed")
+        self._file.close()
 
     def add(self, record: ShardRecord) -> None:
         """Count a finished shard."""
+        self._num_shards += 1
         self._num_done += record.num_samples
         self._dropped.update(record.dropped_by_reason)
         self._seconds.update(record.seconds_by_stage or {})
@@ -67,6 +86,9 @@ class RunProgress:
             detail = f"{self._rate():.1f} images/s, {self._supervisor.num_ready} workers"
             self._bar.update(self._bar.task_ids[0], completed=self._num_done, detail=detail)
         now = time.monotonic()
+        if now - self._last_shown >= SHOW_SECONDS:
+            self._last_shown = now
+            self._show(self._state("running"))
         if now - self._last_line < LINE_SECONDS:
             return
         self._last_line = now
@@ -82,6 +104,7 @@ class RunProgress:
         return RunState(
             done=self._num_done,
             total=self._total,
+            shards=self._num_shards,
             images_per_second=round(rate, 2),
             eta_seconds=round((self._total - self._num_done) / rate, 1) if rate > 0 else None,
             dropped_by_reason=dict(sorted(self._dropped.items())),
@@ -96,8 +119,43 @@ class RunProgress:
         )
 
     def _save(self, state: str) -> None:
+        now = self._state(state)
+        self._show(now)
+        self._file.write(now)
+
+
+class _StateFile:
+    """Writes `progress.json` beside the run: a store that is down for minutes must not hold the run up."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._states: queue.SimpleQueue[RunState | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
+        self._thread.start()
+
+    def write(self, state: RunState) -> None:
+        """Have a state written soon, or a later one instead."""
+        self._states.put(state)
+
+    def close(self) -> None:
+        """Wait a moment for the last state to be written."""
+        self._states.put(None)
+        self._thread.join(_LAST_WRITE_SECONDS)
+
+    def _work(self) -> None:
+        is_last = False
+        while not is_last:
+            states = [self._states.get()]
+            while not self._states.empty():
+                states.append(self._states.get())
+            is_last = None in states
+            latest = [state for state in states if state is not None][-1:]
+            for state in latest:
+                self._replace(state)
+
+    def _replace(self, state: RunState) -> None:
         try:
-            self._store.replace(PROGRESS_PATH, self._state(state).model_dump_json(indent=1).encode())
+            self._store.replace(PROGRESS_PATH, state.model_dump_json(indent=1).encode())
         except OutputError as error:
             # Whether the store takes shards decides over the run, not whether it takes this.
             say(f"progress is not written: {error}")

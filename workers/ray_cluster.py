@@ -7,10 +7,13 @@ comes back.
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +29,14 @@ from ray.exceptions import (
 )
 
 from pipeline.generator.checkpoints.source import absolute_reference, display_name
-from pipeline.interruption import Interrupted, interruptible
+from pipeline.interruption import Interrupted, interruptible, postponed
 from pipeline.process_settings import PROCESS_SETTINGS
 from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
+from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
+from workers.metrics import RunMetrics
 from workers.prepare import PreparedRun, open_prepared_worker, prepare
 from workers.progress import say
 from workers.shard_worker import ShardWorker, open_sampler
@@ -109,16 +114,21 @@ class RayCluster:
 
     def __init__(self, config: RunConfig) -> None:
         self._watchdog = Watchdog()
-        with self._watchdog.limit(
-            _INIT_SECONDS,
-            exit_code=EXIT_RESUMABLE,
-            last_words=f"Ray did not start or answer within {_INIT_SECONDS:g} s; look at `ray status`, then run again",
+        with (
+            postponed(self._interrupted_at_start),
+            self._watchdog.limit(
+                _INIT_SECONDS,
+                exit_code=EXIT_RESUMABLE,
+                last_words=f"Ray did not start or answer in {_INIT_SECONDS:g} s; look at `ray status`, then run again",
+            ),
         ):
             _connect()
-        # Ray has just installed its own handlers of signals.
+        # Ray's C++ has put a handler of SIGTERM over Python's.
         self._signals = interruptible()
         self._signals.__enter__()
-        self._needs = _needs(config.execution)
+        with self._expecting_an_answer():
+            self._needs = _needs(config.execution)
+            num_nodes = len(ray.nodes())
         self._checkpoint_reference = display_name(config.generator.checkpoint)
         self._config = _for_workers(config, self._needs)
         self._actor_class: Any = ray.remote(_RayWorker).options(
@@ -127,9 +137,10 @@ class RayCluster:
         self._actors: dict[int, Any] = {}
         self._awaited: dict[ray.ObjectRef, tuple[int, ShardTask | None]] = {}
         self._loading: set[ray.ObjectRef] = set()
+        self._metrics = RunMetrics(config.name)
         gpus = f"{self._needs.gpus:g} GPUs" if self._needs.gpus else "no GPU"
         say(
-            f"Ray: {len(ray.nodes())} nodes with room for {self.limits().workers} workers of {gpus} and "
+            f"Ray: {num_nodes} nodes with room for {self.limits().workers} workers of {gpus} and "
             f"{self._needs.cpus} CPU cores each"
         )
 
@@ -149,7 +160,8 @@ class RayCluster:
         # As the user wrote it, so that a dataset's description does not depend on the executor.
         checkpoint = self._run.checkpoint.model_copy(update={"reference": self._checkpoint_reference})
         self._run = replace(self._run, checkpoint=checkpoint)
-        self._shared_run = ray.put(self._run)
+        with self._expecting_an_answer():
+            self._shared_run = ray.put(self._run)
         return self._run
 
     def _prepare_once(self) -> PreparedRun:
@@ -164,7 +176,8 @@ class RayCluster:
                     prepared: PreparedRun = ray.get(ref)
                     return prepared
                 ray.nodes()  # without a head, waiting would never end
-        ray.cancel(ref, force=True)
+        with self._expecting_an_answer():
+            ray.cancel(ref, force=True)
         raise StalledError(
             f"no worker has prepared the run within {seconds:g} s (execution.start_timeout_s and shard_timeout_s); "
             "does the cluster have a node with what a worker asks for?"
@@ -200,6 +213,9 @@ class RayCluster:
             ray.kill(self._actors.pop(worker))
         self._awaited = {ref: wait for ref, wait in self._awaited.items() if wait[0] != worker}
         self._loading &= self._awaited.keys()
+
+    def show(self, state: RunState) -> None:
+        self._metrics.show(state)
 
     def wait(self, seconds: float) -> list[Event]:
         """What came back within `seconds`; what was made stands before who was lost."""
@@ -237,13 +253,30 @@ class RayCluster:
         say(f"worker {worker}: {result}")
         return Placed(worker)
 
-    def _expecting_an_answer(self) -> Any:
-        return self._watchdog.limit(
-            _CALL_SECONDS,
+    def _interrupted_at_start(self) -> None:
+        # Ray's handler has set it off, to abort the process in three seconds.
+        signal.alarm(0)
+        self._interrupted()
+
+    def _interrupted(self) -> None:
+        self._watchdog.hurry(
             exit_code=EXIT_RESUMABLE,
-            last_words=f"Ray has not answered for {_CALL_SECONDS:g} s: its head or this machine's node is gone or "
-            "frozen. What is finished is kept; the same command goes on from here",
+            last_words="interrupted, and Ray does not answer; the same command goes on from here",
         )
+
+    @contextmanager
+    def _expecting_an_answer(self) -> Iterator[None]:
+        """For every call of Ray, which does not survive an exception out of a signal's handler."""
+        with (
+            postponed(self._interrupted),
+            self._watchdog.limit(
+                _CALL_SECONDS,
+                exit_code=EXIT_RESUMABLE,
+                last_words=f"Ray has not answered for {_CALL_SECONDS:g} s: its head or this machine's node is gone or "
+                "frozen. What is finished is kept; the same command goes on from here",
+            ),
+        ):
+            yield
 
     def __enter__(self) -> Self:
         return self
@@ -252,24 +285,48 @@ class RayCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         words = "done" if error is None else str(error)
-        with self._watchdog.limit(
-            _SHUTDOWN_SECONDS,
-            exit_code=_exit_code(error),
-            last_words=f"{words}\nlabelmill: Ray did not shut down within {_SHUTDOWN_SECONDS:g} s and was left alone",
+        with (
+            postponed(),
+            self._watchdog.limit(
+                _SHUTDOWN_SECONDS,
+                exit_code=_exit_code(error),
+                last_words=f"{words}\nlabelmill: Ray did not shut down in {_SHUTDOWN_SECONDS:g} s and was left alone",
+            ),
         ):
-            ray.shutdown()
+            _disconnect()
         self._signals.__exit__(None, None, None)
 
 
 def _connect() -> None:
     try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with _sole_handlers_of_signals():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         address = os.environ.get("RAY_ADDRESS", "this machine's cluster")
         raise ConfigError(
             f"execution.executor: ray, but {address} cannot be reached: {_first_line(error)}. Start it, or set "
             "RAY_ADDRESS (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where it asks for one)"
         ) from error
+
+
+@contextmanager
+def _sole_handlers_of_signals() -> Iterator[None]:
+    """Those that Ray would install within it end the process from the middle of Ray's start, half connected."""
+    install = signal.signal
+    signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = install
+
+
+def _disconnect() -> None:
+    """ray.shutdown sets SIGTERM back to killing the process; beside this thread, which undoes that at once."""
+    shutdown = threading.Thread(target=ray.shutdown)
+    shutdown.start()
+    while shutdown.is_alive():
+        shutdown.join(0.05)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _needs(execution: ExecutionConfig) -> _Needs:

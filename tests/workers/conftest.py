@@ -1,32 +1,22 @@
-"""Fixtures of the tests with Ray: one cluster for most of them, and what a run without Ray makes."""
+"""One Ray cluster for most tests of runs on Ray."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from ray_nodes import RayNodes
-from ray_runs import shards_of
 from s3_server import S3Server
-
-from schemas.config import RunConfig
-from schemas.run_file import load_config
-from workers.generate import generate
-
-MOST_SAMPLES = 480
-"""Of the run that others are compared with; shards hold six."""
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server: S3Server) -> Iterator[RayNodes]:
-    """Two cores and two GPUs that are none; its workers know the S3 server."""
-    with RayNodes(s3_server.environment, num_cpus=2, num_gpus=2) as nodes:
+def ray_nodes(s3_server: S3Server) -> Iterator[RayNodes]:
+    """A cluster with two cores and two GPUs that are none; its workers know the S3 server."""
+    environment = {**s3_server.environment, "RAY_metrics_report_interval_ms": "1000"}
+    with RayNodes(environment, num_cpus=2, num_gpus=2) as nodes:
         yield nodes
 
 
-@pytest.fixture(scope="session")
-def expected(write_run_file_in: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The shards of `write_run_file`'s run by path, as the local executor makes them."""
-    run_file = write_run_file_in(tmp_path_factory.mktemp("expected"), dataset={"samples": MOST_SAMPLES})
-    config = load_config(run_file, RunConfig)
-    generate(config)
-    return shards_of(config.output)
+@pytest.fixture
+def ray_cluster(ray_nodes: RayNodes) -> Iterator[RayNodes]:
+    """The cluster, which this test's drivers find."""
+    with ray_nodes.entered():
+        yield ray_nodes

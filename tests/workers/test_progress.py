@@ -20,6 +20,10 @@ DONE = [make_record(0, 10, {"fragmented": 2})]
 
 
 def _saved(folder: Path) -> dict[str, object]:
+    deadline = time.monotonic() + 10
+    while not (folder / "progress.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     return json.loads((folder / "progress.json").read_text())
 
 

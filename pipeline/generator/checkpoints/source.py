@@ -39,6 +39,13 @@ def display_name(ref: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def absolute_reference(ref: str) -> str:
+    """The same reference for a process that stands in another folder, or belongs to another user."""
+    if "://" in ref or ref.startswith(BUNDLED_PREFIX):
+        return ref
+    return str(Path(ref).expanduser().absolute())
+
+
 def read_bytes(ref: str) -> bytes:
     """The content behind a reference. Raises CheckpointError, which names it."""
     if ref.startswith(BUNDLED_PREFIX):

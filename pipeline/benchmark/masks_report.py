@@ -1,0 +1,138 @@
+"""The mask benchmark as tables for people: `masks.md`."""
+
+from collections.abc import Sequence
+
+from pipeline.benchmark.masks_results import ConfidenceCurve, MaskBenchmark, RowResult
+from pipeline.benchmark.masks_rows import Axis, Kind, axes_of, default_of
+from pipeline.benchmark.masks_subjects import BATCH_SIZE
+
+_HEAD = ("labels by", "mIoU", "95 %", "against default", "fg", "bg", "3 px trimap", "where judges agree", "dev", "ms")
+# Controls with a parameter that was chosen on dev.
+_FAMILIES: tuple[Kind, ...] = ("single_image", "grabcut", "border_fill")
+
+
+def summary_rows(benchmark: MaskBenchmark) -> list[RowResult]:
+    """The rows that answer the question: ours, what bounds it, and the controls, each at its best on dev."""
+    ours = dict.fromkeys((benchmark.default, benchmark.tuned))
+    names = [*ours, "paper", "ceiling", "other-judge", "shuffled", "average-mask", "average-grabcut"]
+    chosen = [best_on_dev(_family(benchmark, kind)) for kind in _FAMILIES]
+    return [*(benchmark.result(name) for name in names), *chosen, benchmark.result("all-background")]
+
+
+def _family(benchmark: MaskBenchmark, kind: Kind) -> list[RowResult]:
+    rows = [result for result in benchmark.rows if result.row.kind == kind]
+    return [result for result in rows if result.row.subject == "generator" and not result.row.merged_by_truth]
+
+
+def along(axis: Axis, benchmark: MaskBenchmark) -> dict[str, RowResult]:
+    """Results by the setting's value. One variant is the image itself."""
+    results = {str(getattr(row.labeler, axis.field)): benchmark.result(row.name) for row in axis.rows}
+    if axis.field == "variants":
+        return {"1": benchmark.result(f"single-image-{axis.rows[0].labeler.clusters}"), **results}
+    return results
+
+
+def best_on_dev(results: Sequence[RowResult]) -> RowResult:
+    """The row of the highest mIoU on dev images."""
+    return max(results, key=lambda result: result.dev.scores.miou or 0.0)
+
+
+def markdown(benchmark: MaskBenchmark) -> str:
+    """The page."""
+    tuned = benchmark.result(benchmark.tuned)
+    parts = [
+        "# Quality of masks",
+        _preamble(benchmark),
+        "## In short",
+        _table(summary_rows(benchmark), benchmark),
+        f"The default is chosen without labels. Tuned is the row of style mixing that is best on dev images: "
+        f"`{tuned.row.name}`. Controls with a parameter stand with the value that is best there.",
+        "![Controls](masks-controls.png)",
+        "![Examples](masks-examples.png)",
+        "## One setting at a time",
+    ]
+    for axis in axes_of([result.row for result in benchmark.rows]):
+        parts += [f"### {axis.field}", _table(list(along(axis, benchmark).values()), benchmark)]
+    parts += ["![Settings](masks-settings.png)", "![Cost](masks-cost.png)", "## Without truncation", _UNTRUNCATED]
+    parts += [_table([result for result in benchmark.rows if result.row.subject == "untruncated"], benchmark)]
+    parts += ["## Ideal style mixing", _DRAWINGS]
+    parts += [_table([result for result in benchmark.rows if result.row.subject == "drawings"], benchmark)]
+    parts += ["## Dropping images that the labeler is unsure of", *map(_confidence, benchmark.confidence)]
+    all_rows = [result for result in benchmark.rows if result.row.subject == "generator"]
+    parts += ["![Confidence](masks-confidence.png)", "## All rows", _table(all_rows, benchmark)]
+    return "\n\n".join(parts) + "\n"
+
+
+_UNTRUNCATED = "At psi 1 images differ more from each other, and each of them from the average."
+_DRAWINGS = (
+    "Drawings of the avatars domain in other palettes are what style mixing with a perfect generator would give. Their "
+    "masks are exact."
+)
+
+
+def _preamble(benchmark: MaskBenchmark) -> str:
+    circumstances = benchmark.circumstances
+    quick = " A quick run: few images, wide intervals." if benchmark.quick else ""
+    return (
+        f"Foreground against background on images of `{circumstances.checkpoint}` (psi "
+        f"{circumstances.truncation_psi}), as {circumstances.judges} sees them: {benchmark.num_test} test images, on "
+        f"which nothing was chosen, and {benchmark.num_dev} dev images; `fit` saw {benchmark.num_fit} others.{quick} "
+        f"In percent. IoU is of one confusion matrix over all images; intervals come from resampling the images, "
+        f"those against the default from resampling both rows' images together; the trimap is mIoU within a band along "
+        f"true boundaries (a 3 x 3 square around each boundary pixel). ms: from seed to mask, an image, in batches of "
+        f"{BATCH_SIZE}, on {circumstances.device} with {circumstances.threads} threads."
+    )
+
+
+def _table(results: Sequence[RowResult], benchmark: MaskBenchmark) -> str:
+    rows = [_HEAD, ("---", *["---:"] * (len(_HEAD) - 1)), *(_cells(result, benchmark) for result in results)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(result: RowResult, benchmark: MaskBenchmark) -> tuple[str, ...]:
+    scores, seconds = result.test.scores, result.seconds_per_image
+    low, high = result.interval
+    return (
+        _title(result),
+        _percent(scores.miou),
+        f"{_percent(low)} to {_percent(high)}",
+        _against_default(result, benchmark),
+        _percent(scores.iou["foreground"]),
+        _percent(scores.iou["background"]),
+        _percent(scores.trimap_3px.miou),
+        _percent(result.test.agreed.miou),
+        _percent(result.dev.scores.miou),
+        "" if seconds is None else f"{1000 * seconds:.1f}",
+    )
+
+
+def _title(result: RowResult) -> str:
+    if result.crossover is None or result.row.labeler.crossover != "auto" or result.row.kind != "style_mixing":
+        return result.row.title
+    return f"{result.row.title} (crossover {result.crossover})"
+
+
+def _against_default(result: RowResult, benchmark: MaskBenchmark) -> str:
+    if result.row.name == default_of(result.row.subject):
+        return ""
+    difference = benchmark.against_default[result.row.name]
+    low, high = difference.interval
+    return f"{100 * difference.miou:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _confidence(curve: ConfidenceCurve) -> str:
+    correlation = "none" if curve.rank_correlation is None else f"{curve.rank_correlation:.2f}"
+    head = ("dropped", *(f"{share:.0%}" for share in curve.dropped_share))
+    rows = [
+        head,
+        ("---", *["---:"] * (len(head) - 1)),
+        ("least confident", *map(_percent, curve.by_confidence)),
+        ("lowest mIoU (the most any confidence can reach)", *map(_percent, curve.at_best)),
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    title = f"mIoU of the images that are kept, `{curve.row}`; rank correlation of confidence and mIoU {correlation}."
+    return f"{title}\n\n{table}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,159 @@
+"""Judges of mask quality on the avatars domain: two networks trained on exact renders, bundled with their cards.
+
+They say which class each pixel of a 32 px portrait has, generated ones included, for which no exact mask exists. How
+far two such judges of different build agree bounds what any comparison with one of them can show.
+
+Shape suffixes: B batch, C channels, H height, W width, N classes, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.benchmark.oracle_data import RESOLUTION
+from pipeline.benchmark.oracle_networks import ARCHITECTURES, DilatedNet, Sight, UNet
+from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.generator.sampling import repeatable_kernels
+from schemas.errors import LabelmillError
+
+OracleName = Literal["a", "b"]
+
+FORMAT = "labelmill-oracle"
+VERSION = 1
+_METADATA_KEY = "labelmill"
+_BUNDLED_FOLDER = Path(__file__).resolve().parent / "bundled"
+_BATCH_SIZE = 32
+"""Images at once, always: the size of a batch chooses kernels and thereby bits."""
+
+
+class OracleError(LabelmillError):
+    """An oracle's weights or the images given to it are unusable."""
+
+
+@dataclass(frozen=True)
+class OracleInfo:
+    """What an oracle's file says of itself."""
+
+    architecture: str
+    """A key of ARCHITECTURES."""
+    classes: tuple[str, ...]
+    """Names by class id."""
+    provenance: dict[str, str]
+    """Free text by key: data, steps, figures, licence, attribution."""
+
+
+def open_oracle(name: OracleName, device: str | torch.device = "cpu") -> Oracle:
+    """The bundled oracle "a" (a U-Net) or "b" (a dilated network). Raises OracleError on other names."""
+    if name not in get_args(OracleName):
+        raise OracleError(f"no oracle {name!r}; there are {' and '.join(map(repr, get_args(OracleName)))}")
+    return load_oracle(_BUNDLED_FOLDER / f"oracle-{name}.safetensors", device)
+
+
+def load_oracle(path: Path, device: str | torch.device = "cpu") -> Oracle:
+    """An oracle from a file that `save_oracle` wrote. Raises OracleError, which names it; executes nothing."""
+    info = _read_info(path)
+    network = build_network(info)
+    try:
+        tensors = {name: tensor.float() for name, tensor in load(path.read_bytes()).items()}
+        network.load_state_dict({**_counters(network), **tensors})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OracleError(
+            f"{path}: not the weights of a {info.architecture} oracle ({reason}); install again"
+        ) from error
+    return Oracle(network, info, device)
+
+
+def build_network(info: OracleInfo) -> UNet | DilatedNet:
+    """The untrained network of an architecture."""
+    return ARCHITECTURES[info.architecture](len(info.classes))
+
+
+def save_oracle(path: Path, network: UNet | DilatedNet, info: OracleInfo) -> None:
+    """Write weights as float16 with what they are, atomically."""
+    tensors = {
+        name: tensor.detach().to(torch.float16).contiguous()
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point()
+    }
+    for name, tensor in tensors.items():
+        assert bool(torch.isfinite(tensor).all()), f"{name} does not fit float16"
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": info.architecture,
+        "classes": list(info.classes),
+        "provenance": info.provenance,
+    }
+    write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header, sort_keys=True)}))
+
+
+class Oracle:
+    """A trained network, float32. Its answer to an image has the same bits in any batch and with any threads."""
+
+    def __init__(self, network: UNet | DilatedNet, info: OracleInfo, device: str | torch.device = "cpu") -> None:
+        self.device, self.info = torch.device(device), info
+        self.network = network.eval().requires_grad_(False).to(self.device)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by class id; 0 is the background, all others are foreground."""
+        return self.info.classes
+
+    def segment(self, images_BCHW: Tensor) -> Tensor:
+        """The likeliest class of each pixel, uint8 [B, 32, 32], on the oracle's device.
+
+        images float32 [B, 3, 32, 32] RGB, nominally in [-1, 1], where they are cut off as in a saved file. Raises
+        OracleError on other shapes.
+        """
+        return torch.cat([sight.logits_BNHW.argmax(dim=1).byte() for sight in self._look(images_BCHW)])
+
+    def probabilities(self, images_BCHW: Tensor) -> Tensor:
+        """The probability of each class, float32 [B, N, 32, 32]. Takes and raises what `segment` does."""
+        return torch.cat([functional.softmax(sight.logits_BNHW, dim=1) for sight in self._look(images_BCHW)])
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Means over each picture of inner activations, float32 [B, D]. Takes and raises what `segment` does."""
+        return torch.cat([sight.features_BD for sight in self._look(images_BCHW)])
+
+    def _look(self, images_BCHW: Tensor) -> Iterator[Sight]:
+        shape = tuple(images_BCHW.shape)
+        if len(shape) != 4 or shape[0] == 0 or shape[1:] != (3, RESOLUTION, RESOLUTION):
+            raise OracleError(
+                f"images of shape {list(shape)}; the oracles take [B, 3, {RESOLUTION}, {RESOLUTION}] with B at least 1"
+            )
+        for part_BCHW in images_BCHW.split(_BATCH_SIZE):
+            num = len(part_BCHW)
+            padded_BCHW = torch.zeros(_BATCH_SIZE, *shape[1:], device=self.device)
+            padded_BCHW[:num] = part_BCHW.detach().to(self.device, torch.float32).clamp(-1, 1)
+            with repeatable_kernels():
+                sight = self.network(padded_BCHW)
+            yield Sight(sight.logits_BNHW[:num], sight.features_BD[:num])
+
+
+def _read_info(path: Path) -> OracleInfo:
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})[_METADATA_KEY])
+        found = header["format"], header["version"]
+        info = OracleInfo(header["architecture"], tuple(header["classes"]), dict(header["provenance"]))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise OracleError(f"{path}: not an oracle's weights ({error}); install labelmill again") from error
+    if found != (FORMAT, VERSION) or info.architecture not in ARCHITECTURES:
+        raise OracleError(f"{path}: holds {found} {info.architecture!r}; this labelmill reads {(FORMAT, VERSION)}")
+    return info
+
+
+def _counters(network: torch.nn.Module) -> Mapping[str, Tensor]:
+    """Batch normalisation's counts of batches, which nothing reads: they are not stored."""
+    return {name: tensor for name, tensor in network.state_dict().items() if not tensor.is_floating_point()}

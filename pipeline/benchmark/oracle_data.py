@@ -1,0 +1,98 @@
+"""What the oracles learn from: exact renders of avatars, drawn once, and what generated images may look like.
+
+Every range of seeds that judges anything is here, disjoint from the others and from the bundled generators' data.
+
+Shape suffixes: N images, B batch, H, W height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.benchmark.avatar_svg import rasterise_classes
+from pipeline.benchmark.avatars import draw_figure, render
+
+RESOLUTION = 32
+FINE_IMAGE, FINE_MASK = 64, 128
+"""Sizes of the renders that are moved, scaled and bent before they are brought to 32 px."""
+
+GENERATOR_SEEDS = range(20_000)
+"""What the bundled generators learned from."""
+TRAINING_SEEDS = {"a": range(1_000_000, 1_024_000), "b": range(2_000_000, 2_024_000)}
+VALIDATION_SEEDS = range(3_000_000, 3_000_500)
+"""Figures beside the training's curves."""
+HELD_OUT_SEEDS = range(4_000_000, 4_001_000)
+"""Figures on the cards."""
+DISTANCE_SEEDS = (range(5_000_000, 5_010_000), range(6_000_000, 6_010_000))
+"""Renders to compare generated images with, and others to compare those renders with."""
+
+
+@dataclass(frozen=True)
+class Renders:
+    """Portraits of consecutive seeds, each drawn at 32 px and finer, all uint8; images are RGB."""
+
+    images_NHWC: NDArray[np.uint8]
+    """At 32 px."""
+    masks_NHW: NDArray[np.uint8]
+    """At 32 px."""
+    fine_images_NHWC: NDArray[np.uint8]
+    """At 64 px."""
+    fine_masks_NHW: NDArray[np.uint8]
+    """At 128 px."""
+
+    def __len__(self) -> int:
+        return len(self.masks_NHW)
+
+
+_SHAPES = {
+    "images_NHWC": (RESOLUTION, RESOLUTION, 3),
+    "masks_NHW": (RESOLUTION, RESOLUTION),
+    "fine_images_NHWC": (FINE_IMAGE, FINE_IMAGE, 3),
+    "fine_masks_NHW": (FINE_MASK, FINE_MASK),
+}
+
+
+def load_renders(seeds: range, cache: Path, num_processes: int = 1) -> Renders:
+    """The renders of a range of seeds, memory-mapped from `cache`, drawn there first when they are missing."""
+    folder = cache / f"avatars-{seeds.start}-{len(seeds)}"
+    if not folder.is_dir():
+        partial = cache / f".{folder.name}.{os.getpid()}"
+        partial.mkdir(parents=True)
+        try:
+            _draw(seeds, partial, num_processes)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return Renders(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _SHAPES})
+
+
+def _draw(seeds: range, folder: Path, num_processes: int) -> None:
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(seeds), *shape))
+        for name, shape in _SHAPES.items()
+    }
+    with get_context("spawn").Pool(num_processes) as pool:
+        for index, drawn in enumerate(pool.imap(_draw_one, seeds, chunksize=16)):
+            for name, array in arrays.items():
+                array[index] = drawn[name]
+    for array in arrays.values():
+        array.flush()
+
+
+def _draw_one(seed: int) -> dict[str, NDArray[np.uint8]]:
+    cv2.setNumThreads(1)
+    avatar = render(seed, RESOLUTION)
+    return {
+        "images_NHWC": avatar.image_HWC,
+        "masks_NHW": avatar.mask_HW,
+        "fine_images_NHWC": render(seed, FINE_IMAGE).image_HWC,
+        "fine_masks_NHW": rasterise_classes(draw_figure(seed), FINE_MASK),
+    }

@@ -1,0 +1,71 @@
+"""Images for the oracles to judge: what a generator makes of seeds, held-out renders, and hand-labeled images.
+
+Shape suffixes: B batch, C channels, H height, W width, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.benchmark.avatars import render
+from pipeline.benchmark.oracle_data import RESOLUTION
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.sampling import Sampler
+from schemas.config import GeneratorConfig, NumericsConfig
+
+GENERATOR = "bundled:avatars-32"
+_HAND_LABELS = Path(__file__).resolve().parent / "hand_labels"
+
+
+@dataclass(frozen=True)
+class HandLabel:
+    """A generated image whose foreground a person has drawn."""
+
+    seed: int
+    """Of GENERATOR at the default truncation, with constant noise."""
+    image_HWC: NDArray[np.uint8]
+    """RGB."""
+    mask_HW: NDArray[np.uint8]
+    """0 background, 1 foreground, 255 undecided."""
+
+
+def generated_images(seeds: Sequence[int], checkpoint: str = GENERATOR, truncation_psi: float | None = None) -> Tensor:
+    """images_BCHW float32, nominally in [-1, 1], of a generator with constant noise, at the default truncation if
+    none is given."""
+    settings = {} if truncation_psi is None else {"truncation_psi": truncation_psi}
+    config, numerics = GeneratorConfig(checkpoint=checkpoint, noise="const", **settings), NumericsConfig()
+    sampler = Sampler(open_checkpoint(checkpoint).generator, config, numerics, "cpu")
+    size = numerics.batch_size
+    parts = [sampler.sample(seeds[start : start + size]).images_BCHW for start in range(0, len(seeds), size)]
+    return torch.cat(parts)
+
+
+def rendered_images(seeds: Sequence[int]) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Exact renders: images_BCHW float32 in [-1, 1] and their masks_NHW, uint8 class ids."""
+    avatars = [render(seed, RESOLUTION) for seed in seeds]
+    images_BCHW = as_images(np.stack([avatar.image_HWC for avatar in avatars]))
+    return images_BCHW, np.stack([avatar.mask_HW for avatar in avatars])
+
+
+def hand_labels() -> list[HandLabel]:
+    """The bundled hand-labeled images, by seed."""
+    labels = []
+    for path in sorted(_HAND_LABELS.glob("*.mask.png")):
+        key = path.name.split(".")[0]
+        mask_HW = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), np.uint8)
+        image_HWC = np.asarray(cv2.imread(str(_HAND_LABELS / f"{key}.png"), cv2.IMREAD_COLOR), np.uint8)[:, :, ::-1]
+        labels.append(HandLabel(int(key), image_HWC, mask_HW))
+    return labels
+
+
+def as_images(images_NHWC: NDArray[np.uint8]) -> Tensor:
+    """uint8 RGB to float32 [N, C, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.array(images_NHWC)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,88 @@
+"""The lock as a run holds it: a thread renews it, and every step that matters asks first whether it still is held."""
+
+import _thread
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from pipeline.nightly import lock
+from pipeline.nightly.latest import read_latest
+from pipeline.store import Store
+from schemas.errors import LockedError, OutputError
+from schemas.nightly import LockConfig
+
+Clock = Callable[[], float]
+"""Seconds since 1970."""
+
+
+class Lease:
+    """Use as a context, which lets the lock go at its end. Raises LockedError while another run has it."""
+
+    def __init__(self, store: Store, config: LockConfig, clock: Clock) -> None:
+        self._store, self._config, self._clock = store, config, clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._loss: str | None = None
+
+    def __enter__(self) -> Self:
+        owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(4)}"
+        past = read_latest(self._store).generation
+        self._held = lock.acquire(self._store, owner, self._clock(), self._config.ttl_s, past)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        try:
+            lock.release(self._store, self._held)
+        except OutputError:
+            if error is None:
+                raise
+
+    @property
+    def generation(self) -> int:
+        """The lock's number, which every write of latest.json carries."""
+        return self._held.generation
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the heartbeat found that the lock is not held any more."""
+        return self._loss is not None
+
+    def check(self) -> None:
+        """Raises LockedError unless the lock is held, as far as this machine's clock can tell."""
+        if self._loss is None and self._clock() >= self._held.expires:
+            self._loss = f"it was not renewed for {self._config.ttl_s:g} s (lock.ttl_s)"
+        if self._loss is not None:
+            raise LockedError(
+                f"{self._store.url}: this run has lost the lock: {self._loss}. Nothing more was changed; run it again"
+            )
+
+    def confirm(self) -> None:
+        """`check`, and that nobody else has taken the lock. Raises LockedError."""
+        self.check()
+        found, _ = lock.read_lock(self._store)
+        if not lock.owns(found, self._held):
+            self._loss = f"{found.owner or 'another run'} has taken it"
+            self.check()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._config.heartbeat_s):
+            try:
+                held = lock.renew(self._store, self._held, self._clock(), self._config.ttl_s)
+            except OutputError:
+                continue  # an outage may pass in time
+            if held is None:
+                self._loss = "another run has taken it, or it had expired"
+                # What follows would be in vain. Without a handler, as in other programs, nothing happens.
+                _thread.interrupt_main(signal.SIGTERM)
+                return
+            self._held = held

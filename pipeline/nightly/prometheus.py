@@ -1,0 +1,38 @@
+"""The status of a nightly root for Prometheus, which reads it through the textfile collector of its node exporter."""
+
+from typing import get_args
+
+from pipeline.nightly.snapshots import State
+from pipeline.nightly.status import NightlyStatus
+
+_Sample = tuple[dict[str, str], float | None]
+
+
+def prometheus_text(status: NightlyStatus) -> str:
+    """Gauges in Prometheus' text format, each with the root as a label. What is not known is left out."""
+    gates = status.newest_gates
+    results = () if gates is None else gates.results
+    states = [snapshot.state for snapshot in status.snapshots]
+    families: list[tuple[str, str, list[_Sample]]] = [
+        ("success_age_seconds", "Since a night last ended well.", [({}, status.success_age_seconds)]),
+        ("live_age_seconds", "Since the live snapshot became live.", [({}, status.live_age_seconds)]),
+        ("heartbeat_age_seconds", "Since the lock's owner was last heard of.", [({}, status.heartbeat_age_seconds)]),
+        ("generation", "Runs that have had the lock.", [({}, status.generation)]),
+        ("snapshots", "Snapshots by state.", [({"state": state}, states.count(state)) for state in get_args(State)]),
+        ("gates_passed", "Whether the newest judged snapshot passed.", [({}, None if gates is None else gates.passed)]),
+        ("gate_value", "A gate's value.", [({"gate": result.name}, result.value) for result in results]),
+        ("gate_limit", "Its highest value that passes.", [({"gate": result.name}, result.limit) for result in results]),
+    ]
+    lines = []
+    for name, description, samples in families:
+        known = [(labels, value) for labels, value in samples if value is not None]
+        if known:
+            lines += [f"# HELP labelmill_nightly_{name} {description}", f"# TYPE labelmill_nightly_{name} gauge"]
+        for labels, value in known:
+            pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in {"root": status.root, **labels}.items())
+            lines.append(f"labelmill_nightly_{name}{{{pairs}}} {float(value)!r}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

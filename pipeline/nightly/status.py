@@ -1,0 +1,109 @@
+"""How a nightly root stands: what is live, what else there is, and who works on it."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.nightly.latest import read_latest
+from pipeline.nightly.lock import LOCK_PATH, iso_time, read_lock
+from pipeline.nightly.snapshots import State, list_snapshots, open_snapshot, read_report
+from pipeline.store import Store
+from schemas.nightly_files import GateReport
+
+
+class SnapshotStatus(BaseModel):
+    """A snapshot, as `labelmill nightly status` shows it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: State
+    is_live: bool
+    is_pinned: bool
+    is_withdrawn: bool
+    is_retiring: bool
+
+
+class NightlyStatus(BaseModel):
+    """`labelmill nightly status --json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    root: str
+    live: str | None
+    published: str | None
+    live_age_seconds: float | None
+    """Since it became live."""
+    success_age_seconds: float | None
+    """Since a night last ended well: it published a snapshot, or there was nothing new to make."""
+    owner: str | None
+    """The run that has the lock, or had it and let it expire."""
+    heartbeat_age_seconds: float | None
+    """Since the lock's owner was last heard of."""
+    lock_expires: str | None
+    generation: int
+    snapshots: tuple[SnapshotStatus, ...]
+    newest_gates: GateReport | None
+    """What verification and gates said of the newest snapshot that they were asked about."""
+
+
+def nightly_status(root: Store, now: float) -> NightlyStatus:
+    """Raises OutputError where the root cannot be read."""
+    latest = read_latest(root)
+    lock = read_lock(root)[0] if root.exists(LOCK_PATH) else None
+    held = lock is not None and lock.owner is not None
+    snapshots = list_snapshots(root)
+    judged = [snapshot.name for snapshot in snapshots if snapshot.state in ("passed", "rejected")]
+    return NightlyStatus(
+        root=root.url,
+        live=latest.snapshot,
+        published=latest.published,
+        live_age_seconds=_age(latest.published, now),
+        success_age_seconds=_age(latest.succeeded, now),
+        owner=lock.owner if lock else None,
+        heartbeat_age_seconds=max(0.0, now - lock.heartbeat) if lock and held else None,
+        lock_expires=iso_time(lock.expires) if lock and held else None,
+        generation=latest.generation,
+        snapshots=tuple(
+            SnapshotStatus(
+                name=snapshot.name,
+                state=snapshot.state,
+                is_live=snapshot.name == latest.snapshot,
+                is_pinned=snapshot.name in latest.pins,
+                is_withdrawn=snapshot.name in latest.withdrawn,
+                is_retiring=snapshot.name in latest.retiring,
+            )
+            for snapshot in snapshots
+        ),
+        newest_gates=read_report(open_snapshot(root, judged[-1])) if judged else None,
+    )
+
+
+def status_lines(status: NightlyStatus) -> list[str]:
+    """The status for a person."""
+    lines = [
+        f"{status.root}: nothing is live"
+        if status.live is None
+        else f"{status.root}: {status.live} is live since {status.published}"
+    ]
+    if status.owner is None:
+        lines.append("no run works here")
+    else:
+        lines.append(
+            f"{status.owner} has the lock until {status.lock_expires}, last heard of "
+            f"{status.heartbeat_age_seconds or 0:.0f} s ago"
+        )
+    for snapshot in reversed(status.snapshots):
+        marks = {
+            "live": snapshot.is_live,
+            "pinned": snapshot.is_pinned,
+            "withdrawn": snapshot.is_withdrawn,
+            "being deleted": snapshot.is_retiring,
+        }
+        named = ", ".join(mark for mark, holds in marks.items() if holds)
+        lines.append(f"  {snapshot.name}  {snapshot.state}{f' ({named})' if named else ''}")
+    return lines
+
+
+def _age(time: str | None, now: float) -> float | None:
+    return None if time is None else round(max(0.0, now - datetime.fromisoformat(time).timestamp()), 1)

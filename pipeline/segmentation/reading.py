@@ -1,0 +1,323 @@
+"""Shards to tensors: reads a labelmill dataset for training and for scoring.
+
+    split = open_split("./out/demo", "train")
+    for sample in read_samples(split):                 # in order, one at a time
+        sample.image_HWC, sample.mask_HW, sample.metadata
+    for batch in training_loader(split, batch_size=16, seed=0, batches=range(1000)):
+        batch.images_BCHW, batch.masks_BHW             # shuffled, endless epochs, resumable at any batch
+
+A folder and a bucket read alike. A shard that holds another number of samples than index.json says is an error: most
+readers, webdataset's too, take a tar that was cut between two files for a shorter one.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
+
+import signal
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pipeline.manifest import read_index, read_manifest
+from pipeline.segmentation.epoch_order import EpochOrder, Place
+from pipeline.segmentation.mask_png import MaskError, decode_mask
+from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
+from pipeline.store import Store
+from schemas.errors import OutputError
+from schemas.manifest import IndexedShard
+from schemas.sample import IGNORE, SampleMetadata
+
+Pixels = NDArray[np.uint8]
+
+_IMAGE_ENDINGS = ("jpg", "png", "webp")
+_MASK_ENDING, _ALPHA_ENDING, _METADATA_ENDING = "mask.png", "alpha.png", "json"
+_AUGMENT_PURPOSE = 2
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """A sample as it is stored."""
+
+    key: str
+    image_HWC: Pixels
+    """RGB, 0 to 255."""
+    mask_HW: Pixels
+    """Class index of each pixel; 255 is ignore."""
+    alpha_HW: Pixels | None
+    """Share of foreground, 0 to 255, where the shard has it."""
+    metadata: SampleMetadata
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one size, on the CPU."""
+
+    keys: tuple[str, ...]
+    images_BCHW: Tensor
+    """uint8 RGB, 0 to 255."""
+    masks_BHW: Tensor
+    """int64 class indices; 255 is ignore."""
+    alphas_BHW: Tensor | None
+    """float32 share of foreground in [0, 1], where shards have it."""
+    metadata: tuple[SampleMetadata, ...]
+
+    def floats(self) -> Tensor:
+        """The images as float32 [B, 3, H, W] in [0, 1]."""
+        return self.images_BCHW.float() / 255
+
+    def pin_memory(self) -> "Batch":
+        """For DataLoader: the same batch, ready to be copied to a GPU while that works."""
+        alphas_BHW = None if self.alphas_BHW is None else self.alphas_BHW.pin_memory()
+        return Batch(self.keys, self.images_BCHW.pin_memory(), self.masks_BHW.pin_memory(), alphas_BHW, self.metadata)
+
+
+Augment = Callable[[LabeledImage, np.random.Generator], LabeledImage]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some shards of a dataset, and what its manifest says of all of them."""
+
+    url: str
+    name: str | None
+    shards: tuple[IndexedShard, ...]
+    classes: tuple[str, ...]
+    """Names of the values 0, 1, ... of masks."""
+    resolution: int
+    """Height and width of images and masks."""
+    mean: tuple[float, float, float]
+    """Of red, green and blue in [0, 1], over the whole dataset."""
+    std: tuple[float, float, float]
+    fingerprint: str
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.nsamples for shard in self.shards)
+
+
+def open_split(url: str, split: str | None) -> Split:
+    """The shards of a split; of all splits for None. Raises OutputError for what is no finished dataset, and for a
+    split that it does not have or that holds no sample."""
+    store = Store.open(url)
+    manifest, index = read_manifest(store), read_index(store)
+    shards = tuple(shard for shard in index.shardlist if split in (None, shard.split) and shard.nsamples)
+    if not shards:
+        counts = {name: count for name, count in manifest.samples_by_split.items() if count}
+        held = ", ".join(f"{name} ({count} samples)" for name, count in counts.items())
+        raise OutputError(
+            f"{url}: the split {split!r} holds no sample; it has {held}. Whole shards are split: with few of them a "
+            f"small split may get none. Take another split, or null for all"
+        )
+    return Split(
+        url=url,
+        name=split,
+        shards=shards,
+        classes=tuple(manifest.classes),
+        resolution=manifest.resolution,
+        mean=manifest.mean,
+        std=manifest.std,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def read_samples(split: Split) -> Iterator[LabeledImage]:
+    """Every sample once, in the dataset's order. Raises OutputError naming the shard that is not as it should be."""
+    reader = ShardReader(split, capacity=1)
+    for number, shard in enumerate(split.shards):
+        for sample in range(shard.nsamples):
+            yield reader.read(Place(number, sample))
+
+
+class ShardReader:
+    """Samples by place; keeps the last `capacity` shards in memory, as they are stored."""
+
+    def __init__(self, split: Split, capacity: int) -> None:
+        self._split, self._capacity = split, capacity
+        self._shards: OrderedDict[int, list[dict[str, Member]]] = OrderedDict()
+
+    @cached_property
+    def _store(self) -> Store:
+        """Opened by the process that reads: a bucket's client does not survive a move to another process."""
+        return Store.open(self._split.url)
+
+    def read(self, place: Place) -> LabeledImage:
+        """Decode one sample. Raises OutputError naming the shard and the file in it."""
+        if place.shard not in self._shards:
+            while len(self._shards) >= self._capacity:
+                self._shards.popitem(last=False)
+            self._shards[place.shard] = self._load(self._split.shards[place.shard])
+        self._shards.move_to_end(place.shard)
+        try:
+            return _decode(self._shards[place.shard][place.sample], len(self._split.classes))
+        except (MaskError, DamagedTarError) as error:
+            raise OutputError(f"{self._split.url}/{self._split.shards[place.shard].url}: {error}") from error
+
+    def _load(self, shard: IndexedShard) -> list[dict[str, Member]]:
+        name = f"{self._split.url}/{shard.url}"
+        advice = f"`labelmill verify {self._split.url}` says more"
+        try:
+            samples = _grouped(self._store.read(shard.url))
+        except FileNotFoundError as error:
+            raise OutputError(f"{name}: is not there, though index.json lists it; {advice}") from error
+        except DamagedTarError as error:
+            raise OutputError(f"{name}: {error}; {advice}") from error
+        if len(samples) != shard.nsamples:
+            raise OutputError(f"{name}: holds {len(samples)} samples, index.json says {shard.nsamples}; {advice}")
+        return samples
+
+
+def _grouped(tar: bytes) -> list[dict[str, Member]]:
+    """The files of each sample by their endings, in order. Raises DamagedTarError."""
+    samples: dict[str, dict[str, Member]] = {}
+    for member in members_in(tar):
+        key, _, ending = member.name.partition(".")
+        files = samples.setdefault(key, {})
+        if ending in files:
+            raise DamagedTarError(f"member {member.name!r} is there twice")
+        files[ending] = member
+    return list(samples.values())
+
+
+def _decode(files: Mapping[str, Member], num_classes: int) -> LabeledImage:
+    """Raises DamagedTarError, or MaskError, naming the file in the tar."""
+    first = next(iter(files.values()))
+    key = first.name.partition(".")[0]
+    image = next((files[ending] for ending in _IMAGE_ENDINGS if ending in files), None)
+    if image is None or _MASK_ENDING not in files or _METADATA_ENDING not in files:
+        raise DamagedTarError(f"sample {key} lacks an image, a mask or metadata: it has {', '.join(files)}")
+    image_HWC = _decode_image(image)
+    mask_HW = _decode_gray(files[_MASK_ENDING], image_HWC)
+    strange = mask_HW[(mask_HW >= num_classes) & (mask_HW != IGNORE)]
+    if strange.size:
+        raise MaskError(f"{key}.{_MASK_ENDING} holds {strange[0]}, but there are {num_classes} classes")
+    alpha_HW = _decode_gray(files[_ALPHA_ENDING], image_HWC) if _ALPHA_ENDING in files else None
+    return LabeledImage(key, image_HWC, mask_HW, alpha_HW, parse_metadata(files[_METADATA_ENDING]))
+
+
+def _decode_image(member: Member) -> Pixels:
+    pixels = np.frombuffer(member.data, np.uint8)
+    image_HWC = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if pixels.size else None
+    if image_HWC is None:
+        raise DamagedTarError(f"{member.name} is no readable image")
+    return np.asarray(image_HWC, np.uint8)
+
+
+def _decode_gray(member: Member, image_HWC: Pixels) -> Pixels:
+    try:
+        gray_HW = decode_mask(bytes(member.data))
+    except MaskError as error:
+        raise MaskError(f"{member.name}: {error}") from error
+    if gray_HW.shape != image_HWC.shape[:2]:
+        raise MaskError(f"{member.name}: is {gray_HW.shape}, its image {image_HWC.shape[:2]} (height, width)")
+    return gray_HW
+
+
+class TrainingBatches(IterableDataset[Batch]):
+    """The batches of one rank with the given numbers, augmented; in a DataLoader's worker, every so many of them.
+
+    A batch depends on its number and the seed alone, also on how often it is read, but not on what was read before.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        order: EpochOrder,
+        *,
+        batches: range,
+        seed: int,
+        rank: int,
+        shuffle_shards: int,
+        augment: Augment | None,
+    ) -> None:
+        self._split, self._order, self._batches, self._seed, self._rank = split, order, batches, seed, rank
+        self._shuffle_shards, self._augment = shuffle_shards, augment
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader = ShardReader(self._split, self._shuffle_shards)
+        for number in self._batches[offset::stride]:
+            yield self._make(reader, number)
+
+    def _make(self, reader: ShardReader, number: int) -> Batch:
+        samples = [reader.read(place) for place in self._order.batch(number)]
+        if self._augment is not None:
+            identity = [self._seed, _AUGMENT_PURPOSE, self._rank, number]
+            samples = [self._augment(s, np.random.default_rng([*identity, i])) for i, s in enumerate(samples)]
+        return collate(samples)
+
+
+def collate(samples: list[LabeledImage]) -> Batch:
+    """Stack samples of one size. Raises OutputError where only some of them have alpha."""
+    alphas = [sample.alpha_HW for sample in samples if sample.alpha_HW is not None]
+    if alphas and len(alphas) != len(samples):
+        with_alpha = [sample.alpha_HW is not None for sample in samples]
+        lacking, having = (samples[with_alpha.index(value)].key for value in (False, True))
+        raise OutputError(f"sample {having} has {having}.{_ALPHA_ENDING}, sample {lacking} has none; train on a whole")
+    images_BHWC = torch.from_numpy(np.stack([sample.image_HWC for sample in samples]))
+    return Batch(
+        keys=tuple(sample.key for sample in samples),
+        images_BCHW=images_BHWC.permute(0, 3, 1, 2),
+        masks_BHW=torch.from_numpy(np.stack([sample.mask_HW for sample in samples])).long(),
+        alphas_BHW=torch.from_numpy(np.stack(alphas)).float() / 255 if alphas else None,
+        metadata=tuple(sample.metadata for sample in samples),
+    )
+
+
+def training_loader(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    batches: range,
+    shuffle_shards: int,
+    workers: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
+    augment: Augment | None = None,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """Batches number batches.start, ... of an endless stream of shuffled epochs, in order.
+
+    workers: processes that read; their number changes the order of samples, as seed, ranks and batch_size do.
+    batches: a resumed run asks for those that are left and gets what it would have got.
+    augment: applied to each sample in the worker, with random numbers that follow from batch and seed; it must be
+    picklable where there are workers.
+    """
+    order = EpochOrder(
+        [shard.nsamples for shard in split.shards],
+        batch_size=batch_size,
+        seed=seed,
+        shuffle_shards=shuffle_shards,
+        rank=rank,
+        num_ranks=num_ranks,
+        num_workers=max(1, workers),
+    )
+    data = TrainingBatches(
+        split, order, batches=batches, seed=seed, rank=rank, shuffle_shards=shuffle_shards, augment=augment
+    )
+    # A process forked from one that has asked a bucket inherits a client whose threads are gone, and waits for ever.
+    context = "spawn" if workers else None
+    return DataLoader(
+        data,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context,
+        worker_init_fn=_quiet_worker,
+        pin_memory=pin_memory,
+    )
+
+
+def _quiet_worker(_: int) -> None:
+    """One core a worker; signals that reach a whole process group are the training's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

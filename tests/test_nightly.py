@@ -1,0 +1,460 @@
+"""Nights one after the other: what is made, what is published, and who may do so."""
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from datetime import date
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from nightly_runs import ANYTHING_PASSES, Trap, check_live, finish, nightly_config, start_night, wait_until_stopped
+from s3_server import S3Server
+from tiny_run import tiny_run
+from typer.testing import CliRunner, Result
+
+from pipeline.cli import app
+from pipeline.manifest import read_manifest
+from pipeline.nightly.commands import live_snapshot, rollback, shard_urls
+from pipeline.nightly.latest import change_latest, read_latest, roll_back
+from pipeline.nightly.lock import read_lock
+from pipeline.nightly.snapshots import list_snapshots, open_snapshot, read_report
+from pipeline.nightly.status import nightly_status
+from pipeline.store import Store
+from schemas.errors import ConfigError, GateError, LabelmillError, LockedError, OutputError, VerificationError
+from schemas.nightly import NightlyConfig
+from workers import nightly
+from workers.nightly import Outcome, run_night
+
+NOON = 1_800_000_000.0
+# Twelve images of a random generator vary a lot; but they are different images.
+GATES = {**ANYTHING_PASSES, "near_duplicates": 0.5, "empty_masks": 0.5}
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "disk":
+        return Store.open(str(tmp_path / "root"))
+    server: S3Server = request.getfixturevalue("s3")
+    return Store.open(f"{server.create_bucket()}/nightly")
+
+
+@pytest.fixture
+def environment(request: pytest.FixtureRequest, root: Store) -> dict[str, str]:
+    """What a process needs to see the root."""
+    return {} if root.folder is not None else request.getfixturevalue("s3").environment
+
+
+def night(config: NightlyConfig, day: int, now: float = NOON) -> Outcome:
+    return run_night(config, date(2026, 11, day), lambda: now)
+
+
+def tars(root: Store, name: str) -> dict[str, bytes]:
+    snapshot = open_snapshot(root, name)
+    return {file.path: snapshot.read(file.path) for file in snapshot.list("shards") if file.path.endswith(".tar")}
+
+
+def seeds(root: Store, name: str) -> int:
+    return int(read_manifest(open_snapshot(root, name)).config["dataset"]["first_seed"])
+
+
+def test_five_nights(root: Store, environment: dict[str, str], tiny_checkpoint: Path) -> None:
+    fresh = {"since": "2026-11-01", "per_night": 1000}
+    retention = {"keep_last": 2, "keep_rejected": 1}
+    config = nightly_config(
+        tiny_checkpoint, root.url, seeds="fresh", fresh_seeds=fresh, gates=GATES, retention=retention
+    )
+    # A night like any other.
+    assert night(config, 1).kind == "published"
+    first = check_live(root, deep=True)
+    assert first is not None and first.startswith("2026-11-01-") and seeds(root, first) == 0
+    in_training = shard_urls(root, None)
+
+    # The second one is killed after a shard. Its lock outlives it; later it is finished, and that shard stays.
+    trap = Trap(0, path=r"create .*records/", after=True)
+    assert finish(start_night(config, "2026-11-02", NOON, trap=trap, environment=environment)) == -signal.SIGKILL
+    assert check_live(root) == first
+    unfinished = list_snapshots(root)[-1]
+    assert unfinished.state == "unfinished" and unfinished.night == "2026-11-02"
+    before = tars(root, unfinished.name)
+    assert len(before) == 1
+    with pytest.raises(LockedError, match=r"process \d+, \w{8} has the lock.* It is free in 1 s, at 2027-01-15T08:01"):
+        night(config, 2, NOON + 59)
+    assert night(config, 2, NOON + 61).snapshot == unfinished.name
+    assert check_live(root, deep=True) == unfinished.name and seeds(root, unfinished.name) == 1000
+    assert before.items() < tars(root, unfinished.name).items()
+
+    # The third one draws nearly the same image again and again: somebody has changed the truncation.
+    drifted = config.model_copy(update={"run": _truncated(config, 0.01)})
+    with pytest.raises(GateError, match=rf"{unfinished.name} stays live.*\n  near_duplicates: 1, at most 0\.5"):
+        night(drifted, 3)
+    assert check_live(root) == unfinished.name
+    rejected = list_snapshots(root)[-1]
+    report = read_report(open_snapshot(root, rejected.name))
+    assert rejected.state == "rejected" and report is not None and report.live == unfinished.name
+    assert {result.name for result in report.results if result.verdict == "failed"} == {"near_duplicates"}
+    page = open_snapshot(root, rejected.name).read("gates.html").decode()
+    assert page.count("<img ") == 4 * 8 and "is not published" in page and "http://" not in page
+    assert rejected.name in page and unfinished.name in page
+
+    # On the fourth, two drivers work at once: the second one yields, the first one is none the worse for it.
+    stop = Trap(0, path=r"create .*records/", signal=signal.SIGSTOP)
+    one = start_night(config, "2026-11-04", NOON, trap=stop, environment=environment)
+    wait_until_stopped(one)
+    assert finish(start_night(config, "2026-11-04", NOON + 1, environment=environment)) == LockedError.exit_code == 6
+    _continue(one)
+    assert finish(one) == 0
+    fourth = check_live(root, deep=True)
+    assert fourth is not None and fourth.startswith("2026-11-04-")
+    # What a job has read since the first night is gone by now, two nights later, as retention was told.
+    assert [snapshot.name for snapshot in list_snapshots(root)] == [unfinished.name, rejected.name, fourth]
+    assert not any(_exists(root, url) for url in in_training)
+
+    # The fifth is rolled back: it is not published again by itself, and is by hand.
+    assert night(config, 5).kind == "published"
+    fifth = live_snapshot(root)
+    assert rollback(root, None, "now").snapshot == fourth == check_live(root)
+    assert night(config, 5).kind == "withdrawn" and check_live(root) == fourth
+    rollback(root, fifth, "now")
+    assert night(config, 5).kind == "unchanged" and check_live(root, deep=True) == fifth
+    assert night(config, 4).kind == "superseded" and check_live(root) == fifth
+    latest = read_latest(root)
+    assert latest.history == (fourth,) and latest.withdrawn == ()
+    assert read_lock(root)[0].owner is None
+
+
+def _truncated(config: NightlyConfig, psi: float) -> Any:
+    generator = config.run.generator.model_copy(update={"truncation_psi": psi})
+    return config.run.model_copy(update={"generator": generator})
+
+
+def _continue(process: Any) -> None:
+    import os
+
+    os.kill(process.pid, signal.SIGCONT)
+
+
+def _exists(root: Store, url: str) -> bool:
+    base = root.url if root.folder is None else str(root.folder)
+    return root.exists(url.removeprefix(base).lstrip("/"))
+
+
+def test_a_run_that_slept_through_its_lock_changes_nothing(
+    root: Store, environment: dict[str, str], tiny_checkpoint: Path
+) -> None:
+    """It is stopped in the very moment in which it publishes. Another one takes over; then it wakes up."""
+    config = nightly_config(tiny_checkpoint, root.url, gates=GATES)
+    other = nightly_config(tiny_checkpoint, root.url, gates=GATES, run={"dataset": {"first_seed": 500}})
+    stop = Trap(1, path="compare_and_swap latest.json|create latest.json", signal=signal.SIGSTOP)
+    sleeper = start_night(config, "2026-11-01", NOON, trap=stop, environment=environment)
+    wait_until_stopped(sleeper)
+    slept_on = list_snapshots(root)[0]
+    assert slept_on.state == "passed" and read_latest(root).snapshot is None
+    assert night(other, 1, NOON + 61).kind == "published"
+    live, lock = read_latest(root), read_lock(root)[0]
+    _continue(sleeper)
+    assert finish(sleeper) == 6
+    assert (read_latest(root), read_lock(root)[0]) == (live, lock)
+    assert live.snapshot != slept_on.name and check_live(root, deep=True) == live.snapshot
+
+
+def test_with_fixed_seeds_only_changes_make_a_snapshot(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
+    root = Store.open(config.root)
+    first = night(config, 1)
+    assert [first.kind, night(config, 1).kind, night(config, 2).kind] == ["published", "unchanged", "unchanged"]
+    assert [snapshot.name for snapshot in list_snapshots(root)] == [first.snapshot]
+    # What does not change a byte is no change; what changes one is.
+    same = config.run.model_copy(update={"execution": config.run.execution.model_copy(update={"encode_threads": 1})})
+    assert night(config.model_copy(update={"run": same}), 3).kind == "unchanged"
+    more = config.run.dataset.model_copy(update={"samples": 18})
+    grown = config.model_copy(update={"run": config.run.model_copy(update={"dataset": more})})
+    second = night(grown, 3)
+    assert second.kind == "published" and second.snapshot.startswith("2026-11-03-")
+    assert check_live(root) == second.snapshot
+    # A change that is undone makes what was live before live again, without making it again.
+    assert night(config, 4) == Outcome("published", first.snapshot, night(config, 4).fates)
+    # Another checkpoint in the same place is another dataset.
+    checkpoint = tmp_path / "copy.safetensors"
+    checkpoint.write_bytes(tiny_checkpoint.read_bytes())
+    copied = config.run.generator.model_copy(update={"checkpoint": str(checkpoint)})
+    moved = config.model_copy(update={"run": config.run.model_copy(update={"generator": copied})})
+    assert night(moved, 5).kind == "unchanged"
+    header = int.from_bytes(checkpoint.read_bytes()[:8], "little")
+    content = bytearray(checkpoint.read_bytes())
+    content[8 + header + 1000] ^= 1
+    checkpoint.write_bytes(content)
+    assert night(moved, 5).snapshot.startswith("2026-11-05-")
+
+
+def test_an_interrupted_night_is_finished_the_night_after(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
+    trap = Trap(0, path=r"create .*\.parquet")
+    assert finish(start_night(config, "2026-11-01", NOON, trap=trap)) == -signal.SIGKILL
+    assert night(config, 2, NOON + 61).snapshot.startswith("2026-11-01-")
+
+
+def test_a_limit_that_was_widened_publishes_what_is_there(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    strict = nightly_config(tiny_checkpoint, tmp_path / "root", gates={**GATES, "near_duplicates": 0.0})
+    strict = strict.model_copy(update={"run": _truncated(strict, 0.01)})
+    with pytest.raises(GateError, match="nothing is live"):
+        night(strict, 1)
+    with pytest.raises(GateError):  # it is asked again, but not made again
+        night(strict, 2)
+    root = Store.open(strict.root)
+    (snapshot,) = list_snapshots(root)
+    before = (tmp_path / "root" / "snapshots" / snapshot.name / "shards" / "tiny-000000.tar").stat()
+    with pytest.raises(OutputError, match="did not pass the gates"):
+        rollback(root, snapshot.name, "now")
+    wide = strict.model_copy(update={"gates": strict.gates.model_copy(update={"near_duplicates": 1.0})})
+    assert night(wide, 2).snapshot == snapshot.name
+    after = (tmp_path / "root" / "snapshots" / snapshot.name / "shards" / "tiny-000000.tar").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert check_live(root, deep=True) == snapshot.name
+
+
+def test_a_damaged_snapshot_is_not_published(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
+    trap = Trap(0, path=r"replace snapshots/[^/]+/gates\.html")
+    assert finish(start_night(config, "2026-11-01", NOON, trap=trap)) == -signal.SIGKILL
+    root = Store.open(config.root)
+    (snapshot,) = list_snapshots(root)
+    assert snapshot.state == "complete"
+    tar = tmp_path / "root" / "snapshots" / snapshot.name / "shards" / "tiny-000001.tar"
+    content = bytearray(tar.read_bytes())
+    content[3000] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(VerificationError, match=r"is damaged; nothing is live:\n  shards/tiny-000001\.tar") as refused:
+        night(config, 1, NOON + 61)
+    assert refused.value.exit_code == 4
+    assert list_snapshots(root)[0].state == "rejected" and read_latest(root).snapshot is None
+    content[3000] ^= 1
+    tar.write_bytes(content)
+    assert night(config, 1).kind == "published"
+
+
+def test_the_live_snapshot_moves_while_tonights_is_compared_with_it(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator rolls back meanwhile: tonight's is compared again, with what is live then."""
+    root = Store.open(str(tmp_path / "root"))
+    names = []
+    for first_seed in (0, 500):
+        config = nightly_config(tiny_checkpoint, root.url, gates=GATES, run={"dataset": {"first_seed": first_seed}})
+        names.append(night(config, 1).snapshot)
+    compared_with = []
+    judge = nightly.judge
+
+    def disturbed(root: Store, snapshot: str, live: str | None, config: NightlyConfig) -> Any:
+        report = judge(root, snapshot, live, config)
+        compared_with.append(live)
+        if len(compared_with) == 1:
+            change_latest(root, roll_back(names[0], "now"))
+        return report
+
+    monkeypatch.setattr(nightly, "judge", disturbed)
+    config = nightly_config(tiny_checkpoint, root.url, gates=GATES, run={"dataset": {"first_seed": 900}})
+    assert night(config, 2).kind == "published"
+    assert compared_with == [names[1], names[0]]
+    assert read_latest(root).history == (names[0],)
+
+
+class Hook:
+    """A web server that remembers what was posted to it."""
+
+    def __init__(self) -> None:
+        self.posted: list[dict[str, Any]] = []
+        self.status = 204
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                hook.posted.append({"type": self.headers["Content-Type"], "path": self.path, **json.loads(body)})
+                self.send_response(hook.status)
+                self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hunter2"
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    hook = Hook()
+    thread = threading.Thread(target=hook.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield hook
+    hook.server.shutdown()
+    thread.join()
+    hook.server.server_close()
+
+
+def test_the_webhook_is_told_why(
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    hook: Hook,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    webhook = {"url_variable": "NIGHTLY_WEBHOOK", "timeout_s": 5}
+    gates = {**GATES, "near_duplicates": 0.0}
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=gates, webhook=webhook)
+    config = config.model_copy(update={"run": _truncated(config, 0.01)})
+    monkeypatch.delenv("NIGHTLY_WEBHOOK", raising=False)
+    with pytest.raises(ConfigError, match=r"webhook\.url_variable: NIGHTLY_WEBHOOK is not set in the environment"):
+        night(config, 1)
+    for url in ("hunter2", "ftp://hunter2", "file:///hunter2", "http://", "http://hunter2:port", "http://[hunter2"):
+        monkeypatch.setenv("NIGHTLY_WEBHOOK", url)
+        with pytest.raises(ConfigError, match="NIGHTLY_WEBHOOK does not hold an http:// or https:// URL") as refused:
+            night(config, 1)
+        assert "hunter2" not in str(refused.value)
+    assert not (tmp_path / "root").exists()
+
+    monkeypatch.setenv("NIGHTLY_WEBHOOK", hook.url)
+    with pytest.raises(GateError) as failed:
+        night(config, 1)
+    (posted,) = hook.posted
+    (snapshot,) = list_snapshots(Store.open(config.root))
+    assert posted == {
+        "type": "application/json",
+        "path": "/hunter2",
+        "text": f"labelmill nightly 2026-11-01: {failed.value}",
+        "root": config.root,
+        "night": "2026-11-01",
+        "snapshot": snapshot.name,
+        "live": None,
+        "exit_status": 5,
+        "failed_gates": {"near_duplicates": 1.0},
+    }
+    # A webhook that fails changes nothing about the night; neither it nor what is said tells the URL.
+    for status, problem in ((500, "answered 500"), (302, "answered 302")):
+        hook.status = status
+        with pytest.raises(GateError):
+            night(config, 1)
+        assert f"the webhook of NIGHTLY_WEBHOOK {problem}" in capfd.readouterr().err
+    assert len(hook.posted) == 3
+    for url in ("http://127.0.0.1:1/hunter2", "http://hunter2.invalid/", "https://127.0.0.1:1/hunter2"):
+        monkeypatch.setenv("NIGHTLY_WEBHOOK", url)
+        with pytest.raises(GateError):
+            night(config, 1)
+        said = capfd.readouterr().err
+        assert "the webhook of NIGHTLY_WEBHOOK cannot be reached" in said and "hunter2" not in said
+    for file in Store.open(config.root).list():
+        assert b"hunter2" not in Store.open(config.root).read(file.path)
+
+
+def test_the_webhook_is_told_of_whatever_ends_a_night(
+    tmp_path: Path, tiny_checkpoint: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIGHTLY_WEBHOOK", hook.url)
+    config = nightly_config(
+        tiny_checkpoint,
+        tmp_path / "root",
+        webhook={"url_variable": "NIGHTLY_WEBHOOK"},
+        run={"quality": {"enabled": True, "foreground_min": 0.0, "foreground_max": 0.0}},
+    )
+    with pytest.raises(LabelmillError, match="seeds gave 0 samples"):
+        night(config, 1)
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(nightly, "generate", broken)
+    with pytest.raises(ZeroDivisionError):
+        night(config, 1)
+    assert [posted["exit_status"] for posted in hook.posted] == [3, 1]
+    assert hook.posted[1]["text"] == "labelmill nightly 2026-11-01: ZeroDivisionError: a bug"
+    assert read_lock(Store.open(config.root))[0].owner is None
+
+
+def labelmill(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {**tiny_run(tiny_checkpoint, "ignored"), "dataset": {"samples": 12, "samples_per_shard": 6}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    nightly_file = tmp_path / "nightly.yaml"
+    root = tmp_path / "root"
+    nightly_file.write_text(
+        yaml.safe_dump({"run": "run.yaml", "root": str(root), "gates": GATES, "retention": {"keep_last": 1}})
+    )
+    with pytest.raises(OutputError, match="no snapshot is live yet"):
+        labelmill("resolve", root)
+    assert "nothing is live" in labelmill("nightly", "status", root).stdout
+    first = labelmill("nightly", nightly_file, "--date", "2026-11-01").stdout.split()[0]
+    assert first.startswith("2026-11-01-")
+    second = labelmill(
+        "nightly",
+        "--date",
+        "2026-11-02",
+        "--set",
+        "retention.keep_last=2",
+        "--set",
+        "run.dataset.first_seed=99",
+        nightly_file,
+    ).stdout.split()[0]
+    assert second.startswith("2026-11-02-")
+    train = labelmill("resolve", nightly_file, "--split", "train").stdout.split()
+    assert [Path(url).relative_to(root) for url in train] == [
+        Path(f"snapshots/{second}/shards/tiny-{number:06d}.tar") for number in range(2)
+    ]
+    assert all(Path(url).is_file() for url in train)
+    with pytest.raises(ConfigError, match="--split test: there are train, val"):
+        labelmill("resolve", root, "--split", "test")
+    status = labelmill("nightly", "status", nightly_file).stdout
+    assert f"{second} is live since 20" in status and "no run works here" in status
+    assert f"  {second}  passed (live)\n  {first}  passed\n" in status
+    found = json.loads(labelmill("nightly", "status", root, "--json").stdout)
+    assert found["live"] == second and found["newest_gates"]["live"] == first
+    metrics = labelmill("nightly", "status", root, "--metrics").stdout
+    assert f'labelmill_nightly_snapshots{{root="{root}",state="passed"}} 2.0\n' in metrics
+    assert f'labelmill_nightly_gate_value{{root="{root}",gate="near_duplicates"}} 0.0\n' in metrics
+
+    dry = labelmill("nightly", "prune", nightly_file, "--dry-run").stdout
+    assert f"{first}: would be deleted: older than those that are kept" in dry
+    assert labelmill("nightly", "pin", root, "2026-11-01").stdout == f"{first} is pinned\n"
+    assert f"{first}: kept: pinned" in labelmill("nightly", "prune", nightly_file).stdout
+    assert f"{first} is live" in labelmill("nightly", "rollback", root).stdout
+    assert f"{second} is live" in labelmill("nightly", "rollback", root, second).stdout
+    assert "not pinned any more" in labelmill("nightly", "unpin", root, first).stdout
+    assert f"{first}: deleted" in labelmill("nightly", "prune", nightly_file).stdout
+    assert not (root / "snapshots" / first).exists()
+    with pytest.raises(ConfigError, match="no other snapshot was live before"):
+        labelmill("nightly", "rollback", root)
+
+
+def test_the_status_of_a_run_at_work(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
+    stop = Trap(0, path=r"create .*records/", signal=signal.SIGSTOP)
+    process = start_night(config, "2026-11-01", NOON, trap=stop)
+    wait_until_stopped(process)
+    status = nightly_status(Store.open(config.root), NOON + 7)
+    assert status.heartbeat_age_seconds == 7 and status.lock_expires == "2027-01-15T08:01:00+00:00"
+    assert status.owner is not None and f"process {process.pid}" in status.owner
+    assert [snapshot.state for snapshot in status.snapshots] == ["unfinished"]
+    process.kill()
+    process.join()
+
+
+def test_sigterm_lets_the_lock_go(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    from drivers import Driver
+
+    run = {**tiny_run(tiny_checkpoint, "ignored"), "dataset": {"samples": 6000, "samples_per_shard": 6}}
+    nightly_file = tmp_path / "nightly.yaml"
+    nightly_file.write_text(yaml.safe_dump({"run": run, "root": str(tmp_path / "root"), "gates": GATES}))
+    root = Store.open(str(tmp_path / "root"))
+    with Driver("nightly", nightly_file, "--date", "2026-11-01") as driver:
+        driver.wait_for("preparing")
+        while not any(root.exists(f"snapshots/{name}/records/000000.json") for name in root.folders("snapshots")):
+            assert driver.lines
+        driver.send(signal.SIGTERM)
+        assert driver.wait() == 75
+    assert read_lock(root)[0].owner is None and read_latest(root).snapshot is None

@@ -1,0 +1,210 @@
+"""A night from its configuration to latest.json: lock, make, verify, compare, publish, tidy up."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+from pipeline.generator.checkpoints.source import read_bytes
+from pipeline.interruption import Interrupted
+from pipeline.nightly.judge import failures, judge
+from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
+from pipeline.nightly.lease import Clock, Lease
+from pipeline.nightly.lock import iso_time
+from pipeline.nightly.retention import Fate, fates, finish_retiring, prune
+from pipeline.nightly.seeds import nights_left, run_of
+from pipeline.nightly.snapshots import (
+    GATES_PAGE_PATH,
+    Snapshot,
+    list_snapshots,
+    night_of,
+    snapshot_digest,
+    snapshot_url,
+    tonights_name,
+)
+from pipeline.nightly.webhook import Notice, Webhook
+from pipeline.store import Store
+from schemas.config import RunConfig
+from schemas.errors import GateError, LabelmillError, LockedError, VerificationError
+from schemas.nightly import NightlyConfig
+from schemas.nightly_files import GateReport, Latest
+from workers.generate import generate
+from workers.progress import say
+
+# A live snapshot that changes while tonight's is compared with it has been changed by hand.
+_MOST_COMPARISONS = 5
+_FEW_NIGHTS = 30
+
+
+Kind = Literal["published", "unchanged", "withdrawn", "superseded"]
+"""unchanged: the snapshot is live already. withdrawn: it was, and a rollback left it. superseded: with seeds that are
+fresh each night, the snapshot of a later night is live."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a night that went well has done."""
+
+    kind: Kind
+    snapshot: str
+    fates: tuple[Fate, ...]
+
+    def __str__(self) -> str:
+        deleted = [fate.snapshot.name for fate in self.fates if not fate.is_kept]
+        tidied = f"; deleted: {', '.join(deleted)}" if deleted else ""
+        words = {
+            "published": f"{self.snapshot} is live",
+            "unchanged": f"{self.snapshot} is live already and nothing that it follows from has changed",
+            "withdrawn": f"{self.snapshot} was made before and withdrawn by a rollback; nothing else was asked for. "
+            f"`labelmill nightly rollback` with its name makes it live again",
+            "superseded": f"{self.snapshot} is of an earlier night than the snapshot that is live; nothing was made",
+        }
+        return words[self.kind] + tidied
+
+
+def run_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> Outcome:
+    """Make tonight's snapshot, or what is missing of it, and publish it if it may be.
+
+    Whatever happens meanwhile, latest.json names a whole snapshot that passed the gates, or none. Any interruption
+    leaves a root on which the same call goes on.
+
+    Raises LockedError while another run works here, GateError or VerificationError when the snapshot must not be
+    live, and what `generate` raises. The webhook is told of all but the first.
+    """
+    root, webhook = Store.open(config.root), Webhook(config.webhook)
+    run = run_of(config, night)
+    with Lease(root, config.lock, clock) as lease:
+        tonight = _Night(config, night, root, run, lease, clock)
+        try:
+            return tonight.go()
+        except Interrupted:
+            if lease.is_lost:  # which is what interrupted it
+                lease.check()
+            raise
+        except LockedError:
+            raise
+        except Exception as error:
+            problem = webhook.post(tonight.notice(error))
+            if problem is not None:
+                say(problem)
+            raise
+
+
+def prune_root(config: NightlyConfig, dry_run: bool, clock: Clock = time.time) -> list[Fate]:
+    """Delete what retention does not keep, under the lock; with `dry_run`, without it, only say what that would be.
+
+    Between two nights no snapshot is tonight's: what was never finished goes. Raises LockedError, OutputError.
+    """
+    root = Store.open(config.root)
+    if dry_run:
+        return fates(list_snapshots(root), read_latest(root), None, config.retention)
+    with Lease(root, config.lock, clock) as lease:
+        fence(root, lease.generation)
+        finish_retiring(root, lease)
+        return prune(root, lease, None, config.retention)
+
+
+class _Night:
+    """One night under the lock."""
+
+    def __init__(
+        self, config: NightlyConfig, night: date, root: Store, run: RunConfig, lease: Lease, clock: Clock
+    ) -> None:
+        self._config, self._night, self._root, self._run = config, night, root, run
+        self._lease, self._clock = lease, clock
+        self._name: str | None = None
+        self._live: str | None = None
+        self._report: GateReport | None = None
+
+    def go(self) -> Outcome:
+        latest = self._fence()
+        finish_retiring(self._root, self._lease)
+        self._warn_of_seeds()
+        checkpoint = hashlib.sha256(read_bytes(self._run.generator.checkpoint)).hexdigest()
+        snapshots = list_snapshots(self._root)
+        name = self._name = tonights_name(snapshots, self._night, snapshot_digest(self._run, checkpoint))
+        nothing_new = self._nothing_new(name, snapshots, latest)
+        if nothing_new is not None:
+            change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
+            return Outcome(nothing_new, name, self._tidy(name))
+        say(f"tonight's snapshot: {snapshot_url(self._root, name)}")
+        generate(self._run.model_copy(update={"output": snapshot_url(self._root, name)}))
+        try:
+            self._publish(name, latest)
+        except (GateError, VerificationError):
+            self._tidy_quietly(name)
+            raise
+        return Outcome("published", name, self._tidy(name))
+
+    def notice(self, error: Exception) -> Notice:
+        """What somebody should know of an error that ended the night."""
+        known = isinstance(error, LabelmillError)
+        words = str(error) if known else f"{type(error).__name__}: {error}"
+        results = () if self._report is None else self._report.results
+        return Notice(
+            text=f"labelmill nightly {self._night}: {words}",
+            root=self._root.url,
+            night=self._night.isoformat(),
+            snapshot=self._name,
+            live=self._live,
+            exit_status=error.exit_code if isinstance(error, LabelmillError) else 1,
+            failed_gates={result.name: result.value for result in results if result.verdict == "failed"},
+        )
+
+    def _nothing_new(self, name: str, snapshots: list[Snapshot], latest: Latest) -> Kind | None:
+        """Why there is nothing to make or to publish; None if there is."""
+        state = next((snapshot.state for snapshot in snapshots if snapshot.name == name), "unfinished")
+        if state == "passed" and name == latest.snapshot:
+            return "unchanged"
+        if state == "passed" and name in latest.withdrawn:
+            return "withdrawn"
+        live_night = "" if latest.snapshot is None else night_of(latest.snapshot)
+        return "superseded" if self._config.seeds == "fresh" and self._night.isoformat() < live_night else None
+
+    def _publish(self, name: str, latest: Latest) -> None:
+        """Publish a whole snapshot if verification and gates let it pass. Raises GateError or VerificationError."""
+        for _ in range(_MOST_COMPARISONS):
+            say(f"verifying {name} and comparing it with {latest.snapshot or 'nothing: no snapshot is live'}")
+            self._report = judge(self._root, name, latest.snapshot, self._config)
+            _refuse(self._root, self._report)
+            self._lease.confirm()
+            try:
+                change = publish(name, latest.snapshot, iso_time(self._clock()))
+                change_latest(self._root, change, self._lease.generation)
+                return
+            except LiveMovedError:
+                latest = self._fence()
+        raise LockedError(f"{self._root.url}: the live snapshot keeps changing; run it again when that is over")
+
+    def _fence(self) -> Latest:
+        latest = fence(self._root, self._lease.generation)
+        self._live = latest.snapshot
+        return latest
+
+    def _tidy(self, name: str) -> tuple[Fate, ...]:
+        return tuple(prune(self._root, self._lease, name, self._config.retention))
+
+    def _tidy_quietly(self, name: str) -> None:
+        """What is wrong with the night matters more than what is wrong with deleting old ones."""
+        try:
+            self._tidy(name)
+        except LabelmillError as error:
+            say(f"old snapshots are not deleted: {error}")
+
+    def _warn_of_seeds(self) -> None:
+        left = nights_left(self._config, self._night)
+        if self._config.seeds == "fresh" and left <= _FEW_NIGHTS:
+            say(f"fresh_seeds: seeds are left for {left} nights, this one included; see fresh_seeds.since")
+
+
+def _refuse(root: Store, report: GateReport) -> None:
+    """Raises unless the snapshot passed."""
+    url = snapshot_url(root, report.snapshot)
+    stays = f"{report.live} stays live" if report.live else "nothing is live"
+    if report.problems:
+        lines = [f"{url}: is damaged; {stays}:", *(f"  {problem}" for problem in report.problems)]
+        raise VerificationError("\n".join(lines))
+    if not report.passed:
+        lines = [f"{url}: is not published; {stays}. {url}/{GATES_PAGE_PATH} shows both:"]
+        raise GateError("\n  ".join([*lines, *failures(report)]))
