@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.interruption import Interrupted, interruptible
+from pipeline.interruption import Interrupted, interruptible, keep_exit_status
 from pipeline.process_settings import restart_with_process_settings
 from schemas.config import RunConfig
 from schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
@@ -48,6 +48,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 Output = Annotated[str, typer.Argument(help="The dataset's folder.", metavar="OUTPUT")]
 NightlyFile = Annotated[Path, typer.Argument(help="The nightly file (YAML).", metavar="NIGHTLY.YAML")]
 Root = Annotated[str, typer.Argument(help="The nightly file, or its root: a folder or bucket.", metavar="ROOT")]
+Night = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night; today in UTC unless given.")]
 SnapshotName = Annotated[str, typer.Argument(help="A snapshot's name, or how it begins.", metavar="SNAPSHOT")]
 
 
@@ -186,18 +187,21 @@ def verify(
 
 
 @nightly.command("run")
-def nightly_run(
-    nightly_file: NightlyFile,
-    overrides: Overrides = None,
-    date: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night to make; today in UTC unless given.")
-    ] = None,
-) -> None:
+def nightly_run(nightly_file: NightlyFile, overrides: Overrides = None, date: Night = None) -> None:
     """Make tonight's snapshot and publish it if it passes. Run it again after any interruption."""
     from workers.nightly import run_night
 
     night = (date or datetime.now(UTC)).date()
     print(run_night(load_nightly_config(nightly_file, overrides or ()), night))
+
+
+@nightly.command("validate")
+def nightly_validate(nightly_file: NightlyFile, overrides: Overrides = None, date: Night = None) -> None:
+    """Check a nightly file, its checkpoint and its seeds, and say what a night would make. Writes nothing."""
+    from workers.nightly import check_night
+
+    night = (date or datetime.now(UTC)).date()
+    print("\n".join(check_night(load_nightly_config(nightly_file, overrides or ()), night)))
 
 
 @nightly.command("status")
@@ -254,12 +258,14 @@ def nightly_unpin(root: Root, snapshot: SnapshotName) -> None:
 def nightly_prune(
     nightly_file: NightlyFile,
     overrides: Overrides = None,
+    date: Night = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
     """Delete the snapshots that retention does not keep. Every night does so at its end."""
     from workers.nightly import prune_root
 
-    for fate in prune_root(load_nightly_config(nightly_file, overrides or ()), dry_run=dry_run):
+    night = (date or datetime.now(UTC)).date()
+    for fate in prune_root(load_nightly_config(nightly_file, overrides or ()), night, dry_run):
         verb = "kept" if fate.is_kept else "would be deleted" if dry_run else "deleted"
         print(f"{fate.snapshot.name}: {verb}: {fate.reason}")
 
@@ -329,20 +335,88 @@ def evaluate(
 @app.command()
 def benchmark(
     masks: Annotated[bool, typer.Option("--masks", help="Mask quality by method and setting.")] = False,
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="Networks trained on each method's masks, and on exact ones.")
+    ] = False,
     out: Annotated[str, typer.Option(help="Where tables and pictures go; run it again to go on.")] = "out/benchmark",
     quick: Annotated[bool, typer.Option("--quick", help="Few images: minutes, and wide intervals.")] = False,
     checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
 ) -> None:
     """Measure labelmill on this machine."""
+    from pipeline.benchmark.downstream import benchmark_downstream
     from pipeline.benchmark.masks import benchmark_masks
     from pipeline.store import Store
     from schemas.config import ExecutionConfig
     from workers.shard_worker import choose_device
 
-    if not masks:
-        raise typer.BadParameter("say what to measure: --masks")
-    benchmark_masks(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
-    print(f"{out.rstrip('/')}/masks.md")
+    if not masks and not downstream:
+        raise typer.BadParameter("say what to measure: --masks, --downstream")
+    if masks:
+        benchmark_masks(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+        print(f"{out.rstrip('/')}/masks.md")
+    if downstream:
+        benchmark_downstream(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+        print(f"{out.rstrip('/')}/downstream.md")
+
+
+@app.command()
+def train(
+    config_file: Annotated[Path, typer.Argument(help="The training file (YAML).", metavar="TRAIN.YAML")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a segmentation network on a dataset. Run it again to resume; start it with torchrun for several GPUs."""
+    from pipeline.segmentation.evaluate import as_lines
+    from pipeline.segmentation.train import train as run
+    from schemas.segmentation import SegmentationTrainingConfig
+
+    config = load_config(config_file, SegmentationTrainingConfig, overrides or ())
+    metrics = run(config)
+    for line in as_lines(metrics.final) if metrics.final else ():
+        print(line)
+    print(f"{config.output}: {metrics.steps} of {config.optimisation.steps} steps, {metrics.seconds:.0f} s")
+
+
+TrainedModel = Annotated[Path, typer.Argument(help="model.safetensors of `labelmill train`.", metavar="MODEL")]
+
+
+@app.command()
+def predict(
+    model: TrainedModel,
+    photos: Annotated[Path, typer.Argument(help="Folder of photos.", metavar="PHOTOS")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks (PNG, of the photos' names and sizes).")],
+    side: Annotated[
+        int | None, typer.Option(min=8, help="Photos' shorter side in the network [what it learned from].")
+    ] = None,
+) -> None:
+    """Label a folder of photos with a trained network."""
+    from pipeline.segmentation.models import load_segmenter
+    from pipeline.segmentation.predict import predict_folder
+    from schemas.config import ExecutionConfig
+    from workers.shard_worker import choose_device
+
+    segmenter, card = load_segmenter(model, choose_device(ExecutionConfig()))
+    count = predict_folder(segmenter, photos, out, side or card.resolution)
+    classes = ", ".join(f"{value} {name}" for value, name in enumerate(card.classes))
+    print(f"{out}: {count} masks of {classes}")
+
+
+@app.command("export-onnx")
+def export_onnx(
+    model: TrainedModel,
+    out: Annotated[Path, typer.Argument(help="The file to write.", metavar="MODEL.ONNX")],
+) -> None:
+    """Write a trained network as ONNX, checked against PyTorch with onnxruntime."""
+    import torch
+
+    from pipeline.segmentation.models import load_segmenter
+    from pipeline.segmentation.onnx_export import export_onnx as export
+
+    segmenter, card = load_segmenter(model, torch.device("cpu"))
+    difference = export(segmenter, card, out)
+    print(
+        f"{out}: images [batch, 3, {card.resolution}, {card.resolution}] in [0, 1] to logits; "
+        f"onnxruntime agrees within {difference:.1g}"
+    )
 
 
 @app.command("train-generator")
@@ -369,6 +443,8 @@ def main() -> None:
     except Interrupted as error:
         print(f"labelmill: interrupted by {error}; the same command goes on from here", file=sys.stderr)
         sys.exit(EXIT_RESUMABLE)
+    finally:
+        keep_exit_status()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C as an exception, so that a run can end resumable, with its own exit status."""
 
+import atexit
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,11 @@ def postponed(on_signal: Callable[[], None] = lambda: None) -> Iterator[None]:
     finally:
         if received:
             raise Interrupted(signal.Signals(received[0]).name)
+
+
+def keep_exit_status() -> None:
+    """Let no SIGTERM replace the exit status once the interpreter ends, which takes a second with Ray and torch."""
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager

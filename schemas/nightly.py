@@ -49,15 +49,15 @@ class GatesConfig(Section):
 
     missing_samples: float | None = Field(0.1, ge=0, le=1)
     """Share by which tonight has fewer samples than the live snapshot."""
-    class_psi: float | None = Field(0.02, ge=0)
-    """Population stability index between both snapshots' class shares of all pixels. Seeds alone gave less than
-    .00001."""
-    class_js: float | None = Field(0.005, ge=0, le=1)
+    class_psi: float | None = Field(0.01, ge=0)
+    """Population stability index between both snapshots' class shares of all pixels. Seeds alone gave .000003,
+    a truncation psi of .3 instead of .7 gave .0027."""
+    class_js: float | None = Field(0.002, ge=0, le=1)
     """Jensen-Shannon divergence of the same shares, in bits."""
     foreground_psi: float | None = Field(0.1, ge=0)
     """Population stability index over ten equal bins of each image's foreground share. Seeds alone gave .023 with 256
-    samples, a truncation psi of .5 instead of .7 gave .17. Chance adds in proportion to 1 / samples: raise the limit
-    below 200."""
+    samples, a truncation psi of .5 or 1 instead of .7 gave .17 and .11. Chance adds in proportion to 1 / samples:
+    raise the limit below 200."""
     empty_masks: float | None = Field(0.01, ge=0, le=1)
     """Share of tonight's masks without a foreground pixel."""
     confidence_drop: float | None = Field(0.05, ge=0, le=1)
@@ -66,7 +66,7 @@ class GatesConfig(Section):
     """Difference of mean pixel values, which are in [0, 1]."""
     contrast_change: float | None = Field(0.1, ge=0)
     """Relative difference of the standard deviations of pixel values. Seeds alone gave .027, a truncation psi of .5 or
-    1 instead of .7 gave .11 and .30."""
+    1 instead of .7 gave .11 and .15."""
     near_duplicates: float | None = Field(0.1, ge=0, le=1)
     """Share of tonight's sampled images that look like another one of them. 1024 images of the bundled generator have
     .000, .006, .031, .28 and 1 at truncation psi 1, .7, .5, .3 and 0."""

@@ -10,9 +10,8 @@ import torch
 import yaml
 from ray_runs import shards_of
 from s3_server import S3Server
+from tiny_run import save_tiny_generator, tiny_run
 
-from pipeline.generator.checkpoints.native import save_generator
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from schemas.config import RunConfig
 from schemas.run_file import load_config
 from workers.generate import generate
@@ -24,17 +23,8 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 32 px StyleGAN2, for plumbing."""
-    torch.manual_seed(0)
-    spec = GeneratorSpec(
-        resolution=32,
-        z_dim=32,
-        w_dim=32,
-        c_dim=0,
-        mapping_layers=2,
-        channels=channels_by_resolution(32, channel_base=256, channel_max=16),
-    )
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
-    save_generator(path, Generator(spec), {"licence": "Apache-2.0"})
+    save_tiny_generator(path)
     return path
 
 
@@ -63,23 +53,7 @@ def write_run_file_in(tiny_checkpoint: Path) -> Callable[..., Path]:
     """Writes a small run file into a folder; keyword arguments replace whole sections or add keys to them."""
 
     def write(folder: Path, **sections: object) -> Path:
-        values: dict[str, object] = {
-            "name": "tiny",
-            "output": str(folder / "out"),
-            "generator": {"checkpoint": str(tiny_checkpoint)},
-            "labeler": {
-                "method": "style_mixing",
-                "variants": 4,
-                "crossover": 3,
-                "clusters": 4,
-                "restarts": 2,
-                "iterations": 4,
-                "fit_samples": 16,
-            },
-            "dataset": {"samples": 24, "samples_per_shard": 6},
-            "quality": {"enabled": False},
-            "numerics": {"batch_size": 4, "threads": 1},
-        }
+        values = tiny_run(tiny_checkpoint, folder / "out")
         for key, section in sections.items():
             current = values.get(key)
             values[key] = {**current, **section} if isinstance(current, dict) and isinstance(section, dict) else section

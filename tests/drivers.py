@@ -51,6 +51,14 @@ class Driver:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def has_ended(self, seconds: float = 0) -> bool:
+        """Whether it ends within so many seconds."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def wait(self, seconds: float = 240) -> int:
         """The exit status."""
         status = self._process.wait(seconds)

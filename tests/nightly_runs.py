@@ -21,6 +21,7 @@ from pipeline.verify import verify
 from schemas.errors import LabelmillError
 from schemas.nightly import NightlyConfig
 from schemas.run_file import validate
+from workers.progress import PROGRESS_PATH
 
 # Forked from a process that has imported everything and started no thread.
 _context = multiprocessing.get_context("forkserver")
@@ -60,7 +61,7 @@ class Trap:
     """Where a process sends itself a signal."""
 
     number: int
-    """Before the so manieth write that fits, counted from 0; after it if `after`."""
+    """Before the so manieth write that fits, counted from 0; after it if `after`. progress.json does not count."""
     path: str = ""
     """A regular expression, found in `operation path`, the path being relative to the nightly root."""
     after: bool = False
@@ -131,6 +132,8 @@ def _spring(root: str, trap: Trap | None, log: Path | None) -> None:
         def wrapper(store: Store, path: str, *arguments: Any) -> Any:
             nonlocal count
             place = f"{store.url}/{path}".removeprefix(root.rstrip("/")).lstrip("/")
+            if path == PROGRESS_PATH:  # written by the clock
+                return write(store, path, *arguments)
             line = f"{name} {place}"
             if log is not None:
                 with log.open("a") as file:

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from drivers import Driver, wait_until
 from nightly_runs import ANYTHING_PASSES, Trap, check_live, finish, nightly_config, start_night, wait_until_stopped
 from s3_server import S3Server
 from tiny_run import tiny_run
@@ -20,14 +22,14 @@ from pipeline.cli import app
 from pipeline.manifest import read_manifest
 from pipeline.nightly.commands import live_snapshot, rollback, shard_urls
 from pipeline.nightly.latest import change_latest, read_latest, roll_back
-from pipeline.nightly.lock import read_lock
+from pipeline.nightly.lock import acquire, read_lock
 from pipeline.nightly.snapshots import list_snapshots, open_snapshot, read_report
 from pipeline.nightly.status import nightly_status
 from pipeline.store import Store
 from schemas.errors import ConfigError, GateError, LabelmillError, LockedError, OutputError, VerificationError
 from schemas.nightly import NightlyConfig
 from workers import nightly
-from workers.nightly import Outcome, run_night
+from workers.nightly import Outcome, prune_root, run_night
 
 NOON = 1_800_000_000.0
 # Twelve images of a random generator vary a lot; but they are different images.
@@ -161,6 +163,24 @@ def test_a_run_that_slept_through_its_lock_changes_nothing(
     assert live.snapshot != slept_on.name and check_live(root, deep=True) == live.snapshot
 
 
+def test_a_lock_that_was_taken_just_now_is_noticed(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its new owner has not come as far as to shut others out."""
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
+    judge = nightly.judge
+
+    def disturbed(root: Store, *arguments: Any) -> Any:
+        report = judge(root, *arguments)
+        acquire(root, "another run", NOON + 61, 60, 0)
+        return report
+
+    monkeypatch.setattr(nightly, "judge", disturbed)
+    with pytest.raises(LockedError, match="this run has lost the lock: another run has taken it"):
+        night(config, 1)
+    assert read_latest(Store.open(config.root)).snapshot is None
+
+
 def test_with_fixed_seeds_only_changes_make_a_snapshot(tmp_path: Path, tiny_checkpoint: Path) -> None:
     config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
     root = Store.open(config.root)
@@ -194,6 +214,10 @@ def test_an_interrupted_night_is_finished_the_night_after(tmp_path: Path, tiny_c
     config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
     trap = Trap(0, path=r"create .*\.parquet")
     assert finish(start_night(config, "2026-11-01", NOON, trap=trap)) == -signal.SIGKILL
+    with pytest.raises(LockedError):
+        prune_root(config, date(2026, 11, 1), dry_run=False, clock=lambda: NOON + 59)
+    (fate,) = prune_root(config, date(2026, 11, 1), dry_run=False, clock=lambda: NOON + 61)
+    assert (fate.is_kept, fate.reason) == (True, "tonight's")
     assert night(config, 2, NOON + 61).snapshot.startswith("2026-11-01-")
 
 
@@ -248,8 +272,8 @@ def test_the_live_snapshot_moves_while_tonights_is_compared_with_it(
     compared_with = []
     judge = nightly.judge
 
-    def disturbed(root: Store, snapshot: str, live: str | None, config: NightlyConfig) -> Any:
-        report = judge(root, snapshot, live, config)
+    def disturbed(root: Store, snapshot: str, live: str | None, *arguments: Any) -> Any:
+        report = judge(root, snapshot, live, *arguments)
         compared_with.append(live)
         if len(compared_with) == 1:
             change_latest(root, roll_back(names[0], "now"))
@@ -418,14 +442,18 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     assert f'labelmill_nightly_snapshots{{root="{root}",state="passed"}} 2.0\n' in metrics
     assert f'labelmill_nightly_gate_value{{root="{root}",gate="near_duplicates"}} 0.0\n' in metrics
 
-    dry = labelmill("nightly", "prune", nightly_file, "--dry-run").stdout
+    said = labelmill("nightly", "validate", nightly_file, "--date", "2026-11-03").stdout
+    assert f"{root}/snapshots/{first}: 12 samples of the seeds 0 to 47\nlive is {second}\n" in said
+
+    prune = ("nightly", "prune", nightly_file, "--set", "run.dataset.first_seed=99")
+    dry = labelmill(*prune, "--dry-run").stdout
     assert f"{first}: would be deleted: older than those that are kept" in dry
     assert labelmill("nightly", "pin", root, "2026-11-01").stdout == f"{first} is pinned\n"
-    assert f"{first}: kept: pinned" in labelmill("nightly", "prune", nightly_file).stdout
+    assert f"{first}: kept: pinned" in labelmill(*prune).stdout
     assert f"{first} is live" in labelmill("nightly", "rollback", root).stdout
     assert f"{second} is live" in labelmill("nightly", "rollback", root, second).stdout
     assert "not pinned any more" in labelmill("nightly", "unpin", root, first).stdout
-    assert f"{first}: deleted" in labelmill("nightly", "prune", nightly_file).stdout
+    assert f"{first}: deleted" in labelmill(*prune).stdout
     assert not (root / "snapshots" / first).exists()
     with pytest.raises(ConfigError, match="no other snapshot was live before"):
         labelmill("nightly", "rollback", root)
@@ -444,17 +472,29 @@ def test_the_status_of_a_run_at_work(tmp_path: Path, tiny_checkpoint: Path) -> N
     process.join()
 
 
-def test_sigterm_lets_the_lock_go(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    from drivers import Driver
-
+@pytest.fixture
+def long_night(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[tuple[Driver, Store]]:
+    """The command, at work on a thousand shards."""
     run = {**tiny_run(tiny_checkpoint, "ignored"), "dataset": {"samples": 6000, "samples_per_shard": 6}}
-    nightly_file = tmp_path / "nightly.yaml"
-    nightly_file.write_text(yaml.safe_dump({"run": run, "root": str(tmp_path / "root"), "gates": GATES}))
+    values = {"run": run, "root": str(tmp_path / "root"), "lock": {"ttl_s": 60, "heartbeat_s": 0.2}}
+    (tmp_path / "nightly.yaml").write_text(yaml.safe_dump(values))
     root = Store.open(str(tmp_path / "root"))
-    with Driver("nightly", nightly_file, "--date", "2026-11-01") as driver:
+    with Driver("nightly", tmp_path / "nightly.yaml", "--date", "2026-11-01") as driver:
         driver.wait_for("preparing")
-        while not any(root.exists(f"snapshots/{name}/records/000000.json") for name in root.folders("snapshots")):
-            assert driver.lines
-        driver.send(signal.SIGTERM)
-        assert driver.wait() == 75
+        wait_until(lambda: any(root.list(f"snapshots/{name}/records") for name in root.folders("snapshots")))
+        yield driver, root
+
+
+def test_sigterm_lets_the_lock_go(long_night: tuple[Driver, Store]) -> None:
+    driver, root = long_night
+    driver.send(signal.SIGTERM)
+    assert driver.wait() == 75
     assert read_lock(root)[0].owner is None and read_latest(root).snapshot is None
+
+
+def test_a_run_that_loses_its_lock_ends_at_once(long_night: tuple[Driver, Store]) -> None:
+    driver, root = long_night
+    acquire(root, "another run", time.time() + 61, 60, 0)
+    assert driver.wait(60) == 6
+    assert "this run has lost the lock: another run has taken it" in driver.lines[-1]
+    assert read_lock(root)[0].owner == "another run" and list_snapshots(root)[0].state == "unfinished"

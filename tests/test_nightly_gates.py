@@ -164,23 +164,31 @@ def test_measures_are_those_of_the_samples(dataset: Store) -> None:
     assert measures.num_sampled == 6
 
 
-def test_the_sample_is_spread_and_bounded(dataset: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of three shards are read, one at a time, and six images decoded, all of them different."""
+@pytest.mark.parametrize(
+    ("sampling", "shards", "positions"),
+    [
+        (SAMPLING, (0, 2), (0, 1, 2, 8, 9, 10)),
+        (SamplingConfig(images=4, shards=3), (0, 1, 2), (1, 4, 6, 9)),
+    ],
+)
+def test_the_sample_is_spread_and_bounded(
+    sampling: SamplingConfig,
+    shards: tuple[int, ...],
+    positions: tuple[int, ...],
+    dataset: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So many shards are read, one at a time, and so many images decoded, all of them different."""
     read: list[str] = []
     hashed: list[NDArray[np.uint8]] = []
     plain_read, plain_hash = Store.read, measuring.perceptual_hash
     monkeypatch.setattr(Store, "read", lambda self, path: read.append(path) or plain_read(self, path))
     monkeypatch.setattr(measuring, "perceptual_hash", lambda image: hashed.append(image) or plain_hash(image))
-    measure(dataset, SAMPLING)
-    assert [path for path in read if path.endswith(".tar")] == [
-        "shards/painted-000000.tar",
-        "shards/painted-000002.tar",
-    ]
+    measure(dataset, sampling)
+    assert [path for path in read if path.endswith(".tar")] == [f"shards/painted-{shard:06d}.tar" for shard in shards]
     seeds = [seed for seed, *_ in contents(dataset)]
-    chosen = [*seeds[:4], *seeds[8:]]  # of shards 0 and 2, seven samples
-    expected = [chosen[position] for position in (0, 1, 2, 4, 5, 6)]
-    for image_HW, seed in zip(hashed, expected, strict=True):
-        gray = cv2.cvtColor(paint(seed)[0], cv2.COLOR_RGB2GRAY).astype(int)
+    for image_HW, position in zip(hashed, positions, strict=True):
+        gray = cv2.cvtColor(paint(seeds[position])[0], cv2.COLOR_RGB2GRAY).astype(int)
         assert image_HW.shape == (RESOLUTION, RESOLUTION) and np.abs(image_HW - gray).max() <= 1
 
 
@@ -329,6 +337,14 @@ def test_what_is_not_a_number_does_not_pass() -> None:
     assert (results["contrast_change"].verdict, results["contrast_change"].value) == ("failed", None)
     both_flat = BASE.model_copy(update={"contrast": 0.0})
     assert verdicts(both_flat, both_flat)["contrast_change"].verdict == "passed"
+
+
+@pytest.mark.parametrize("field", ["confidence", "brightness", "contrast", "near_duplicates", "image_bytes"])
+def test_nor_does_what_nobody_can_compute(field: str) -> None:
+    for tonight, live in ((math.nan, 0.02), (0.02, math.nan)):
+        results = verdicts(BASE.model_copy(update={field: tonight}), BASE.model_copy(update={field: live}))
+        failed = [name for name, result in results.items() if result.verdict == "failed"]
+        assert failed and all(results[name].value is None for name in failed)
 
 
 @pytest.mark.parametrize(

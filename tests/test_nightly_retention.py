@@ -109,7 +109,9 @@ def test_old_snapshots_go_and_history_with_them(root: Store) -> None:
         assert not (root.folder / "snapshots" / name_of(1)).exists()
 
 
-@pytest.mark.parametrize("num_deletions", range(15))
+@pytest.mark.parametrize(
+    ("root", "num_deletions"), [*(("disk", number) for number in range(15)), ("s3", 1), ("s3", 12)], indirect=["root"]
+)
 def test_a_deletion_that_ends_anywhere_leaves_nothing_that_looks_whole(root: Store, num_deletions: int) -> None:
     """Interrupted after any number of files. What is left is unfinished, known for labelmill's, and goes later."""
     left = [num_deletions]

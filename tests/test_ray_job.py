@@ -35,7 +35,7 @@ BIN = Path(sys.executable).parent
 def _commands(readme: Path) -> list[str]:
     """The blocks of a page that talk to a running head."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", readme.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    return [block for block in blocks if re.search(r"^ray job|s3://your-bucket", block, flags=re.MULTILINE)]
+    return [block for block in blocks if re.search(r"^ray job", block, flags=re.MULTILINE)]
 
 
 def _free_port() -> int:

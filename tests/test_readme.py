@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from schemas.config import RunConfig
+from schemas.nightly import load_nightly_config
 from schemas.run_file import load_config, parse_yaml, validate
+from schemas.segmentation import SegmentationTrainingConfig
 from schemas.training import TrainGeneratorConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,7 @@ def test_there_are_commands() -> None:
     assert "make demo" in text and "make test" in text and "labelmill generate" in text
 
 
+@pytest.mark.timeout(900)
 def test_every_command_block_runs(workplace: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for block in _commands():
@@ -64,12 +67,20 @@ def test_every_python_block_runs(workplace: Path, block: str) -> None:
 @pytest.mark.parametrize("block", [text for language, text in BLOCKS if language == "yaml"])
 def test_every_configuration_is_valid(block: str) -> None:
     values = parse_yaml(block, "README.md")
-    validate(values, "README.md", RunConfig if "generator" in values else TrainGeneratorConfig)
+    segmentation = SegmentationTrainingConfig if "held_out" in values else TrainGeneratorConfig
+    validate(values, "README.md", RunConfig if "generator" in values else segmentation)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "runs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_run_file_is_valid(path: Path) -> None:
-    load_config(path, RunConfig)
+    if "nightly" in path.name:
+        load_nightly_config(path)
+    else:
+        load_config(path, RunConfig)
+
+
+def test_the_training_file_is_valid() -> None:
+    load_config(ROOT / "deploy" / "train.yaml", SegmentationTrainingConfig)
 
 
 def test_every_local_link_leads_somewhere() -> None:

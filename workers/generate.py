@@ -1,5 +1,7 @@
 """A run from its configuration to its manifest: prepare on a worker, make what is missing, finish."""
 
+import os
+
 from pipeline.manifest import DatasetContext, finish_dataset
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
 from pipeline.shard_publisher import load_records
@@ -7,7 +9,7 @@ from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.shard import ShardRecord
 from workers.pool import AwakeClock, Cluster, make_shards
-from workers.prepare import PreparedRun, check_shared_output
+from workers.prepare import PreparedRun, read_labeler
 from workers.progress import RunProgress, say
 from workers.supervisor import Supervisor
 
@@ -18,6 +20,9 @@ ORPHAN_SECONDS = 3600.0
 def open_cluster(config: RunConfig) -> Cluster:
     """The executor that the configuration names."""
     if config.execution.executor == "ray":
+        # Ray ends a process with status 1 once it believes that its raylet died. Unless told, before its import, whose
+        # life to look at, it takes init as a driver's parent, as under systemd or tini, for a sign of that.
+        os.environ["RAY_RAYLET_PID"] = str(os.getpid())
         from workers.ray_cluster import RayCluster  # Ray takes a second to import, and the local executor needs none
 
         return RayCluster(config)
@@ -43,7 +48,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
     with open_cluster(config) as cluster:
         say(f"preparing: the generator, and the labeler on {config.labeler.fit_samples} images unless it is fitted")
         run = cluster.prepare()
-        check_shared_output(config, run)
+        fitted = read_labeler(config, run)
         store.sweep_orphans(ORPHAN_SECONDS)
         done = load_records(store)
         check_extension(config.dataset, done)
@@ -52,7 +57,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
         context = DatasetContext(
             config=config,
             checkpoint=run.checkpoint,
-            fitted=run.fitted,
+            fitted=fitted,
             fingerprint=run.fingerprint,
             classes=run.classes,
             resolution=run.resolution,

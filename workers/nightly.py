@@ -31,6 +31,7 @@ from schemas.nightly import NightlyConfig
 from schemas.nightly_files import GateReport, Latest
 from workers.generate import generate
 from workers.progress import say
+from workers.shard_worker import open_sampler
 
 # A live snapshot that changes while tonight's is compared with it has been changed by hand.
 _MOST_COMPARISONS = 5
@@ -91,18 +92,43 @@ def run_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> O
             raise
 
 
-def prune_root(config: NightlyConfig, dry_run: bool, clock: Clock = time.time) -> list[Fate]:
+def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock = time.time) -> list[Fate]:
     """Delete what retention does not keep, under the lock; with `dry_run`, without it, only say what that would be.
 
-    Between two nights no snapshot is tonight's: what was never finished goes. Raises LockedError, OutputError.
+    The snapshot of `night` is kept, finished or not. Raises LockedError, OutputError, and ConfigError where the night
+    has no seeds.
     """
-    root = Store.open(config.root)
+    root, run = Store.open(config.root), run_of(config, night)
     if dry_run:
-        return fates(list_snapshots(root), read_latest(root), None, config.retention)
+        snapshots = list_snapshots(root)
+        return fates(snapshots, read_latest(root), _name_of(run, night, snapshots), config.retention)
     with Lease(root, config.lock, clock) as lease:
         fence(root, lease.generation)
         finish_retiring(root, lease)
-        return prune(root, lease, None, config.retention)
+        return prune(root, lease, _name_of(run, night, list_snapshots(root)), config.retention)
+
+
+def check_night(config: NightlyConfig, night: date) -> list[str]:
+    """Lines that say what a night would make, without making it. Raises what `run_night` would raise before work."""
+    root, run = Store.open(config.root), run_of(config, night)
+    Webhook(config.webhook)
+    open_sampler(run)
+    name = _name_of(run, night, list_snapshots(root))
+    dataset = run.dataset
+    last = dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard - 1
+    lines = [
+        f"{snapshot_url(root, name)}: {dataset.samples} samples of the seeds {dataset.first_seed} to {last}",
+        f"live is {read_latest(root).snapshot or 'nothing'}",
+    ]
+    if config.seeds == "fresh":
+        lines.append(f"seeds are left for {nights_left(config, night)} nights, this one included")
+    return lines
+
+
+def _name_of(run: RunConfig, night: date, snapshots: list[Snapshot]) -> str:
+    """The snapshot that a night makes, or goes on with."""
+    checkpoint = hashlib.sha256(read_bytes(run.generator.checkpoint)).hexdigest()
+    return tonights_name(snapshots, night, snapshot_digest(run, checkpoint))
 
 
 class _Night:
@@ -121,9 +147,8 @@ class _Night:
         latest = self._fence()
         finish_retiring(self._root, self._lease)
         self._warn_of_seeds()
-        checkpoint = hashlib.sha256(read_bytes(self._run.generator.checkpoint)).hexdigest()
         snapshots = list_snapshots(self._root)
-        name = self._name = tonights_name(snapshots, self._night, snapshot_digest(self._run, checkpoint))
+        name = self._name = _name_of(self._run, self._night, snapshots)
         nothing_new = self._nothing_new(name, snapshots, latest)
         if nothing_new is not None:
             change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
@@ -166,7 +191,7 @@ class _Night:
         """Publish a whole snapshot if verification and gates let it pass. Raises GateError or VerificationError."""
         for _ in range(_MOST_COMPARISONS):
             say(f"verifying {name} and comparing it with {latest.snapshot or 'nothing: no snapshot is live'}")
-            self._report = judge(self._root, name, latest.snapshot, self._config)
+            self._report = judge(self._root, name, latest.snapshot, self._config, self._lease.confirm)
             _refuse(self._root, self._report)
             self._lease.confirm()
             try:

@@ -16,18 +16,17 @@ from workers.shard_worker import ShardWorker, labeler_path, open_sampler
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose output is claimed and whose labeler is fitted and published."""
+    """A run whose output is claimed and whose labeler is fitted and published.
+
+    Small enough to travel within Ray's messages: its object store goes down with a node, and takes the driver along.
+    """
 
     checkpoint: CheckpointSource
-    fitted: bytes
-    """The fitted labeler's file."""
+    labeler_sha256: str
+    """Of the fitted labeler's file in the output."""
     fingerprint: str
     classes: tuple[str, ...]
     resolution: int
-
-    @property
-    def labeler_sha256(self) -> str:
-        return hashlib.sha256(self.fitted).hexdigest()
 
 
 def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> PreparedRun:
@@ -40,10 +39,11 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         # The first one published wins: fits on other devices may differ in a bit.
         store.create(path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
     fitted = store.read(path)
+    labeler_sha256 = hashlib.sha256(fitted).hexdigest()
     return PreparedRun(
         checkpoint=checkpoint,
-        fitted=fitted,
-        fingerprint=fingerprint(run_identity, hashlib.sha256(fitted).hexdigest()),
+        labeler_sha256=labeler_sha256,
+        fingerprint=fingerprint(run_identity, labeler_sha256),
         classes=open_labeler(config.labeler, sampler, fitted).classes,
         resolution=sampler.generator.spec.resolution,
     )
@@ -58,27 +58,31 @@ def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:
             f"run was prepared (sha256 {checkpoint.sha256[:12]} instead of {run.checkpoint.sha256[:12]}); "
             "give every node the same file, or a URL"
         )
-    check_shared_output(config, run)
     return worker_of(config, run, sampler)
 
 
 def worker_of(config: RunConfig, run: PreparedRun, sampler: Sampler) -> ShardWorker:
-    """A worker with a generator that is open already."""
+    """A worker with a generator that is open already. Raises as `read_labeler` does."""
     return ShardWorker(
         config,
         sampler,
         checkpoint_sha256=run.checkpoint.sha256,
-        fitted=run.fitted,
+        fitted=read_labeler(config, run),
         fingerprint=run.fingerprint,
     )
 
 
-def check_shared_output(config: RunConfig, run: PreparedRun) -> None:
-    """Raises ConfigError unless this machine finds the run's labeler in the output."""
+def read_labeler(config: RunConfig, run: PreparedRun) -> bytes:
+    """The run's fitted labeler. Raises ConfigError unless this machine finds it in the output."""
     store = Store.open(config.output)
     path = labeler_path(config)
-    if not store.exists(path) or store.read(path) != run.fitted:
+    try:
+        fitted = store.read(path)
+    except FileNotFoundError:
+        fitted = None
+    if fitted is None or hashlib.sha256(fitted).hexdigest() != run.labeler_sha256:
         raise ConfigError(
             f"output: {config.output} is not the same place on every machine of the cluster: one has just written "
             f"{path} there, another does not find it. Use a bucket (s3://, gs://, az://) or a shared file system"
         )
+    return fitted

@@ -44,7 +44,7 @@ from workers.supervisor import DEATHS_PER_SHARD, SHARDS_IN_FLIGHT, Event, Failed
 from workers.watchdog import Watchdog
 
 # Longest silences of Ray, in seconds: it kills a driver itself when the cluster's head is gone for 60.
-_CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 180.0, 20.0
+_CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 55.0, 20.0
 _LOOK_SECONDS = 2.0
 # What Ray says of an actor whose machine went down, in ActorDiedError.
 _NODE_DIED = "node has died"
@@ -126,6 +126,13 @@ class RayCluster:
         # Ray's C++ has put a handler of SIGTERM over Python's.
         self._signals = interruptible()
         self._signals.__enter__()
+        try:
+            self._set_up(config)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def _set_up(self, config: RunConfig) -> None:
         with self._expecting_an_answer():
             self._needs = _needs(config.execution)
             num_nodes = len(ray.nodes())
@@ -160,8 +167,6 @@ class RayCluster:
         # As the user wrote it, so that a dataset's description does not depend on the executor.
         checkpoint = self._run.checkpoint.model_copy(update={"reference": self._checkpoint_reference})
         self._run = replace(self._run, checkpoint=checkpoint)
-        with self._expecting_an_answer():
-            self._shared_run = ray.put(self._run)
         return self._run
 
     def _prepare_once(self) -> PreparedRun:
@@ -200,7 +205,7 @@ class RayCluster:
 
     def load(self, worker: int) -> None:
         with self._expecting_an_answer():
-            ref: ray.ObjectRef = self._actors[worker].load.remote(self._shared_run)
+            ref: ray.ObjectRef = self._actors[worker].load.remote(self._run)
         self._loading.add(ref)
         self._awaited[ref] = worker, None
 
@@ -228,10 +233,11 @@ class RayCluster:
                 more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
                 ready += more
             events = [self._event(ref) for ref in ready]
-        for event in events:
-            if isinstance(event, Lost) and event.worker in self._actors:
-                self.kill(event.worker)
-        return sorted(events, key=lambda event: isinstance(event, Lost))
+        # A worker dies once, however many of its calls it takes along.
+        lost = {event.worker: event for event in reversed(events) if isinstance(event, Lost)}
+        for worker in lost.keys() & self._actors.keys():
+            self.kill(worker)
+        return [*(event for event in events if not isinstance(event, Lost)), *lost.values()]
 
     def _event(self, ref: ray.ObjectRef) -> Event:
         worker, task = self._awaited.pop(ref)
@@ -301,12 +307,15 @@ def _connect() -> None:
     try:
         with _sole_handlers_of_signals():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine's cluster")
-        raise ConfigError(
-            f"execution.executor: ray, but {address} cannot be reached: {_first_line(error)}. Start it, or set "
-            "RAY_ADDRESS (and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH where it asks for one)"
-        ) from error
+    except Exception as error:  # Ray raises all kinds, plain ones too
+        address = os.environ.get("RAY_ADDRESS")
+        if address is not None and isinstance(error, ConnectionError):
+            raise ConfigError(
+                f"execution.executor: ray, but {address} (RAY_ADDRESS) cannot be reached: {_first_line(error)}. Start "
+                "it, or correct RAY_ADDRESS (and set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+                "where it asks for one)"
+            ) from error
+        raise StalledError(f"Ray did not start: {_first_line(error)} Look at `ray status`, then run again") from error
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from schemas.shard import ShardRecord, ShardTask
 
 DEATHS_PER_SHARD = 3
 """Deaths of workers on one shard that quarantine it; also how often a shard that the store refused is tried."""
+LOSSES_PER_SHARD = 10
+"""Workers lost with a shard, through no fault of its own as it seemed each time, that make it suspicious after all."""
 SHARDS_IN_FLIGHT = 2
 """One in synthesis and one in publication."""
 ALIKE = 3
@@ -144,6 +146,7 @@ class Supervisor:
         self._to_kill: list[int] = []
         self._attempts: Counter[int] = Counter()
         self._deaths: Counter[int] = Counter()
+        self._losses: Counter[int] = Counter()
         self._refusals: Counter[int] = Counter()
         self._failures_alike: Counter[str] = Counter()
         self._refused_in_a_row: set[int] = set()
@@ -308,7 +311,8 @@ class Supervisor:
             self._died_on(index, event)
 
     def _died_on(self, index: int, event: Lost) -> None:
-        if not event.blame:
+        self._losses[index] += not event.blame
+        if not event.blame and self._losses[index] < LOSSES_PER_SHARD:
             (self._suspects if self._deaths[index] else self._queue).appendleft(index)
             return
         self._deaths[index] += 1

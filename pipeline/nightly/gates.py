@@ -37,7 +37,7 @@ def _shares(amounts: Sequence[float]) -> list[float]:
 
 
 def missing_samples(tonight: Measures, live: Measures) -> float:
-    return max(0.0, 1 - tonight.num_samples / live.num_samples)
+    return _excess(1 - tonight.num_samples / live.num_samples)
 
 
 def class_psi(tonight: Measures, live: Measures) -> float:
@@ -57,7 +57,7 @@ def empty_masks(tonight: Measures) -> float:
 
 
 def confidence_drop(tonight: Measures, live: Measures) -> float:
-    return max(0.0, live.confidence - tonight.confidence)
+    return _excess(live.confidence - tonight.confidence)
 
 
 def brightness_shift(tonight: Measures, live: Measures) -> float:
@@ -73,7 +73,7 @@ def near_duplicates(tonight: Measures) -> float:
 
 
 def near_duplicates_rise(tonight: Measures, live: Measures) -> float:
-    return max(0.0, tonight.near_duplicates - live.near_duplicates)
+    return _excess(tonight.near_duplicates - live.near_duplicates)
 
 
 def image_bytes_change(tonight: Measures, live: Measures) -> float:
@@ -84,7 +84,7 @@ def throughput_drop(tonight: Measures, live: Measures) -> float | None:
     """None where one of them tells no times."""
     if tonight.throughput is None or live.throughput is None:
         return None
-    return max(0.0, 1 - tonight.throughput / live.throughput)
+    return _excess(1 - tonight.throughput / live.throughput)
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,11 @@ def _by_class(tonight: Measures, live: Measures) -> tuple[list[float], list[floa
 
 def _amounts(pixels: Mapping[str, int], names: Mapping[str, None]) -> list[float]:
     return [float(pixels.get(name, 0)) for name in names]
+
+
+def _excess(excess: float) -> float:
+    """What is no excess is 0; what is not a number stays so, in this order of arguments alone."""
+    return max(excess, 0.0)
 
 
 def _relative_change(tonight: float, live: float) -> float:

@@ -1,5 +1,6 @@
 """Whether a finished snapshot may be live: every byte verified, then compared with the one that is."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pipeline.nightly.gates import ask_gates
@@ -15,10 +16,13 @@ from schemas.nightly_files import GateReport, Measures
 _LISTED_PROBLEMS = 20
 
 
-def judge(root: Store, snapshot: str, live: str | None, config: NightlyConfig) -> GateReport:
+def judge(
+    root: Store, snapshot: str, live: str | None, config: NightlyConfig, confirm: Callable[[], None]
+) -> GateReport:
     """Verify a snapshot and ask the gates. Writes gates.html, then gates.json, into it.
 
-    Raises OutputError where the store fails, or the live snapshot cannot be measured.
+    `confirm` is called before anything is written, and may raise. Raises OutputError where the store fails, or the
+    live snapshot cannot be measured.
     """
     tonight = open_snapshot(root, snapshot)
     problems = verify(tonight).problems[:_LISTED_PROBLEMS]
@@ -35,10 +39,11 @@ def judge(root: Store, snapshot: str, live: str | None, config: NightlyConfig) -
         live_measures=live_measures,
         judged=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if problems:
+    page = None if problems else gates_page(tonight, None if live is None else open_snapshot(root, live), report)
+    confirm()
+    if page is None:
         tonight.delete(GATES_PAGE_PATH)  # of an earlier judgement
     else:
-        page = gates_page(tonight, None if live is None else open_snapshot(root, live), report)
         tonight.replace(GATES_PAGE_PATH, page)
     tonight.replace(GATES_PATH, report.model_dump_json(indent=1).encode() + b"\n")
     return report

@@ -56,6 +56,8 @@ def publish(snapshot: str, instead_of: str | None, time: str) -> Change:
     def change(latest: Latest) -> Latest:
         if latest.snapshot != instead_of:
             raise LiveMovedError
+        if snapshot in latest.retiring:
+            raise OutputError(f"{snapshot}: is being deleted; run the night again when it is gone")
         former = () if latest.snapshot is None else (latest.snapshot,)
         return latest.model_copy(
             update={

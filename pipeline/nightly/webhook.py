@@ -69,7 +69,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _url_in(variable: str) -> str:
-    url = os.environ.get(variable)
+    url = os.environ.get(variable, "").strip()
     if not url:
         raise ConfigError(f"webhook.url_variable: {variable} is not set in the environment; set it to the URL")
     if not _is_web_address(url):

@@ -42,16 +42,22 @@ _AUGMENT_PURPOSE = 2
 
 
 @dataclass(frozen=True)
-class LabeledImage:
-    """A sample as it is stored."""
+class LabeledPixels:
+    """An image with its mask."""
 
-    key: str
     image_HWC: Pixels
     """RGB, 0 to 255."""
     mask_HW: Pixels
     """Class index of each pixel; 255 is ignore."""
     alpha_HW: Pixels | None
     """Share of foreground, 0 to 255, where the shard has it."""
+
+
+@dataclass(frozen=True)
+class LabeledImage(LabeledPixels):
+    """A sample as it is stored."""
+
+    key: str
     metadata: SampleMetadata
 
 
@@ -198,7 +204,7 @@ def _decode(files: Mapping[str, Member], num_classes: int) -> LabeledImage:
     if strange.size:
         raise MaskError(f"{key}.{_MASK_ENDING} holds {strange[0]}, but there are {num_classes} classes")
     alpha_HW = _decode_gray(files[_ALPHA_ENDING], image_HWC) if _ALPHA_ENDING in files else None
-    return LabeledImage(key, image_HWC, mask_HW, alpha_HW, parse_metadata(files[_METADATA_ENDING]))
+    return LabeledImage(image_HWC, mask_HW, alpha_HW, key, parse_metadata(files[_METADATA_ENDING]))
 
 
 def _decode_image(member: Member) -> Pixels:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="print the schedules and run none")
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "storm", help="results and logs")
     options = parser.parse_args(arguments)
-    seeds = [options.seed] if options.seed is not None else range(options.first_seed, options.first_seed + options.count)
+    seeds = (
+        [options.seed] if options.seed is not None else range(options.first_seed, options.first_seed + options.count)
+    )
     if options.show:
         print("\n".join(str(schedule_of(seed)) for seed in seeds))
         return 0
@@ -46,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_here(seed: int, folder: Path) -> int:
     """One schedule, in this process."""
+    # As an exception, so that disks are unmounted and processes ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     schedule = schedule_of(seed)
     print(schedule, flush=True)
     outcome = run_schedule(schedule, Reference.load(folder / "reference"), folder / "logs" / str(seed))
@@ -87,7 +93,8 @@ def summary(lines: Sequence[dict[str, Any]]) -> list[str]:
     """What happened, in numbers."""
     ran = [line for line in lines if line["skipped"] is None]
     wrong = [line for line in ran if line["problems"]]
-    kinds = Counter(" ".join(fault.split(" at ")[0].split(" in ")[0].split()[:4]) for line in ran for fault in line["hit"])
+    # Without when, where, how long and how much.
+    kinds = Counter(re.split(r" at | in | for |\s\d+% ", fault)[0] for line in ran for fault in line["hit"])
     exits = Counter(str(line["exits"][0]) for line in ran)
     longest = max(ran, key=lambda line: max(line["seconds"]), default=None)
     slowest = max(ran, key=lambda line: line["seconds_to_end"] or 0, default=None)

@@ -14,10 +14,9 @@ from pathlib import Path
 from random import Random
 
 import psutil
-
 from chaos import processes
 from chaos.places import Place, UnavailableError, digests, open_place
-from chaos.schedule import NUM_SHARDS, Fault, Schedule
+from chaos.schedule import NUM_SHARDS, SAMPLES_PER_SHARD, Fault, Moment, Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).with_name("inside")
@@ -105,10 +104,11 @@ def _run_and_rerun(
                 outcome.problems.append(f"exit status {outcome.exits[1]} of the rerun")
     outcome.looks_per_second = round(observer.num_rounds / (time.monotonic() - start), 1)
     outcome.problems += observer.problems
-    outcome.problems += _differences(place.files(), reference)
+    outcome.problems += differences(place.files(), reference)
 
 
-def _differences(files: dict[str, bytes], reference: Reference) -> list[str]:
+def differences(files: dict[str, bytes], reference: Reference) -> list[str]:
+    """Between an output's files and the undisturbed run: what is lost, too much, or of other bytes."""
     found = digests(files)
     lost, more = reference.digests.keys() - found.keys(), found.keys() - reference.digests.keys()
     other = [path for path, digest in reference.digests.items() if found.get(path, digest) != digest]
@@ -140,7 +140,7 @@ class _Storm:
         self._place, self._outcome = place, outcome
         self._random = Random(schedule.seed)
         self._faults = schedule.faults
-        self._waiting = [fault for fault in schedule.faults if fault.shard is None and not fault.share]
+        self._waiting = [(fault, fault.when) for fault in schedule.faults if fault.when is not None]
         self._since: dict[Fault, float] = {}
         """When the moment of a fault came."""
         self._to_resume: list[tuple[float, psutil.Process | None]] = []
@@ -152,8 +152,10 @@ class _Storm:
                 place.strike(fault)
         self.environment = self._inside(schedule, reference)
         frozen = sum(fault.seconds or 0 for fault in schedule.faults)
+        # Two workers with two threads; after a loss perhaps one alone.
+        dragged = schedule.drag * NUM_SHARDS * SAMPLES_PER_SHARD / 2
         each = max(SHARD_TIMEOUT_SECONDS, START_TIMEOUT_SECONDS)
-        self.deadline_seconds = CALM_SECONDS + frozen + each * len(schedule.faults)
+        self.deadline_seconds = CALM_SECONDS + dragged + frozen + each * len(schedule.faults)
 
     def _inside(self, schedule: Schedule, reference: Reference) -> dict[str, str]:
         faults = [
@@ -167,7 +169,11 @@ class _Storm:
             for number, fault in enumerate(schedule.faults)
             if fault.shard is not None
         ]
-        environment = {"PYTHONPATH": f"{INSIDE}{os.pathsep}{ROOT}", "STORM_INSIDE": json.dumps(faults)}
+        environment = {
+            "PYTHONPATH": f"{INSIDE}{os.pathsep}{ROOT}",
+            "STORM_INSIDE": json.dumps(faults),
+            "STORM_DRAG": str(schedule.drag),
+        }
         if any(fault["what"] == "hog memory" for fault in faults):
             memory = psutil.virtual_memory()
             used = 1 - memory.available / memory.total
@@ -189,11 +195,11 @@ class _Storm:
                 self._place.heal()
             else:
                 processes.send(process, signal.SIGCONT)
-        for fault in list(self._waiting):
-            if fault not in self._since and self._has_come(fault, stderr, ray_folder):
+        for fault, moment in list(self._waiting):
+            if fault not in self._since and self._has_come(moment, stderr, ray_folder):
                 self._since[fault] = now
-            if fault in self._since and now >= self._since[fault] + fault.delay and self._strike(fault, driver):
-                self._waiting.remove(fault)
+            if fault in self._since and now >= self._since[fault] + moment.delay and self._strike(fault, driver):
+                self._waiting.remove((fault, moment))
                 self._outcome.hit.append(str(fault))
                 self._last = time.monotonic()
 
@@ -208,19 +214,23 @@ class _Storm:
             else:
                 self._outcome.missed.append(str(fault))
         self._outcome.hit += [str(fault) for fault in self._faults if fault.share]
-        self._outcome.missed += [str(fault) for fault in self._waiting]
+        self._outcome.missed += [str(fault) for fault, _ in self._waiting]
         if self._outcome.hit:
             self._outcome.seconds_to_end = round(ended - self._last, 1)
         shutil.rmtree(self._markers)
 
-    def _has_come(self, fault: Fault, stderr: Path, ray_folder: Path) -> bool:
-        if fault.phase == "connecting":
-            return (ray_folder / "ray" / "session_latest").exists()
-        if fault.phase == "preparing":
-            return "preparing: " in stderr.read_text()
-        if fault.phase == "loading":
-            return ", process " in stderr.read_text()
-        return self._place.num_shards() >= (fault.num_shards if fault.phase == "making" else NUM_SHARDS)
+    def _has_come(self, moment: Moment, stderr: Path, ray_folder: Path) -> bool:
+        match moment.phase:
+            case "connecting":
+                return (ray_folder / "ray" / "session_latest").exists()
+            case "preparing":
+                return "preparing: " in stderr.read_text()
+            case "loading":
+                return ", process " in stderr.read_text()
+            case "making":
+                return self._place.num_shards() >= moment.num_shards
+            case "finishing":
+                return self._place.num_shards() == NUM_SHARDS
 
     def _strike(self, fault: Fault, driver: int) -> bool:
         """Whether it hit."""

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 import s3_server
+from chaos.schedule import Fault, Where
 from observer import STAGING, Observer
 from obstore.store import S3Store
 from s3_server import Fault as Trouble
 from s3_server import S3Server
-
-from chaos.schedule import Fault, Where
 
 DISK_MEGABYTES = 8
 # A bucket's listing in one page: the observer lists all the time.
@@ -90,9 +89,7 @@ class _Bucket:
         return self._server.count("PUT", r"\.tar$", 200)
 
     def files(self) -> dict[str, bytes]:
-        client = S3Store.from_url(
-            self.url, endpoint=self._server.direct_endpoint, client_options={"allow_http": True}
-        )
+        client = S3Store.from_url(self.url, endpoint=self._server.direct_endpoint, client_options={"allow_http": True})
         return {entry["path"]: client.get(entry["path"]).bytes().to_bytes() for entry in client.list().collect()}
 
     def strike(self, fault: Fault) -> None:

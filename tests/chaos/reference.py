@@ -6,12 +6,9 @@ import tempfile
 from pathlib import Path
 
 import yaml
-
 from chaos.disturbed_run import ROOT, generate_command
 from chaos.places import digests
-from chaos.schedule import NUM_SHARDS
-
-_SAMPLES_PER_SHARD = 6
+from chaos.schedule import NUM_SHARDS, SAMPLES_PER_SHARD
 
 
 def prepare(folder: Path) -> None:
@@ -26,7 +23,7 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny_generator(folder / "tiny.safetensors")
     values = tiny_run(folder / "tiny.safetensors", "overridden")
-    values["dataset"] = {"samples": NUM_SHARDS * _SAMPLES_PER_SHARD, "samples_per_shard": _SAMPLES_PER_SHARD}
+    values["dataset"] = {"samples": NUM_SHARDS * SAMPLES_PER_SHARD, "samples_per_shard": SAMPLES_PER_SHARD}
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     with tempfile.TemporaryDirectory() as name:
         subprocess.run(generate_command(folder / "run.yaml", f"{name}/out", "local"), cwd=ROOT, check=True)

@@ -16,28 +16,40 @@ What = Literal[
 ]  # fmt: skip
 Whom = Literal["driver", "worker", "raylet", "gcs", "shard", "store"]
 
-NUM_SHARDS = 32
+NUM_SHARDS, SAMPLES_PER_SHARD = 32, 6
 SIGKILLED = -9
 
 
 @dataclass(frozen=True)
+class Moment:
+    """When something happens to a run."""
+
+    phase: Phase
+    num_shards: int = 0
+    """While shards are made: how many are there."""
+    delay: float = 0.0
+    """Seconds after that."""
+
+    def __str__(self) -> str:
+        since = f"{self.num_shards} shards" if self.phase == "making" else self.phase
+        return f"{since} +{self.delay:.2f} s"
+
+
+@dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong once, unless it says otherwise."""
+    """Something that goes wrong once; poison and raise again and again."""
 
     what: What
     whom: Whom
     """`shard` is the worker that makes it."""
-    phase: Phase = "making"
-    num_shards: int = 0
-    """In the phase of making: how many shards are there when it strikes."""
-    delay: float = 0.0
-    """Seconds after that moment."""
+    when: Moment | None = None
+    """None for what lasts from the start, or waits for a shard."""
     seconds: float | None = None
     """How long a stop lasts, or the store stays shut; None for good."""
     shard: int | None = None
     """The index of the shard that is being made."""
     share: float = 0.0
-    """Of the requests that the store refuses or cuts, all the time."""
+    """Of the requests that the store refuses or cuts."""
 
     @property
     def exit_statuses(self) -> frozenset[int]:
@@ -50,19 +62,18 @@ class Fault:
             return frozenset({ShardError.exit_code})
         if self.what == "hog memory":  # how much others use decides whom else Ray ends
             return frozenset({ShardError.exit_code, EXIT_RESUMABLE})
-        is_ray = self.whom in ("raylet", "gcs")
-        is_preparation = (self.what, self.whom, self.seconds) == ("stop", "worker", None) and self.phase == "preparing"
-        return frozenset({EXIT_RESUMABLE} if is_ray or is_preparation or self.what == "terminate" else ())
+        is_early = self.when is not None and self.when.phase in ("connecting", "preparing")
+        stops_preparation = is_early and (self.what, self.whom, self.seconds) == ("stop", "worker", None)
+        is_resumable = self.whom in ("raylet", "gcs") or self.what == "terminate" or stops_preparation
+        return frozenset({EXIT_RESUMABLE} if is_resumable else ())
 
     def __str__(self) -> str:
         if self.shard is not None:
             return f"{self.what} in shard {self.shard}"
         if self.share:
             return f"{self.what} {self.share:.0%} of requests"
-        lasting = "" if self.what not in ("stop", "shut") else " for good" if self.seconds is None else ""
-        lasting = lasting or (f" for {self.seconds:.1f} s" if self.seconds is not None else "")
-        moment = f"{self.num_shards} shards" if self.phase == "making" else self.phase
-        return f"{self.what} {self.whom}{lasting} at {moment} +{self.delay:.2f} s"
+        lasts = f" for {self.seconds:.1f} s" if self.seconds is not None else " for good" * (self.what == "stop")
+        return f"{self.what} {self.whom}{lasts} at {self.when}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,8 @@ class Schedule:
     seed: int
     where: Where
     faults: tuple[Fault, ...]
+    drag: float
+    """Seconds that each sample takes longer, so that faults fall among shards in the making."""
 
     @property
     def exit_statuses(self) -> frozenset[int]:
@@ -79,7 +92,8 @@ class Schedule:
         return frozenset({0}).union(*(fault.exit_statuses for fault in self.faults))
 
     def __str__(self) -> str:
-        return f"{self.seed}: {self.where}: {'; '.join(map(str, self.faults))}"
+        slow = f", {self.drag:.2f} s a sample" if self.drag else ""
+        return f"{self.seed}: {self.where}{slow}: {'; '.join(map(str, self.faults))}"
 
 
 # How often each is drawn, relatively.
@@ -104,9 +118,9 @@ _INSIDE: dict[What, int] = {
     "raise": 2,
 }
 _PLACES: dict[Where, int] = {"folder": 10, "disk": 4, "bucket": 6}
-# Seconds that a phase takes, about.
-_PHASES: dict[Phase, float] = {"connecting": 4.0, "preparing": 6.0, "loading": 3.0, "making": 0.3, "finishing": 0.1}
-_PHASE_WEIGHTS = (2, 2, 2, 8, 1)
+_PHASES: dict[Phase, int] = {"connecting": 2, "preparing": 2, "loading": 2, "making": 8, "finishing": 1}
+# Seconds that a phase takes, about; from one shard to the next while they are made.
+_SECONDS: dict[Phase, float] = {"connecting": 4.0, "preparing": 6.0, "loading": 3.0, "making": 0.3, "finishing": 0.1}
 
 
 def schedule_of(seed: int) -> Schedule:
@@ -114,18 +128,18 @@ def schedule_of(seed: int) -> Schedule:
     random = Random(f"storm {seed}")
     where = random.choices(list(_PLACES), list(_PLACES.values()))[0]
     faults = [] if where == "folder" else [_store_fault(where, random)]
-    num_others = random.choices((1, 2, 3), (5, 4, 2))[0] - len(faults)
-    for _ in range(num_others):
+    for _ in range(random.choices((1, 2, 3), (5, 4, 2))[0] - len(faults)):
         faults.append(random.choices((_signal, _inside), (3, 2))[0](random))
-    return Schedule(seed, where, tuple(faults))
+    drag = random.uniform(0.1, 0.4) if random.random() < 0.4 else 0.0
+    return Schedule(seed, where, tuple(faults), drag)
 
 
 def _store_fault(where: Where, random: Random) -> Fault:
     if where == "disk":
-        return Fault("fill", "store", num_shards=random.randrange(NUM_SHARDS), delay=random.uniform(0, 0.3))
+        return Fault("fill", "store", Moment("making", random.randrange(NUM_SHARDS), random.uniform(0, 0.3)))
     what: What = random.choice(("refuse", "cut", "shut"))
     if what == "shut":
-        return Fault(what, "store", **_moment(random), seconds=random.uniform(1, 25))
+        return Fault(what, "store", _moment(random), seconds=random.uniform(1, 25))
     return Fault(what, "store", share=random.uniform(0.05, 0.3))
 
 
@@ -134,7 +148,7 @@ def _signal(random: Random) -> Fault:
     seconds = None
     if what == "stop" and (whom == "driver" or random.random() < 0.3):
         seconds = random.uniform(1, 12)
-    return Fault(what, whom, **_moment(random), seconds=seconds)
+    return Fault(what, whom, _moment(random), seconds)
 
 
 def _inside(random: Random) -> Fault:
@@ -142,7 +156,7 @@ def _inside(random: Random) -> Fault:
     return Fault(what, "shard", shard=random.randrange(NUM_SHARDS))
 
 
-def _moment(random: Random) -> dict[str, object]:
-    phase = random.choices(list(_PHASES), _PHASE_WEIGHTS)[0]
+def _moment(random: Random) -> Moment:
+    phase = random.choices(list(_PHASES), list(_PHASES.values()))[0]
     num_shards = random.randrange(NUM_SHARDS) if phase == "making" else 0
-    return {"phase": phase, "num_shards": num_shards, "delay": random.uniform(0, _PHASES[phase])}
+    return Moment(phase, num_shards, random.uniform(0, _SECONDS[phase]))

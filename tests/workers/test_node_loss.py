@@ -16,8 +16,8 @@ from pipeline.verify import verify
 RunFileWriter = Callable[..., Path]
 Shards = dict[str, bytes]
 _RESTARTS = {"restarts": 16, "iterations": 100}
-# Shards that take a second or two, and such as take longer than Ray takes to give a silent node up.
-SLOW = {"labeler": {"variants": 64, **_RESTARTS}, "dataset": {"samples": 24, "samples_per_shard": 12}}
+# A shard that takes a second or two, and two that take longer than Ray takes to give a silent node up.
+SLOW = {"labeler": {"variants": 64, **_RESTARTS}, "dataset": {"samples": 12, "samples_per_shard": 12}}
 SLOWER = {"labeler": {"variants": 256, **_RESTARTS}, "dataset": {"samples": 64, "samples_per_shard": 32}}
 
 
@@ -46,7 +46,7 @@ def test_no_shard_is_blamed_for_its_nodes(nodes: RayNodes, write_run_file: RunFi
     expected, output = _made_locally(write_run_file, tmp_path, SLOW), str(tmp_path / "out")
     node = nodes.add(num_cpus=1)
     with Driver("generate", write_run_file(**SLOW, execution=RAY)) as driver:
-        # Each time on the same shards, as often as quarantines those that kill their workers.
+        # As often as quarantines a shard that kills its workers.
         for _ in range(3):
             wait_until(lambda node=node: workers_on(node, ".make"))  # type: ignore[misc]
             nodes.remove(node)
@@ -60,6 +60,7 @@ def test_no_shard_is_blamed_for_its_nodes(nodes: RayNodes, write_run_file: RunFi
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_zombie_writes_and_changes_nothing(nodes: RayNodes, write_run_file: RunFileWriter, tmp_path: Path) -> None:
     expected, output = _made_locally(write_run_file, tmp_path, SLOWER), str(tmp_path / "out")
     frozen = nodes.add(num_cpus=1)
@@ -74,7 +75,6 @@ def test_a_zombie_writes_and_changes_nothing(nodes: RayNodes, write_run_file: Ru
         assert zombie.is_running()
         raylet_of(frozen).send_signal(signal.SIGCONT)
     _assert_same(output, expected)
-    # All was sent out again: what was published at the first attempt, the zombie wrote.
-    assert state_of(output).retries == 2
-    records = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()]
-    assert 1 in [record["attempts"] for record in records]
+    # The first shard was sent out again and yet published at its first attempt: the zombie did, well ahead.
+    assert state_of(output).retries == 1
+    assert json.loads((tmp_path / "out" / "records" / "000000.json").read_text())["attempts"] == 1

@@ -13,7 +13,7 @@ from pretend_cluster import PretendCluster, VirtualClock, make_tasks
 from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError, StalledError
 from schemas.shard import ShardRecord
 from workers.pool import AwakeClock, make_shards
-from workers.supervisor import DEATHS_PER_SHARD, Supervisor, failure_report
+from workers.supervisor import DEATHS_PER_SHARD, LOSSES_PER_SHARD, Supervisor, failure_report
 
 
 def _run(cluster: PretendCluster, num_shards: int) -> tuple[list[int], LabelmillError | None, Supervisor]:
@@ -86,6 +86,16 @@ def test_a_lost_node_blames_no_shard() -> None:
     )
     made, error, supervisor = _run(cluster, 4)
     assert (sorted(made), error, supervisor.named_failures()) == ([0, 1, 2, 3], None, {})
+
+
+def test_a_shard_whose_workers_are_lost_again_and_again_is_given_up_after_all() -> None:
+    cluster = PretendCluster(
+        VirtualClock(), limit=2, fate=lambda task, worker, attempt: (1.0, "node" if task.index == 1 else "made")
+    )
+    made, error, _ = _run(cluster, 6)
+    assert sorted(made) == [0, 2, 3, 4, 5]
+    assert isinstance(error, ShardError)
+    assert cluster.attempts[1] == LOSSES_PER_SHARD + DEATHS_PER_SHARD - 1
 
 
 def test_a_shard_that_takes_too_long_is_taken_away() -> None:

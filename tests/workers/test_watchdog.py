@@ -23,6 +23,26 @@ def test_a_call_that_never_returns() -> None:
     assert time.monotonic() - start < 30
 
 
+def test_a_signal_makes_it_hurry() -> None:
+    start = time.monotonic()
+    body = (
+        "signal.signal(signal.SIGTERM, lambda *_: dog.hurry(exit_code=75, last_words='interrupted', seconds=1))\n"
+        "with dog.limit(60, exit_code=3, last_words='gone silent'):\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    threading.Event().wait()"
+    )
+    result = _run(body)
+    assert (result.returncode, result.stderr) == (75, "labelmill: interrupted\n")
+    assert time.monotonic() - start < 30
+
+
+def test_to_hurry_is_for_a_watched_call_alone() -> None:
+    body = (
+        "dog.hurry(exit_code=75, last_words='interrupted', seconds=1)\n"
+        "with dog.limit(60, exit_code=3, last_words='gone silent'):\n    time.sleep(2)"
+    )
+    assert _run(body).returncode == 0
+
+
 def test_one_that_does() -> None:
     result = _run("with dog.limit(1, exit_code=75, last_words='gone silent'):\n    pass\ntime.sleep(2)")
     assert (result.returncode, result.stdout, result.stderr) == (0, "went on\n", "")

@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 
 _MEGABYTE = 1 << 20
 _ALWAYS = ("poison", "raise")
@@ -42,8 +43,7 @@ def _strike(fault):
 
 def _exhaust_memory():
     """A true MemoryError: the process may have little more than it has."""
-    with open("/proc/self/statm") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 16 * _MEGABYTE, resource.getrlimit(resource.RLIMIT_AS)[1]))
     bytearray(256 * _MEGABYTE)
     raise AssertionError("the limit did not hold")

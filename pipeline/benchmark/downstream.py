@@ -1,0 +1,222 @@
+"""`labelmill benchmark --downstream`: what networks learn from each method's masks, beside controls and exact masks."""
+
+import io
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from pipeline.benchmark.downstream_data import (
+    TEST_SEEDS,
+    TRAINING_SEEDS,
+    Pairs,
+    drawn_pairs,
+    labeled_pairs,
+    single_image_pairs,
+)
+from pipeline.benchmark.downstream_report import markdown
+from pipeline.benchmark.downstream_results import (
+    Circumstances,
+    DownstreamBenchmark,
+    RowResult,
+    SeedResult,
+    result_path,
+    stored_result,
+)
+from pipeline.benchmark.downstream_training import Regime, score_all_background, score_on, train_on
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.store import Store
+from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from schemas.segmentation import SegmentationModelConfig
+
+_LIBRARIES = ("labelmill", "torch", "torchvision", "numpy", "opencv-python-headless")
+_ARCHITECTURE = SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=2)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    steps: int
+    batch_size: int
+    num_seeds: int
+    num_synthetic: int
+    num_supervised: tuple[int, ...]
+    """Exact masks of each supervised row."""
+    num_test: int
+
+
+FULL = Extent(
+    steps=1500, batch_size=16, num_seeds=3, num_synthetic=1000, num_supervised=(1000, 100, 20, 10, 5, 1), num_test=1000
+)
+QUICK = Extent(
+    steps=300, batch_size=16, num_seeds=1, num_synthetic=1000, num_supervised=(1000, 100, 20, 10, 5, 1), num_test=1000
+)
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    title: str
+    make: Callable[[], Pairs]
+    is_synthetic: bool
+
+
+def benchmark_downstream(
+    store: Store,
+    checkpoint: str,
+    device: torch.device,
+    quick: bool,
+    tell: Callable[[str], None],
+    extent: Extent | None = None,
+) -> DownstreamBenchmark:
+    """Train what the store does not hold yet, and write downstream.json and downstream.md into it.
+
+    tell: gets a line for each network. extent: instead of the full or the quick one. Raises CheckpointError,
+    ConfigError without the extra `train`, ImportError without `benchmark`.
+    """
+    extent = extent or (QUICK if quick else FULL)
+    numerics, generator_config = NumericsConfig(), GeneratorConfig(checkpoint=checkpoint)
+    torch.set_num_threads(numerics.threads)
+    loaded = open_checkpoint(checkpoint, device)
+    sampler = Sampler(loaded.generator, generator_config, numerics, device)
+    circumstances = Circumstances(
+        checkpoint=loaded.info.name,
+        checkpoint_sha256=loaded.sha256,
+        truncation_psi=generator_config.truncation_psi,
+        architecture=_ARCHITECTURE.architecture,
+        upscale=_ARCHITECTURE.upscale,
+        steps=extent.steps,
+        batch_size=extent.batch_size,
+        num_synthetic=extent.num_synthetic,
+        num_supervised=max(extent.num_supervised),
+        num_test=extent.num_test,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        threads=numerics.threads,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    )
+    bench = _Bench(store, sampler, circumstances, extent, tell)
+    benchmark = DownstreamBenchmark(quick=quick, circumstances=circumstances, rows=bench.run())
+    store.replace("downstream.json", benchmark.model_dump_json(indent=1).encode())
+    store.replace("downstream.md", markdown(benchmark).encode())
+    return benchmark
+
+
+class _Bench:
+    """Rows one after the other; pairs are made when a network lacks them, and kept."""
+
+    def __init__(
+        self,
+        store: Store,
+        sampler: Sampler,
+        circumstances: Circumstances,
+        extent: Extent,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._store, self._sampler, self._extent, self._tell = store, sampler, extent, tell
+        self._key = circumstances.key()
+        self._regime = Regime(_ARCHITECTURE, extent.steps, extent.batch_size)
+        self._pairs: dict[str, Pairs] = {}
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> tuple[RowResult, ...]:
+        rows = [self._measured(row) for row in self._rows()]
+        rows.insert(2, self._all_background())
+        return tuple(rows)
+
+    def _rows(self) -> list[_Row]:
+        extent, labeler = self._extent, StyleMixingConfig()
+        supervised = [
+            _Row(
+                f"supervised_{count}",
+                f"{count} exact mask{'s' * (count > 1)}",
+                lambda count=count: self._supervised().first(count),  # type: ignore[misc]
+                False,
+            )
+            for count in extent.num_supervised
+        ]
+        return [
+            _Row("style_mixing", "style mixing", self._style_mixing, True),
+            _Row(
+                "single_image",
+                "control: one image's colours clustered",
+                lambda: single_image_pairs(self._sampler, labeler, extent.num_synthetic),
+                True,
+            ),
+            *supervised,
+        ]
+
+    def _measured(self, row: _Row) -> RowResult:
+        seeds = range(self._extent.num_seeds)
+        found = {seed: stored_result(self._store, row.name, seed, self._key) for seed in seeds}
+        num_pairs = self._extent.num_synthetic if row.is_synthetic else int(row.name.rpartition("_")[2])
+        for seed in (seed for seed in seeds if found[seed] is None):
+            pairs = self._kept(row.name, row.make) if row.is_synthetic else row.make()
+            segmenter, seconds = train_on(pairs, self._regime, seed, self._sampler.device)
+            result = SeedResult(
+                key=self._key,
+                row=row.name,
+                seed=seed,
+                label_seconds=self._seconds[row.name] if row.is_synthetic else None,
+                training_seconds=seconds,
+                scores=score_on(segmenter, self._test()),
+            )
+            self._store.replace(result_path(row.name, seed), result.model_dump_json(indent=1).encode())
+            found[seed] = result
+            self._tell(f"{row.title}, seed {seed}: mIoU {100 * (result.scores.miou or 0):.1f}, {seconds:.0f} s")
+        networks = tuple(result for result in found.values() if result is not None)
+        return RowResult(row=row.name, title=row.title, num_pairs=num_pairs, networks=networks)
+
+    def _all_background(self) -> RowResult:
+        scores = score_all_background(self._test())
+        network = SeedResult(
+            key=self._key, row="all_background", seed=0, label_seconds=None, training_seconds=0, scores=scores
+        )
+        title = "control: background everywhere"
+        return RowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
+
+    def _style_mixing(self) -> Pairs:
+        config = StyleMixingConfig()
+        labeler = open_labeler(config, self._sampler, fit_labeler(config, self._sampler))
+        return labeled_pairs(self._sampler, labeler, self._extent.num_synthetic)
+
+    @property
+    def _resolution(self) -> int:
+        return self._sampler.generator.spec.resolution
+
+    def _supervised(self) -> Pairs:
+        seeds = TRAINING_SEEDS[: max(self._extent.num_supervised)]
+        return self._kept("supervised", lambda: drawn_pairs(seeds, self._resolution))
+
+    def _test(self) -> Pairs:
+        return self._kept("test", lambda: drawn_pairs(TEST_SEEDS[: self._extent.num_test], self._resolution))
+
+    def _kept(self, name: str, make: Callable[[], Pairs]) -> Pairs:
+        """Pairs out of memory, or out of the store if this very benchmark made them, or made now."""
+        if name not in self._pairs:
+            path = f"downstream/{name}-{self._key[:16]}.npz"
+            try:
+                self._pairs[name], self._seconds[name] = _from_npz(self._store.read(path))
+            except FileNotFoundError:
+                started = time.monotonic()
+                self._pairs[name] = make()
+                self._seconds[name] = time.monotonic() - started
+                self._store.replace(path, _to_npz(self._pairs[name], self._seconds[name]))
+        return self._pairs[name]
+
+
+def _to_npz(pairs: Pairs, seconds: float) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, images_NHWC=pairs.images_NHWC, masks_NHW=pairs.masks_NHW, seconds=np.array(seconds))
+    return content.getvalue()
+
+
+def _from_npz(content: bytes) -> tuple[Pairs, float]:
+    arrays: Mapping[str, np.ndarray] = np.load(io.BytesIO(content), allow_pickle=False)
+    return Pairs(arrays["images_NHWC"], arrays["masks_NHW"]), float(arrays["seconds"])

@@ -1,0 +1,96 @@
+"""What networks of the downstream benchmark learn from, and what they are tested on: foreground against background.
+
+Shape suffixes: N images, B batch, H height, W width, C channels.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.benchmark.masks_methods import Look, method_of
+from pipeline.benchmark.masks_rows import MaskRow
+from pipeline.benchmark.masks_subjects import Pictures, Truth
+from pipeline.generator.sampling import Batch, Sampler, to_uint8
+from pipeline.labelers import Labeler
+from schemas.config import StyleMixingConfig
+
+CLASSES = ("background", "foreground")
+
+TRAINING_SEEDS = range(7_000_000, 7_001_000)
+"""Figures that the supervised networks learn from."""
+TEST_SEEDS = range(8_000_000, 8_001_000)
+"""Figures that every network is tested on; neither generator, oracle nor network has seen them."""
+FIRST_SYNTHETIC_SEED = 3_000_000_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images with masks."""
+
+    images_NHWC: NDArray[np.uint8]
+    """RGB."""
+    masks_NHW: NDArray[np.uint8]
+    """0 background, 1 foreground."""
+
+    def __len__(self) -> int:
+        return len(self.images_NHWC)
+
+    def first(self, count: int) -> "Pairs":
+        """The first pairs."""
+        return Pairs(self.images_NHWC[:count], self.masks_NHW[:count])
+
+
+def drawn_pairs(seeds: Sequence[int], resolution: int, num_processes: int = 2) -> Pairs:
+    """Avatars with exact masks. Raises ImportError without the benchmark extra."""
+    with ProcessPoolExecutor(min(num_processes, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        drawn = list(pool.map(_draw, seeds, [resolution] * len(seeds), chunksize=32))
+    return Pairs(np.stack([image for image, _ in drawn]), np.stack([mask for _, mask in drawn]))
+
+
+def _draw(seed: int, resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    from pipeline.benchmark.avatars import render  # needs the extra
+
+    cv2.setNumThreads(1)
+    avatar = render(seed, resolution)
+    return avatar.image_HWC, (avatar.mask_HW != 0).astype(np.uint8)
+
+
+def labeled_pairs(sampler: Sampler, labeler: Labeler, count: int) -> Pairs:
+    """Generated images with the masks of a labeler, as it makes them: no quality rule, no selection."""
+    images, masks = [], []
+    for batch in _batches(sampler, range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)):
+        images.append(to_uint8(batch.images_BCHW).cpu().numpy())
+        masks.append(labeler.label(batch).masks_BHW.cpu().numpy())
+    return Pairs(np.concatenate(images), (np.concatenate(masks) != 0).astype(np.uint8))
+
+
+def single_image_pairs(sampler: Sampler, config: StyleMixingConfig, count: int) -> Pairs:
+    """The same images, each clustered by its own colours alone: what masks are worth without style mixing."""
+    row = MaskRow(name="single-image", title="one image's colours", kind="single_image", labeler=config)
+    method = method_of(row, sampler.device)
+    fit_seeds = range(config.fit_first_seed, config.fit_first_seed + config.fit_samples)
+    looks: list[Look] = [method.look(batch.images_BCHW, None) for batch in _batches(sampler, fit_seeds)]
+    model = method.fit(looks)
+    images, masks = [], []
+    for batch in _batches(sampler, range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)):
+        labels = method.labels(method.look(batch.images_BCHW, None), model, _without_truth(batch))
+        images.append(to_uint8(batch.images_BCHW).cpu().numpy())
+        masks.append(labels.masks_BHW.cpu().numpy())
+    return Pairs(np.concatenate(images), np.concatenate(masks).astype(np.uint8))
+
+
+def _batches(sampler: Sampler, seeds: range) -> list[Batch]:
+    size = sampler.numerics.batch_size
+    return [sampler.sample(seeds[start : start + size]) for start in range(0, len(seeds), size)]
+
+
+def _without_truth(batch: Batch) -> Pictures:
+    """This method never looks at it."""
+    nothing = batch.images_BCHW.new_full(batch.images_BCHW[:, 0].shape, float("nan"))
+    return Pictures(batch, Truth(nothing, nothing))

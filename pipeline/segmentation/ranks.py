@@ -1,0 +1,72 @@
+"""Data-parallel ranks, as `torchrun` starts them. Without it there is one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from schemas.errors import ConfigError
+
+# Rank 0 scores and saves while the others wait for it.
+_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank. Every rank asks at the same point."""
+        if self.count == 1:
+            return mine
+        flag = torch.tensor(int(mine), device=self.device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Over all ranks. Every rank asks at the same point."""
+        if self.count > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+        return value
+
+
+@contextmanager
+def joined_ranks(device: str) -> Iterator[Ranks]:
+    """Join the ranks that torchrun's environment tells of: NCCL between GPUs, gloo between CPUs.
+
+    device: auto, cpu, cuda or cuda:N. Raises ConfigError for a GPU that is not there.
+    """
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    chosen = _choose(device, int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else None)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if count == 1:
+        yield Ranks(0, 1, chosen)
+        return
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield Ranks(rank, count, chosen)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _choose(device: str, local_rank: int | None) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    number = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
+    if number >= torch.cuda.device_count():
+        raise ConfigError(f"device: {device} asks for GPU {number}; there are {torch.cuda.device_count()}")
+    return torch.device("cuda", number)

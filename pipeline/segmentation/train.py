@@ -1,0 +1,347 @@
+"""`labelmill train`: train a segmentation network on a labelmill dataset, resumably, on one or more CPUs or GPUs.
+
+Batches, augmentation and dropout of step t follow from (seed, rank, t), the learning rate from t, so a training that
+was killed and resumed takes the same steps as one that was not.
+
+Shape suffixes: B batch, C channels, H height, W width, K classes.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.generator.training_log import TrainingLog
+from pipeline.generator.training_state import (
+    TrainingStateError,
+    latest_state,
+    read_progress,
+    read_tensors,
+    write_state,
+)
+from pipeline.interruption import postponed
+from pipeline.segmentation.augment import Augmentation
+from pipeline.segmentation.curves import draw_curves
+from pipeline.segmentation.loss import segmentation_loss
+from pipeline.segmentation.models import build, save_segmenter
+from pipeline.segmentation.predict import score
+from pipeline.segmentation.ranks import Ranks, joined_ranks
+from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
+from schemas.errors import ConfigError
+from schemas.fingerprint import differing_keys
+from schemas.segmentation import (
+    DatasetSplit,
+    Evaluation,
+    SegmentationModelCard,
+    SegmentationTrainingConfig,
+    TrainingMetrics,
+)
+
+MODEL_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE, STATE_FOLDER = (
+    "model.safetensors", "metrics.json", "curves.png", "log.jsonl", "state",
+)  # fmt: skip
+
+# Fields that a resumed training may change: they move no step. Ranks and the dataset's content are compared as well.
+_FREE_FIELDS = {
+    "output", "device", "threads", "max_seconds", "checkpoint_interval_seconds", "evaluation_interval_steps",
+    "held_out",
+}  # fmt: skip
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train(config: SegmentationTrainingConfig) -> TrainingMetrics:
+    """Train, or resume the training in config.output, until its last step, max_seconds, SIGTERM or SIGINT.
+
+    Leaves model.safetensors, metrics.json, curves.png, log.jsonl and the state there. Under torchrun every rank calls
+    this, with an output that all of them see. Raises Interrupted after a signal, once everything is saved, and
+    LabelmillError kinds that name the file or field to mend.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    split = open_split(config.data.dataset, config.data.split)
+    stop = Stop(config.max_seconds)
+    with joined_ranks(config.device) as ranks, postponed(stop.request):
+        trainer = Trainer(config, split, ranks)
+        trainer.restore()
+        trainer.run(stop)
+        return trainer.metrics()
+
+
+class Stop:
+    """When to end before the last step."""
+
+    def __init__(self, max_seconds: float | None) -> None:
+        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._requested = False
+
+    def request(self) -> None:
+        self._requested = True
+
+    @property
+    def is_due(self) -> bool:
+        return self._requested or (self._deadline is not None and time.monotonic() > self._deadline)
+
+
+class Trainer:
+    """The network, its optimiser and the counters of one training, on one rank."""
+
+    def __init__(self, config: SegmentationTrainingConfig, split: Split, ranks: Ranks) -> None:
+        """Raises ConfigError for settings that do not fit the dataset or the device."""
+        self.config, self.split, self.ranks = config, split, ranks
+        _check(config, split, ranks.device)
+        model = config.model
+        self.segmenter = build(
+            model, num_classes=len(split.classes), mean=split.mean, std=split.std, seed=config.seed
+        ).to(ranks.device)
+        self.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parallel = (
+            DistributedDataParallel(self.segmenter, device_ids=None if ranks.device.type == "cpu" else [ranks.device])
+            if ranks.count > 1
+            else self.segmenter
+        )
+        self.optimiser = _optimiser(self.segmenter, config)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.optimisation.precision == "float16")
+        self.num_steps = 0
+        self.seconds = 0.0
+        self.evaluations: list[Evaluation] = []
+        self.log = TrainingLog(config.output / LOG_FILE, config.log_interval_steps)
+
+    @property
+    def is_done(self) -> bool:
+        return self.num_steps >= self.config.optimisation.steps
+
+    def run(self, stop: Stop) -> None:
+        """Take the steps that are left; score and save when due, and at the end."""
+        next_save = time.monotonic() + self.config.checkpoint_interval_seconds
+        due = self.ranks.any(stop.is_due)
+        batches = iter(()) if due else iter(self._batches())
+        for batch in batches:
+            self.step(batch)
+            if self.num_steps % self.config.evaluation_interval_steps == 0 or self.is_done:
+                self.evaluate()
+            if time.monotonic() > next_save:
+                self.save()
+                next_save = time.monotonic() + self.config.checkpoint_interval_seconds
+            if self.ranks.any(stop.is_due):
+                break
+        del batches  # ends the loader's workers
+        if self.is_done and not self._is_scored:
+            self.evaluate()
+        self.save()
+
+    def _batches(self) -> Iterator[Batch]:
+        config, optimisation = self.config, self.config.optimisation
+        return iter(
+            training_loader(
+                self.split,
+                batch_size=optimisation.batch_size,
+                seed=config.seed,
+                batches=range(self.num_steps, optimisation.steps),
+                shuffle_shards=config.shuffle_shards,
+                workers=config.workers,
+                rank=self.ranks.rank,
+                num_ranks=self.ranks.count,
+                augment=Augmentation(config.augmentation, config.augmentation.crop or self.split.resolution),
+                pin_memory=self.ranks.device.type == "cuda",
+            )
+        )
+
+    # One step.
+
+    def step(self, batch: Batch) -> None:
+        """Learn from a batch."""
+        started, settings, device = time.monotonic(), self.config.optimisation, self.ranks.device
+        rate = settings.learning_rate * (1 - self.num_steps / settings.steps) ** settings.poly_power
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        images_BCHW = batch.images_BCHW.to(device, non_blocking=True).float() / 255
+        masks_BHW = batch.masks_BHW.to(device, non_blocking=True)
+        alphas_BHW = self._soft_targets(batch)
+        self.parallel.train()
+        with (
+            self._seeded(),
+            torch.autocast(device.type, _DTYPES[settings.precision], enabled=settings.precision != "float32"),
+        ):
+            logits_BKHW = self.parallel(images_BCHW.contiguous(memory_format=torch.channels_last))
+        loss = segmentation_loss(
+            logits_BKHW, masks_BHW, None if alphas_BHW is None else alphas_BHW.to(device, non_blocking=True)
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.num_steps += 1
+        self.seconds += time.monotonic() - started
+        self.log.add("loss", loss)
+        self.log.add("learning_rate", torch.tensor(rate))
+        if self.ranks.is_first:
+            self.log.step(self.num_steps, self.num_images, self.seconds)
+
+    def _soft_targets(self, batch: Batch) -> Tensor | None:
+        if batch.alphas_BHW is None or not self.config.soft_targets:
+            return None
+        if len(self.split.classes) != 2:
+            raise ConfigError(
+                f"soft_targets: {self.split.url} carries alpha, which is of two classes, but masks of "
+                f"{len(self.split.classes)}; set soft_targets: false"
+            )
+        return batch.alphas_BHW
+
+    @property
+    def num_images(self) -> int:
+        return self.num_steps * self.config.optimisation.batch_size * self.ranks.count
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Dropout draws from PyTorch's global generators: they are lent to this step, and follow from it."""
+        text = f"{self.config.seed}/{self.ranks.rank}/{self.num_steps}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        device = self.ranks.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+            yield
+
+    # Scores.
+
+    @property
+    def _is_scored(self) -> bool:
+        return bool(self.evaluations) and self.evaluations[-1].step == self.num_steps
+
+    def evaluate(self) -> None:
+        """Score on held_out, on the first rank; the others wait at their next word with it."""
+        held_out = self.config.held_out
+        if held_out is None or not self.ranks.is_first:
+            return
+        self.segmenter.eval()
+        scores = score(self.segmenter, held_out, self.split.classes, self.split.resolution)
+        self.evaluations.append(Evaluation(step=self.num_steps, scores=scores))
+
+    def metrics(self) -> TrainingMetrics:
+        """What metrics.json says."""
+        return TrainingMetrics(
+            steps=self.num_steps,
+            images=self.num_images,
+            seconds=round(self.seconds, 3),
+            final=self.evaluations[-1].scores if self.is_done and self._is_scored else None,
+            evaluations=tuple(self.evaluations),
+        )
+
+    # State.
+
+    def save(self) -> None:
+        """Publish the state of this step, the network, its scores and its curves. The first rank's task."""
+        if not self.ranks.is_first:
+            return
+        output = self.config.output
+        progress = {
+            "identity": self._identity(),
+            "num_steps": self.num_steps,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+            "log_sums": self.log.sums(),
+            "evaluations": [evaluation.model_dump(mode="json") for evaluation in self.evaluations],
+        }
+        tensors = {"model": self.segmenter.state_dict(), "optimiser": self._optimiser_tensors()}
+        write_state(output / STATE_FOLDER, self.num_steps, tensors, progress)
+        save_segmenter(output / MODEL_FILE, self.segmenter, self.card())
+        write_atomically(output / METRICS_FILE, self.metrics().model_dump_json(indent=1).encode())
+        write_atomically(output / CURVES_FILE, draw_curves(output / LOG_FILE, self.evaluations))
+
+    def card(self) -> SegmentationModelCard:
+        """What the network is, for those who use it."""
+        return SegmentationModelCard(
+            model=self.config.model,
+            classes=self.split.classes,
+            resolution=self.split.resolution,
+            mean=self.split.mean,
+            std=self.split.std,
+            dataset_fingerprint=self.split.fingerprint,
+            steps=self.num_steps,
+        )
+
+    def restore(self) -> None:
+        """Continue from the newest state of config.output, if there is one. Raises TrainingStateError for one of
+        another training."""
+        state = latest_state(self.config.output / STATE_FOLDER)
+        if state is None:
+            if self.ranks.is_first:
+                self.log.truncate(0, {})
+            return
+        progress: Mapping[str, Any] = read_progress(state)
+        differences = differing_keys(self._identity(), progress["identity"])
+        if differences:
+            raise TrainingStateError(
+                "\n  ".join([f"{state}: is of another training; use a new output, or change back:", *differences])
+            )
+        self.segmenter.load_state_dict(read_tensors(state, "model"))
+        self._load_optimiser(read_tensors(state, "optimiser"))
+        self.scaler.load_state_dict(progress["scaler"])
+        self.num_steps, self.seconds = int(progress["num_steps"]), float(progress["seconds"])
+        self.evaluations = [Evaluation.model_validate(evaluation) for evaluation in progress["evaluations"]]
+        if self.ranks.is_first:
+            self.log.truncate(self.num_steps, progress["log_sums"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the steps of a training, as JSON-ready values."""
+        values = self.config.model_dump(mode="json", exclude=_FREE_FIELDS)
+        del values["data"]["dataset"]
+        values["data"]["fingerprint"] = self.split.fingerprint
+        values["data"]["samples"] = self.split.num_samples
+        return {**values, "ranks": self.ranks.count}
+
+    def _optimiser_tensors(self) -> dict[str, Tensor]:
+        """`NAME/PARAMETER`, such as momentum_buffer/network.classifier.weight. Empty before the first step."""
+        return {
+            f"{name}/{parameter}": tensor
+            for parameter, own in self.segmenter.named_parameters()
+            for name, tensor in self.optimiser.state[own].items()
+            if isinstance(tensor, Tensor)  # SGD without momentum keeps a None
+        }
+
+    def _load_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        parameters = dict(self.segmenter.named_parameters())
+        for key, tensor in tensors.items():
+            name, _, parameter = key.partition("/")
+            own = parameters[parameter]
+            # Adam counts its steps on the CPU.
+            is_count = name == "step"
+            stored = tensor if is_count else tensor.to(own.device).contiguous(memory_format=_layout(own))
+            self.optimiser.state[own][name] = stored
+
+
+def _layout(parameter: Tensor) -> torch.memory_format:
+    return torch.channels_last if parameter.dim() == 4 else torch.contiguous_format
+
+
+def _optimiser(module: nn.Module, config: SegmentationTrainingConfig) -> torch.optim.Optimizer:
+    settings, parameters = config.optimisation, list(module.parameters())
+    if settings.optimiser == "adam":
+        return torch.optim.Adam(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def _check(config: SegmentationTrainingConfig, split: Split, device: torch.device) -> None:
+    """Raises ConfigError for what would fail, or score nonsense, only later."""
+    held_out, precision = config.held_out, config.optimisation.precision
+    if precision != "float32" and device.type == "cpu":
+        raise ConfigError(f"optimisation.precision: {precision} needs a GPU; on a CPU use float32")
+    if config.data.split is None and isinstance(held_out, DatasetSplit) and held_out.dataset == config.data.dataset:
+        raise ConfigError("held_out: is part of data, whose split is null (all shards); set data.split: train")
+    if held_out == config.data:
+        raise ConfigError("held_out: is what data names, too; a score there says nothing. Take another split")
+    if isinstance(held_out, DatasetSplit):
+        open_split(held_out.dataset, held_out.split)
+
+
+def output_files(output: Path) -> tuple[Path, ...]:
+    """What a finished training leaves for its user."""
+    return tuple(output / name for name in (MODEL_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE))

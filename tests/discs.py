@@ -1,0 +1,73 @@
+"""A dataset that can be learned: discs of two colours on a textured ground, 16 px, three classes."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from small_dataset import CHECKPOINT, RESOLUTION, config_of, context_of, publish, sample_of, samples_of, tar_of
+
+from pipeline.manifest import finish_dataset
+from pipeline.plan import shard_tasks
+from pipeline.shard_publisher import load_records
+from pipeline.store import Store
+from schemas.fingerprint import identity
+from schemas.manifest import RunFile
+from schemas.sample import Sample
+from schemas.shard import ShardTask
+
+
+def disc(seed: int, side: int = RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask: class 2 the upper half of a disc, reddish, class 1 the lower one, bluish, 0 a greenish ground."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:side, :side] / side
+    row, column = random.uniform(0.4, 0.6, 2)
+    inside = np.hypot(rows - row, columns - column) < random.uniform(0.25, 0.35)
+    mask_HW = np.where(inside, np.where(rows < row, 2, 1), 0).astype(np.uint8)
+    colours = np.array([[60, 180, 60], [60, 60, 200], [200, 60, 60]])
+    image_HWC = colours[mask_HW] + random.integers(-40, 41, (side, side, 3))
+    return image_HWC.astype(np.uint8), mask_HW
+
+
+def _disc_samples(task: ShardTask, run: str) -> Iterator[Sample]:
+    for painted in samples_of(task, run):
+        seed = painted.metadata.candidate.seed
+        yield sample_of(seed, *disc(seed), painted.metadata.dropped_before, run)
+
+
+def write_discs(folder: Path, samples: int = 39) -> str:
+    """A finished dataset in shards of four, the last one shorter."""
+    config = config_of(folder, samples=samples)
+    context, store = context_of(config), Store.open(str(folder))
+    store.create("run.json", RunFile(identity=identity(config, CHECKPOINT.sha256)).model_dump_json().encode())
+    with ThreadPoolExecutor(2) as threads:
+        for task in shard_tasks(config):
+            tar = tar_of(_disc_samples(task, context.fingerprint), threads)
+            publish(store, task, tar, context.fingerprint)
+    finish_dataset(store, load_records(store), context)
+    return str(folder)
+
+
+def add_alpha(folder: str, num_shards: int) -> None:
+    """Give the samples of the first shards an alpha.png: the upper half of the disc 200, the lower one 100."""
+    for url in [shard["url"] for shard in json.loads(Path(folder, "index.json").read_text())["shardlist"]][:num_shards]:
+        path, content = Path(folder, url), io.BytesIO()
+        with tarfile.open(path) as old, tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as new:
+            for member in old:
+                data = old.extractfile(member).read()  # type: ignore[union-attr]
+                new.addfile(member, io.BytesIO(data))
+                if member.name.endswith(".mask.png"):
+                    mask_HW = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+                    alpha = cv2.imencode(".png", alpha_of(mask_HW))[1].tobytes()
+                    added = tarfile.TarInfo(member.name.replace("mask", "alpha"))
+                    added.size = len(alpha)
+                    new.addfile(added, io.BytesIO(alpha))
+        path.write_bytes(content.getvalue())
+
+
+def alpha_of(mask_HW: np.ndarray) -> np.ndarray:
+    return (mask_HW * 100).astype(np.uint8)

@@ -1,0 +1,238 @@
+"""Training a real network on a tiny dataset: it learns, resumes to the bit, ends when told, runs on ranks."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from discs import add_alpha, alpha_of, disc, write_discs
+from safetensors.torch import load_file
+
+from pipeline.generator.training_state import TrainingStateError
+from pipeline.segmentation.ranks import Ranks
+from pipeline.segmentation.reading import open_split, read_samples, training_loader
+from pipeline.segmentation.train import Stop, Trainer, train
+from schemas.errors import ConfigError, OutputError
+from schemas.run_file import load_config, validate
+from schemas.segmentation import SegmentationTrainingConfig, TrainingMetrics
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_discs(tmp_path_factory.mktemp("discs") / "out")
+
+
+def _values(dataset: str, output: Path, steps: int = 6, **others: object) -> dict[str, object]:
+    """A training of MobileNetV3 at 32 px. Its dropout and augmentation are on."""
+    optimisation = {"batch_size": 4, "steps": steps, "learning_rate": 0.05}
+    values: dict[str, object] = {
+        "data": {"dataset": dataset, "split": "train"},
+        "output": str(output),
+        "model": {"architecture": "deeplabv3_mobilenet_v3_large", "upscale": 2},
+        "workers": 0,
+        "device": "cpu",
+        "log_interval_steps": 1,
+    }
+    for key, value in others.items():
+        values[key] = value
+    values["optimisation"] = {**optimisation, **dict(values.get("optimisation", {}))}  # type: ignore[call-overload]
+    return values
+
+
+def _config(dataset: str, output: Path, **others: object) -> SegmentationTrainingConfig:
+    return validate(_values(dataset, output, **others), "train.yaml", SegmentationTrainingConfig)  # type: ignore[arg-type]
+
+
+def _losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+class StopAfter(Stop):
+    """Asks for a stop once a trainer has taken so many steps."""
+
+    def __init__(self, trainer: Trainer, steps: int) -> None:
+        super().__init__(None)
+        self._trainer, self._steps = trainer, steps
+
+    @property
+    def is_due(self) -> bool:
+        return self._trainer.num_steps >= self._steps
+
+
+def _train_until(config: SegmentationTrainingConfig, steps: int) -> None:
+    trainer = Trainer(config, open_split(config.data.dataset, config.data.split), Ranks(0, 1, torch.device("cpu")))
+    trainer.restore()
+    trainer.run(StopAfter(trainer, steps))
+
+
+def test_it_learns(dataset: str, tmp_path: Path) -> None:
+    config = _config(
+        dataset,
+        tmp_path,
+        model={"architecture": "resnet18_8s", "upscale": 2},
+        optimisation={"steps": 45, "optimiser": "adam", "learning_rate": 0.002},
+        held_out={"kind": "dataset", "dataset": dataset, "split": "val"},
+        evaluation_interval_steps=15,
+    )
+    metrics = train(config)
+    losses = _losses(tmp_path)
+    assert len(losses) == 45
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert metrics == TrainingMetrics.model_validate_json((tmp_path / "metrics.json").read_text())
+    assert [evaluation.step for evaluation in metrics.evaluations] == [15, 30, 45]
+    assert metrics.final == metrics.evaluations[-1].scores
+    assert metrics.final is not None and metrics.final.miou is not None and metrics.final.miou > 0.6
+    assert metrics.final.num_images == open_split(dataset, "val").num_samples
+    assert metrics.images == 45 * 4
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_rate_falls_by_the_polynomial(dataset: str, tmp_path: Path) -> None:
+    train(_config(dataset, tmp_path, steps=4))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates == pytest.approx([0.05 * (1 - step / 4) ** 0.9 for step in range(4)], abs=1e-6)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_resumed_training_is_the_same_to_the_bit(dataset: str, tmp_path: Path, optimiser: str) -> None:
+    optimisation = {"optimiser": optimiser, "learning_rate": 0.003}
+    whole, resumed = (
+        _config(dataset, tmp_path / name, steps=7, optimisation=optimisation) for name in ("whole", "resumed")
+    )
+    train(whole)
+    _train_until(resumed, 2)
+    assert len(_losses(tmp_path / "resumed")) == 2
+    _train_until(resumed, 5)
+    train(resumed)
+    assert _losses(tmp_path / "resumed") == _losses(tmp_path / "whole")
+    assert len(set(_losses(tmp_path / "whole"))) == 7
+    for name in ("model.safetensors", "state/000000007/optimiser.safetensors"):
+        ours, theirs = (load_file(tmp_path / folder / name) for folder in ("resumed", "whole"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert (tmp_path / "resumed" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_finished_training_is_left_as_it_is(dataset: str, tmp_path: Path) -> None:
+    config = _config(dataset, tmp_path, steps=2)
+    first = train(config)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    assert train(config) == first
+    assert (tmp_path / "model.safetensors").read_bytes() == content
+
+
+def test_another_training_in_the_output_is_refused(dataset: str, tmp_path: Path) -> None:
+    train(_config(dataset, tmp_path, steps=1))
+    with pytest.raises(TrainingStateError, match=r"seed: 9 in the run file, 0 in the output"):
+        train(_config(dataset, tmp_path, steps=1, seed=9))
+
+
+def test_time_that_is_up_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
+    metrics = train(_config(dataset, tmp_path, steps=1000, max_seconds=0.01))
+    assert metrics.steps < 1000 and metrics.final is None
+    assert (tmp_path / "state" / f"{metrics.steps:09d}" / "progress.json").exists()
+
+
+def _start(config: Path, **environment: str) -> subprocess.Popen[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "pipeline.cli", "train", str(config)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_sigterm_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
+    path, output = tmp_path / "train.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(_values(dataset, output, steps=100_000, workers=1)))
+    process = _start(path)
+    deadline = time.monotonic() + 120
+    while not ((output / "log.jsonl").exists() and _losses(output)) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, text
+    assert "interrupted by SIGTERM; the same command goes on from here" in text
+    (state,) = (output / "state").iterdir()
+    assert int(state.name) == len(_losses(output))
+    _train_until(load_config(path, SegmentationTrainingConfig, ["workers=1"]), int(state.name) + 1)
+    assert len(_losses(output)) == int(state.name) + 1
+
+
+def test_two_ranks_with_uneven_shards_finish(dataset: str, tmp_path: Path) -> None:
+    """More than two epochs: ranks of unequal length would wait for each other for ever."""
+    split = open_split(dataset, "train")
+    steps = 2 * -(-split.num_samples // 8) + 1
+    assert len({shard.nsamples for shard in split.shards}) > 1
+    path, output = tmp_path / "train.yaml", tmp_path / "out"
+    held_out = {"kind": "dataset", "dataset": dataset, "split": "val"}
+    path.write_text(yaml.safe_dump(_values(dataset, output, steps=steps, held_out=held_out)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [_start(path, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    texts = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(texts)
+    metrics = TrainingMetrics.model_validate_json((output / "metrics.json").read_text())
+    assert metrics.steps == steps and metrics.images == steps * 4 * 2
+    assert metrics.final is not None
+    assert len(_losses(output)) == steps
+
+
+def test_alpha_is_read_as_stored(tmp_path: Path) -> None:
+    dataset = write_discs(tmp_path / "out", samples=8)
+    add_alpha(dataset, num_shards=2)
+    split = open_split(dataset, None)
+    for sample in read_samples(split):
+        assert sample.alpha_HW is not None
+        assert np.array_equal(sample.alpha_HW, alpha_of(disc(int(sample.key))[1]))
+    (batch,) = training_loader(split, batch_size=8, seed=0, batches=range(1), shuffle_shards=2)
+    assert batch.alphas_BHW is not None and batch.alphas_BHW.dtype == torch.float32
+    assert torch.equal(batch.alphas_BHW, batch.masks_BHW.float() * 100 / 255)
+    with pytest.raises(ConfigError, match=r"soft_targets: .* masks of 3; set soft_targets: false"):
+        train(_config(dataset, tmp_path / "hard", steps=1, data={"dataset": dataset, "split": None}))
+    config = _config(dataset, tmp_path / "soft", steps=1, data={"dataset": dataset, "split": None}, soft_targets=False)
+    assert train(config).steps == 1
+
+
+def test_alpha_in_some_samples_only_is_refused(tmp_path: Path) -> None:
+    dataset = write_discs(tmp_path / "out", samples=8)
+    add_alpha(dataset, num_shards=1)
+    with pytest.raises(OutputError, match="has none"):
+        list(training_loader(open_split(dataset, None), batch_size=8, seed=0, batches=range(1), shuffle_shards=2))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"optimisation": {"precision": "bfloat16"}}, "bfloat16 needs a GPU"),
+        ({"held_out": "train"}, "held_out: is what data names, too"),
+        ({"held_out": "nowhere"}, "split 'nowhere' holds no sample"),
+        ({"device": "cuda:7"}, "device: cuda:7 asks for GPU 7"),
+        ({"augmentation": {"scale": [2, 1]}}, "the smaller one first"),
+        ({"model": {"architecture": "vgg"}}, "model.architecture"),
+        ({"optimisation": {"optimizer": "sgd"}}, "did you mean optimiser"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(
+    dataset: str, tmp_path: Path, others: dict[str, object], message: str
+) -> None:
+    if isinstance(others.get("held_out"), str):
+        others = {"held_out": {"kind": "dataset", "dataset": dataset, "split": others["held_out"]}}
+    with pytest.raises((ConfigError, OutputError), match=message):
+        train(_config(dataset, tmp_path / "out", **others))
+    assert not (tmp_path / "out").exists()

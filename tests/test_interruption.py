@@ -1,0 +1,76 @@
+"""Signals end a command resumable, wherever it is, and never from within a library that they would tear apart."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.interruption import Interrupted, interruptible, postponed
+
+
+def _handlers() -> list[object]:
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_raises_at_once(number: signal.Signals) -> None:
+    before = _handlers()
+    went_on = False
+    with pytest.raises(Interrupted, match=number.name), interruptible():
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+        went_on = True
+    assert not went_on
+    assert _handlers() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_postponed_one_waits_for_the_end(number: signal.Signals) -> None:
+    before = _handlers()
+    told: list[str] = []
+    with pytest.raises(Interrupted, match=number.name), interruptible():
+        with postponed(lambda: told.append("a signal")):
+            os.kill(os.getpid(), number)
+            told.append("went on")
+        told.append("and on")
+    assert told == ["a signal", "went on"]
+    assert _handlers() == before
+
+
+def test_a_postponed_one_outdoes_an_error() -> None:
+    with pytest.raises(Interrupted) as raised, postponed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise KeyError("lost otherwise")
+    assert isinstance(raised.value.__context__, KeyError)
+
+
+def test_without_a_signal_nothing_happens() -> None:
+    before = _handlers()
+    with postponed():
+        pass
+    with pytest.raises(KeyError), postponed():
+        raise KeyError
+    assert _handlers() == before
+
+
+_SLOW_TO_EXIT = """
+import atexit, sys, time
+def linger():
+    print("exits", flush=True)
+    time.sleep(2)
+atexit.register(linger)
+from pipeline.interruption import keep_exit_status
+keep_exit_status()
+sys.exit(3)
+"""
+
+
+def test_a_signal_at_exit_changes_no_status() -> None:
+    process = subprocess.Popen([sys.executable, "-c", _SLOW_TO_EXIT], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "exits\n"
+    process.terminate()
+    assert process.wait(30) == 3
+    process.stdout.close()
