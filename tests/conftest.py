@@ -12,9 +12,13 @@ from ray_runs import shards_of
 from s3_server import S3Server
 from tiny_run import save_tiny_generator, tiny_run
 
+from pipeline.segmentation.torchvision_import import import_torchvision
 from schemas.config import RunConfig
 from schemas.run_file import load_config
 from workers.generate import generate
+
+# torchmetrics imports torchvision, whose wheel needs help beside a CPU build of torch.
+import_torchvision()
 
 # The suite shares two cores with Ray, browsers and subprocesses; more threads only get in each other's way.
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ Shape suffixes: N images, B batch, H height, W width, C channels.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.benchmark.masks_methods import Look, method_of
+from pipeline.benchmark.masks_methods import fitted_method
 from pipeline.benchmark.masks_rows import MaskRow
-from pipeline.benchmark.masks_subjects import Pictures, Truth
+from pipeline.benchmark.masks_subjects import Pictures, PicturesAlone, Truth
 from pipeline.generator.sampling import Batch, Sampler, to_uint8
 from pipeline.labelers import Labeler
 from schemas.config import StyleMixingConfig
@@ -64,7 +64,8 @@ def _draw(seed: int, resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.uin
 def labeled_pairs(sampler: Sampler, labeler: Labeler, count: int) -> Pairs:
     """Generated images with the masks of a labeler, as it makes them: no quality rule, no selection."""
     images, masks = [], []
-    for batch in _batches(sampler, range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)):
+    seeds = range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)
+    for batch in _batches(sampler, seeds, labeler.layers):
         images.append(to_uint8(batch.images_BCHW).cpu().numpy())
         masks.append(labeler.label(batch).masks_BHW.cpu().numpy())
     return Pairs(np.concatenate(images), (np.concatenate(masks) != 0).astype(np.uint8))
@@ -72,22 +73,21 @@ def labeled_pairs(sampler: Sampler, labeler: Labeler, count: int) -> Pairs:
 
 def single_image_pairs(sampler: Sampler, config: StyleMixingConfig, count: int) -> Pairs:
     """The same images, each clustered by its own colours alone: what masks are worth without style mixing."""
-    row = MaskRow(name="single-image", title="one image's colours", kind="single_image", labeler=config)
-    method = method_of(row, sampler.device)
+    by_clusters = config.model_copy(update={"masks_from": "clusters"})
+    row = MaskRow(name="single-image", title="one image's colours", kind="single_image", labeler=by_clusters)
     fit_seeds = range(config.fit_first_seed, config.fit_first_seed + config.fit_samples)
-    looks: list[Look] = [method.look(batch.images_BCHW, None) for batch in _batches(sampler, fit_seeds)]
-    model = method.fit(looks)
+    fit = [_without_truth(batch) for batch in _batches(sampler, fit_seeds)]
+    method = fitted_method(row, PicturesAlone(sampler.device, {"fit": fit}))
     images, masks = [], []
     for batch in _batches(sampler, range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)):
-        labels = method.labels(method.look(batch.images_BCHW, None), model, _without_truth(batch))
         images.append(to_uint8(batch.images_BCHW).cpu().numpy())
-        masks.append(labels.masks_BHW.cpu().numpy())
+        masks.append(method.label(_without_truth(batch)).masks_BHW.cpu().numpy())
     return Pairs(np.concatenate(images), np.concatenate(masks).astype(np.uint8))
 
 
-def _batches(sampler: Sampler, seeds: range) -> list[Batch]:
+def _batches(sampler: Sampler, seeds: range, layers: Collection[str] = ()) -> Iterator[Batch]:
     size = sampler.numerics.batch_size
-    return [sampler.sample(seeds[start : start + size]) for start in range(0, len(seeds), size)]
+    return (sampler.sample(seeds[start : start + size], layers) for start in range(0, len(seeds), size))
 
 
 def _without_truth(batch: Batch) -> Pictures:

@@ -5,7 +5,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 
 import cv2
@@ -60,7 +60,7 @@ def benchmark_masks(
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     )
     sampler = Sampler(loaded.generator, config, numerics, device)
-    return run_sweep(store, sampler, judge_by(oracle_b, oracle_a), circumstances, quick, tell)
+    return run_sweep(store, sampler, judge_by(oracle_b, oracle_a), circumstances, QUICK if quick else FULL, tell)
 
 
 def run_sweep(
@@ -68,20 +68,19 @@ def run_sweep(
     sampler: Sampler,
     judge: Judge,
     circumstances: Circumstances,
-    quick: bool,
+    extent: Extent,
     tell: Callable[[str], None],
-    extent: Extent | None = None,
+    only: Collection[str] | None = None,
 ) -> MaskBenchmark:
-    """The sweep with any generator and judge, and everything written. extent: instead of the full or the quick one."""
-    extent = extent or (QUICK if quick else FULL)
-    rows = MaskSweep(store, sampler, judge, circumstances, extent).run(tell)
+    """The sweep with any generator and judge, and everything written. only: names of rows; None for all."""
+    rows = MaskSweep(store, sampler, judge, circumstances, extent, only).run(tell)
     by_name = {result.row.name: result for result in rows}
     compared = {name: (result, by_name[default_of(result.row.subject)]) for name, result in by_name.items()}
     default = by_name[DEFAULT]
     tuned = best_on_dev([result for result in rows if is_label_free_mixing(result.row)])
     shown = dict.fromkeys((default.row.name, tuned.row.name))
     benchmark = MaskBenchmark(
-        quick=quick,
+        quick=extent.quick,
         circumstances=circumstances,
         num_fit=default.row.labeler.fit_samples,
         num_dev=default.dev.scores.num_images,

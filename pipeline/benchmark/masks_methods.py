@@ -1,11 +1,9 @@
-"""How each kind of row makes masks, and controls that see no variants.
-
-A method looks at batches one at a time, learns from the looks at the images of `fit`, and turns looks into masks.
+"""How each kind of row makes masks.
 
 Shape suffixes: B batch, N variants, C channels, H height, W width, P pixels, K clusters.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Protocol
 
 import cv2
@@ -15,12 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.benchmark.masks_rows import MaskRow
-from pipeline.benchmark.masks_subjects import Pictures
-from pipeline.generator.sampling import to_uint8
+from pipeline.benchmark.masks_subjects import GeneratorSubject, Pictures, Subject
+from pipeline.generator.sampling import Batch, to_uint8
 from pipeline.labelers.base import Labels
-from pipeline.labelers.foreground import ForegroundModel, calibrate, merge
+from pipeline.labelers.fit_style_mixing import fit_style_mixing
+from pipeline.labelers.fitted import readout_background
+from pipeline.labelers.foreground import (
+    border_affinity,
+    border_share,
+    calibrate_affinity,
+    cluster_probability,
+    decide_by_clusters,
+    familiarity,
+    on_pixels,
+)
+from pipeline.labelers.joint_upsampling import resize
 from pipeline.labelers.kmeans import Clusters, one_hot
-from pipeline.labelers.style_mixing import VariantClusterer
+from pipeline.labelers.readout import ReadoutFit, readout_layers
+from pipeline.labelers.style_mixing import StyleMixingLabeler, found_by_readout
+from pipeline.labelers.variant_clusters import VariantClusterer
 
 _SHUFFLE_SEED = 20240607
 _GRABCUT_ITERATIONS = 5
@@ -28,155 +39,176 @@ _GRABCUT_ITERATIONS = 5
 _SURELY_BACKGROUND = 0.95
 
 
-Look = Clusters | Labels
-"""What a method keeps of a batch: enough to make masks once it has learned."""
-
-Model = ForegroundModel | None
-"""What a method learns; None where there is nothing to learn."""
-
-
 class Method(Protocol):
-    """A row at work."""
+    """A row at work, after it has seen its subject's images of `fit`."""
 
-    num_variants: int
-    """How many variants it looks at."""
+    layers: tuple[str, ...]
+    """Convolutions whose features batches must have."""
+    crossover: int | None
+    """The row of w that it mixes from, where that was chosen for this row."""
 
-    def look(self, images_BCHW: Tensor, variants_BNCHW: Tensor | None) -> Look:
-        """All that is kept of a batch."""
-
-    def fit(self, looks: list[Look]) -> Model:
-        """What is learned from many images, without labels."""
-
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
+    def label(self, pictures: Pictures) -> Labels:
         """Masks and confidences. The truth in `pictures` is for methods that are meant to cheat."""
 
 
-def method_of(row: MaskRow, device: torch.device) -> Method:
-    """The method of a row."""
+def fitted_method(row: MaskRow, subject: Subject) -> Method:
+    """The method of a row, fitted without labels."""
     if row.kind in ("border_fill", "grabcut", "all_background"):
         return _OfPictures(row)
     if row.kind == "other_judge":
-        return _OtherJudge(row)
-    kinds = {
+        return _OtherJudge()
+    if row.kind == "style_mixing" and isinstance(subject, GeneratorSubject) and not row.merged_by_truth:
+        return _Labeler(row, subject)
+    kinds: dict[str, type[_Clustered]] = {
         "style_mixing": _OfVariants,
         "shuffled": _OfShuffledVariants,
         "single_image": _OfColours,
         "average_mask": _Average,
         "average_grabcut": _GrabCutFromAverage,
     }
-    method = kinds[row.kind](row, device)
-    return _MergedByTruth(method) if row.merged_by_truth else method
+    method = kinds[row.kind](row, subject)
+    if row.merged_by_truth:
+        return _MergedByTruth(method)
+    if row.labeler.masks_from == "readout":
+        assert isinstance(subject, GeneratorSubject)
+        return _Taught(method, subject)
+    return method
 
 
-class _OfVariants:
-    """The labeler: clusters of variants, merged by what `fit` learned."""
+class _Labeler:
+    """The product itself."""
 
-    def __init__(self, row: MaskRow, device: torch.device) -> None:
-        self.num_variants = row.labeler.variants
-        self._clusterer = VariantClusterer(row.labeler, device)
+    def __init__(self, row: MaskRow, subject: GeneratorSubject) -> None:
+        fitted = fit_style_mixing(row.labeler, subject.sampler)
+        self._labeler = StyleMixingLabeler(row.labeler, subject.sampler, fitted)
+        self.layers = self._labeler.layers
+        self.crossover: int | None = fitted.provenance.crossover
 
-    def look(self, images_BCHW: Tensor, variants_BNCHW: Tensor | None) -> Look:
-        assert variants_BNCHW is not None
-        return self._clusterer(variants_BNCHW[:, : self.num_variants])
-
-    def fit(self, looks: list[Look]) -> Model:
-        return calibrate(Clusters.joined([_clusters(look) for look in looks]), self.num_variants)
-
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
-        assert model is not None
-        return merge(_clusters(look), model, self.num_variants)
+    def label(self, pictures: Pictures) -> Labels:
+        return self._labeler.label(pictures.batch)
 
 
-class _OfShuffledVariants(_OfVariants):
+class _Clustered:
+    """Clusters of each image, merged by what calibration learned from those of the images of `fit`."""
+
+    layers: tuple[str, ...] = ()
+    crossover: int | None = None
+
+    def __init__(self, row: MaskRow, subject: Subject) -> None:
+        self.row, self.subject = row, subject
+        self.clusterer = VariantClusterer(row.labeler, subject.device)
+        clusters = Clusters.joined([self.clusters(pictures.batch) for pictures in subject.splits["fit"]])
+        self.model = calibrate_affinity(clusters, self.affinity(clusters))
+
+    def clusters(self, batch: Batch) -> Clusters:
+        """Of each image's pixels."""
+        raise NotImplementedError
+
+    def affinity(self, clusters: Clusters) -> Tensor:
+        """To the border [B, K], 0 to 1."""
+        return border_affinity(clusters, self.row.labeler.variants)
+
+    def label(self, pictures: Pictures) -> Labels:
+        clusters = self.clusters(pictures.batch)
+        probability_BK = cluster_probability(clusters, self.affinity(clusters), self.model)
+        decision = decide_by_clusters(on_pixels(clusters, probability_BK)[:, None], pictures.batch.images_BCHW)
+        return Labels(decision.masks_BHW, decision.sharpness() * familiarity(decision.masks_BHW, self.model))
+
+
+class _OfVariants(_Clustered):
+    """As the labeler does it, from any subject's variants."""
+
+    def clusters(self, batch: Batch) -> Clusters:
+        return self.clusterer(self.subject.variants(batch, self.row.labeler.variants))
+
+
+class _OfShuffledVariants(_Clustered):
     """Each pixel's own order of variants."""
 
-    def look(self, images_BCHW: Tensor, variants_BNCHW: Tensor | None) -> Look:
-        assert variants_BNCHW is not None
-        return super().look(images_BCHW, shuffled(variants_BNCHW[:, : self.num_variants]))
+    def clusters(self, batch: Batch) -> Clusters:
+        return self.clusterer(shuffled(self.subject.variants(batch, self.row.labeler.variants)))
 
 
-class _OfColours(_OfVariants):
-    """One image: `centroids` that correlate with none but themselves make affinity the share of the border."""
+class _OfColours(_Clustered):
+    """One image's colours. Nothing correlates without variants: a cluster is like the border where it lies on it."""
 
-    def __init__(self, row: MaskRow, device: torch.device) -> None:
-        super().__init__(row, device)
-        alone = row.labeler.model_copy(update={"normalisation": "none"})
-        self._clusterer = VariantClusterer(alone, device)
-        self._num_clusters = row.labeler.clusters
-        self.num_variants = 0
+    def clusters(self, batch: Batch) -> Clusters:
+        return self.clusterer.of_colours(batch.images_BCHW)
 
-    def look(self, images_BCHW: Tensor, variants_BNCHW: Tensor | None) -> Look:
-        clusters = self._clusterer(images_BCHW[:, None])
-        apart_BKD = torch.eye(self._num_clusters, device=images_BCHW.device).repeat(len(clusters), 1, 1)
-        return replace(clusters, centroids_BKD=apart_BKD)
-
-    def fit(self, looks: list[Look]) -> Model:
-        return calibrate(Clusters.joined([_clusters(look) for look in looks]), self._num_clusters)
-
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
-        assert model is not None
-        return merge(_clusters(look), model, self._num_clusters)
+    def affinity(self, clusters: Clusters) -> Tensor:
+        return border_share(clusters)
 
 
 class _Average(_OfVariants):
-    """The map that `fit` found, for every image."""
+    """The map that calibration found, for every image."""
 
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
-        assert model is not None
-        mask_HW = (model.background_HW < 0.5).to(torch.uint8)
+    def label(self, pictures: Pictures) -> Labels:
+        mask_HW = (self._background(pictures) < 0.5).to(torch.uint8)
         return _sure(mask_HW.repeat(len(pictures.batch), 1, 1))
+
+    def _background(self, pictures: Pictures) -> Tensor:
+        return resize(self.model.background_HW[None, None], pictures.batch.images_BCHW.shape[2])[0, 0]
 
 
 class _GrabCutFromAverage(_Average):
     """Each image's own colours decide where the map leaves doubt."""
 
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
-        assert model is not None
-        background_HW = model.background_HW.cpu().numpy()
+    def label(self, pictures: Pictures) -> Labels:
+        background_HW = self._background(pictures).cpu().numpy()
         start_HW = np.select(
             [background_HW >= _SURELY_BACKGROUND, background_HW >= 0.5], [cv2.GC_BGD, cv2.GC_PR_BGD], cv2.GC_PR_FGD
         ).astype(np.uint8)
-        images_BHWC = to_uint8(pictures.batch.images_BCHW).cpu().numpy()
-        masks_BHW = np.stack([grabcut(image_HWC, start_HW) for image_HWC in images_BHWC])
-        return _sure(torch.from_numpy(masks_BHW).to(model.background_HW.device))
+        return _each(pictures, lambda image_HWC: grabcut(image_HWC, start_HW))
 
 
 class _MergedByTruth:
     """Another method's clusters: one is foreground if most of it is."""
 
-    def __init__(self, method: Method) -> None:
-        self.num_variants = method.num_variants
-        self.look = method.look
+    layers: tuple[str, ...] = ()
+    crossover: int | None = None
 
-    def fit(self, looks: list[Look]) -> Model:
-        return None
+    def __init__(self, method: _Clustered) -> None:
+        self._method = method
 
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
-        clusters, truth_BHW = _clusters(look), pictures.truth.foreground_BHW
-        members_BKP = one_hot(clusters.assignment_BP, clusters.sizes_BK.shape[1])
+    def label(self, pictures: Pictures) -> Labels:
+        clusters, truth_BHW = self._method.clusters(pictures.batch), pictures.truth.foreground_BHW
+        assignment_BHW = _at_size(clusters, truth_BHW.shape[1])
+        members_BKP = one_hot(assignment_BHW.flatten(1), clusters.sizes_BK.shape[1])
         inside_BK = (members_BKP @ truth_BHW.flatten(1).float()[:, :, None]).squeeze(2)
-        is_foreground_BK = (inside_BK > clusters.sizes_BK / 2).to(torch.uint8)
-        return _sure(torch.gather(is_foreground_BK, 1, clusters.assignment_BP).view(truth_BHW.shape))
+        is_foreground_BK = (inside_BK > members_BKP.sum(dim=2) / 2).to(torch.uint8)
+        return _sure(torch.gather(is_foreground_BK, 1, assignment_BHW.flatten(1)).view(truth_BHW.shape))
+
+
+class _Taught:
+    """A read-out that another method's masks of the images of `fit` have taught, as the labeler's own teach its."""
+
+    crossover: int | None = None
+
+    def __init__(self, method: _Clustered, subject: GeneratorSubject) -> None:
+        spec = subject.sampler.generator.spec
+        self.layers = readout_layers(spec)
+        fit = ReadoutFit(spec, 1, readout_background(method.model, spec))
+        for pictures in subject.splits["fit"]:
+            features = subject.sampler.sample(pictures.batch.seeds, self.layers).features
+            for index, mask_HW in enumerate(method.label(pictures).masks_BHW):
+                fit.add({name: tensor[index] for name, tensor in features.items()}, mask_HW[None])
+        self._readout = fit.solve()
+
+    def label(self, pictures: Pictures) -> Labels:
+        return _sure(found_by_readout(pictures.batch, self._readout).decision.masks_BHW)
 
 
 class _OfPictures:
     """Masks of single images by OpenCV."""
 
-    num_variants = 0
+    layers: tuple[str, ...] = ()
+    crossover: int | None = None
 
     def __init__(self, row: MaskRow) -> None:
         self._row = row
 
-    def look(self, images_BCHW: Tensor, variants_BNCHW: Tensor | None) -> Look:
-        masks = [self._mask(image_HWC) for image_HWC in to_uint8(images_BCHW).cpu().numpy()]
-        return _sure(torch.from_numpy(np.stack(masks)).to(images_BCHW.device))
-
-    def fit(self, looks: list[Look]) -> Model:
-        return None
-
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
-        assert isinstance(look, Labels)
-        return look
+    def label(self, pictures: Pictures) -> Labels:
+        return _each(pictures, self._mask)
 
     def _mask(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self._row.kind == "all_background":
@@ -187,13 +219,13 @@ class _OfPictures:
         return grabcut(image_HWC, framed(image_HWC.shape[0], image_HWC.shape[1], self._row.parameter))
 
 
-class _OtherJudge(_OfPictures):
+class _OtherJudge:
     """Foreground and background change places where the judges disagree."""
 
-    def look(self, images_BCHW: Tensor, variants_BNCHW: Tensor | None) -> Look:
-        return _sure(torch.zeros(len(images_BCHW), *images_BCHW.shape[2:], dtype=torch.uint8))
+    layers: tuple[str, ...] = ()
+    crossover: int | None = None
 
-    def labels(self, look: Look, model: Model, pictures: Pictures) -> Labels:
+    def label(self, pictures: Pictures) -> Labels:
         foreground_BHW = pictures.truth.foreground_BHW
         disagree_BHW = pictures.truth.agreed_BHW != foreground_BHW
         return _sure(foreground_BHW ^ disagree_BHW.to(torch.uint8))
@@ -236,9 +268,17 @@ def shuffled(variants_BNCHW: Tensor) -> Tensor:
     return torch.gather(variants_BNCHW, 1, order_BNHW[:, :, None].expand(-1, -1, channels, -1, -1))
 
 
-def _clusters(look: Look) -> Clusters:
-    assert isinstance(look, Clusters)
-    return look
+def _each(pictures: Pictures, mask: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Labels:
+    images_BCHW = pictures.batch.images_BCHW
+    masks = [mask(image_HWC) for image_HWC in to_uint8(images_BCHW).cpu().numpy()]
+    return _sure(torch.from_numpy(np.stack(masks)).to(images_BCHW.device))
+
+
+def _at_size(clusters: Clusters, size: int) -> Tensor:
+    """Each pixel's cluster [B, H, W] int64, in images of a side that is a multiple of the clusters'."""
+    side = round(clusters.assignment_BP.shape[1] ** 0.5)
+    assignment_BHW = clusters.assignment_BP.unflatten(1, (side, side))
+    return assignment_BHW.repeat_interleave(size // side, dim=1).repeat_interleave(size // side, dim=2)
 
 
 def _sure(masks_BHW: Tensor) -> Labels:

@@ -1,51 +1,53 @@
 """The mask benchmark as pictures, PNG."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from pipeline.benchmark.masks_report import along, summary_rows
+from pipeline.benchmark.masks_report import along, axes_by_field, summary_rows
 from pipeline.benchmark.masks_results import ConfidenceCurve, MaskBenchmark, RowResult
-from pipeline.benchmark.masks_rows import Axis, axes_of
+from pipeline.benchmark.masks_rows import MODES, Axis, base_of
 
 Picture = NDArray[np.uint8]
 
 _INK, _SOFT, _BLUE, _ORANGE = "#262a33", "#9aa0ad", "#3f66d8", "#d98800"
 _DPI = 130
-_STRIP_INCHES, _TITLE_INCHES = 5.0, 2.2
+_STRIP_INCHES, _TITLE_INCHES = 5.0, 3.0
 
 
 def settings_plot(benchmark: MaskBenchmark) -> bytes:
-    """mIoU and trimap along each setting."""
-    axes = axes_of([result.row for result in benchmark.rows])
-    figure = Figure(figsize=(3.4 * len(axes), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
-        _settings_panel(panel, axis, benchmark)
-    panels[0].set_ylabel("mIoU on test images, %")
-    panels[0].legend(loc="lower right", frameon=False, fontsize=8)
+    """mIoU and trimap along each setting, in both modes."""
+    fields = axes_by_field(benchmark)
+    figure = Figure(figsize=(3.2 * len(fields), 6.0), layout="constrained")
+    grid = figure.subplots(2, len(fields), sharey="row", sharex="col", squeeze=False)
+    for column, (field, axes) in enumerate(fields.items()):
+        _settings_panel(grid[0][column], axes, benchmark, lambda result: result.test.scores.miou)
+        _settings_panel(grid[1][column], axes, benchmark, lambda result: result.test.scores.trimap_3px.miou)
+        grid[1][column].set_xlabel(field)
+    grid[0][0].set_ylabel("mIoU on test images, %")
+    grid[1][0].set_ylabel("3 px trimap, %")
+    grid[0][0].legend(loc="lower right", frameon=False, fontsize=8)
     return _png(figure)
 
 
-def _settings_panel(panel: Axes, axis: Axis, benchmark: MaskBenchmark) -> None:
-    by_value = along(axis, benchmark)
-    results = list(by_value.values())
-    places = np.arange(len(results))
-    whole = np.array([_percent(result.test.scores.miou) for result in results])
-    near = [_percent(result.test.scores.trimap_3px.miou) for result in results]
-    bounds = np.array([[100 * bound for bound in result.interval] for result in results]).T
-    panel.errorbar(places, whole, abs(bounds - whole), color=_BLUE, marker="o", capsize=3, label="whole image")
-    panel.plot(places, near, color=_ORANGE, marker="s", label="3 px trimap")
-    default = next(place for place, result in enumerate(results) if result.row.name == benchmark.default)
-    panel.axvline(default, color=_SOFT, linewidth=8, alpha=0.25, zorder=0)
-    panel.set_xticks(places, list(by_value), fontsize=8)
+def _settings_panel(
+    panel: Axes, axes: Sequence[Axis], benchmark: MaskBenchmark, score: Callable[[RowResult], float | None]
+) -> None:
+    for axis in axes:
+        colour, marker = (_BLUE, "o") if axis.mode == MODES[0] else (_ORANGE, "s")
+        by_value = along(axis, benchmark)
+        places = np.arange(len(by_value))
+        values = [_percent(score(result)) for result in by_value.values()]
+        panel.plot(places, values, color=colour, marker=marker, label=axis.mode)
+        default = [place for place, result in enumerate(by_value.values()) if result.row.name == base_of(axis.mode)]
+        panel.axvline(default[0], color=_SOFT, linewidth=8, alpha=0.15, zorder=0)
+        panel.set_xticks(places, list(by_value), fontsize=8)
     panel.margins(x=0.12)
-    panel.set_xlabel(axis.field)
     _dress(panel)
 
 
@@ -91,6 +93,7 @@ def cost_plot(benchmark: MaskBenchmark) -> bytes:
         panel.scatter(*place, color=_ORANGE, marker=marker, s=90, label=label, zorder=3)
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("ms an image, from seed to mask")
     panel.set_ylabel("mIoU on test images, %")
     panel.legend(loc="lower right", fontsize=8)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pipeline.benchmark.masks_results import ConfidenceCurve, MaskBenchmark, RowResult
-from pipeline.benchmark.masks_rows import Axis, Kind, axes_of, default_of
+from pipeline.benchmark.masks_rows import MODES, Axis, Kind, as_text, axes_of, base_of, default_of
 from pipeline.benchmark.masks_subjects import BATCH_SIZE
 
 _HEAD = ("labels by", "mIoU", "95 %", "against default", "fg", "bg", "3 px trimap", "where judges agree", "dev", "ms")
@@ -13,23 +13,38 @@ _FAMILIES: tuple[Kind, ...] = ("single_image", "grabcut", "border_fill")
 
 def summary_rows(benchmark: MaskBenchmark) -> list[RowResult]:
     """The rows that answer the question: ours, what bounds it, and the controls, each at its best on dev."""
-    ours = dict.fromkeys((benchmark.default, benchmark.tuned))
-    names = [*ours, "paper", "ceiling", "other-judge", "shuffled", "average-mask", "average-grabcut"]
+    ours = dict.fromkeys((benchmark.default, benchmark.tuned, *(base_of(mode) for mode in MODES), "paper"))
+    bounds = ("ceiling", "other-judge")
+    controls = ("shuffled", "shuffled-readout", "single-image-readout", "average-mask", "average-grabcut")
     chosen = [best_on_dev(_family(benchmark, kind)) for kind in _FAMILIES]
-    return [*(benchmark.result(name) for name in names), *chosen, benchmark.result("all-background")]
+    named = [benchmark.result(name) for name in (*ours, *bounds, *controls)]
+    return [*named, *chosen, benchmark.result("all-background")]
 
 
 def _family(benchmark: MaskBenchmark, kind: Kind) -> list[RowResult]:
     rows = [result for result in benchmark.rows if result.row.kind == kind]
-    return [result for result in rows if result.row.subject == "generator" and not result.row.merged_by_truth]
+    plain = [
+        result for result in rows if not result.row.merged_by_truth and result.row.labeler.masks_from == "clusters"
+    ]
+    return [result for result in (plain or rows) if result.row.subject == "generator"]
 
 
 def along(axis: Axis, benchmark: MaskBenchmark) -> dict[str, RowResult]:
     """Results by the setting's value. One variant is the image itself."""
-    results = {str(getattr(row.labeler, axis.field)): benchmark.result(row.name) for row in axis.rows}
-    if axis.field == "variants":
-        return {"1": benchmark.result(f"single-image-{axis.rows[0].labeler.clusters}"), **results}
-    return results
+    results = {as_text(getattr(row.labeler, axis.field)): benchmark.result(row.name) for row in axis.rows}
+    if axis.field != "variants":
+        return results
+    number = axis.rows[0].labeler.clusters
+    alone = "single-image-readout" if axis.mode == "readout" else f"single-image-{number}"
+    return {"1": benchmark.result(alone), **results}
+
+
+def axes_by_field(benchmark: MaskBenchmark) -> dict[str, list[Axis]]:
+    """Both modes' axes of each setting."""
+    found: dict[str, list[Axis]] = {}
+    for axis in axes_of([result.row for result in benchmark.rows]):
+        found.setdefault(axis.field, []).append(axis)
+    return found
 
 
 def best_on_dev(results: Sequence[RowResult]) -> RowResult:
@@ -51,10 +66,13 @@ def markdown(benchmark: MaskBenchmark) -> str:
         "![Examples](masks-examples.png)",
         "## One setting at a time",
     ]
-    for axis in axes_of([result.row for result in benchmark.rows]):
-        parts += [f"### {axis.field}", _table(list(along(axis, benchmark).values()), benchmark)]
-    parts += ["![Settings](masks-settings.png)", "![Cost](masks-cost.png)", "## Without truncation", _UNTRUNCATED]
-    parts += [_table([result for result in benchmark.rows if result.row.subject == "untruncated"], benchmark)]
+    for field, axes in axes_by_field(benchmark).items():
+        rows = [result for axis in axes for result in along(axis, benchmark).values()]
+        parts += [f"### {field}", _table(rows, benchmark)]
+    parts += ["![Settings](masks-settings.png)", "![Cost](masks-cost.png)"]
+    untruncated = [result for result in benchmark.rows if result.row.subject == "untruncated"]
+    if untruncated:
+        parts += ["## Without truncation", _UNTRUNCATED, _table(untruncated, benchmark)]
     parts += ["## Ideal style mixing", _DRAWINGS]
     parts += [_table([result for result in benchmark.rows if result.row.subject == "drawings"], benchmark)]
     parts += ["## Dropping images that the labeler is unsure of", *map(_confidence, benchmark.confidence)]
@@ -107,7 +125,7 @@ def _cells(result: RowResult, benchmark: MaskBenchmark) -> tuple[str, ...]:
 
 
 def _title(result: RowResult) -> str:
-    if result.crossover is None or result.row.labeler.crossover != "auto" or result.row.kind != "style_mixing":
+    if result.crossover is None or result.row.labeler.crossover != "auto":
         return result.row.title
     return f"{result.row.title} (crossover {result.crossover})"
 

@@ -3,7 +3,10 @@
 Shape suffixes: B batch, N variants, C channels, H height, W width, L rows of w, D style.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,8 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.benchmark.avatars import recolourings
+from pipeline.generator.networks import Generator, Noise, Synthesis, Trunk
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers.mixing import images_per_pass, measure_crossovers, mix
+from pipeline.labelers.fit_style_mixing import fit_style_mixing
+from pipeline.labelers.mixing import mix_in_passes
 from schemas.config import StyleMixingConfig
 
 SplitName = Literal["fit", "dev", "test"]
@@ -21,6 +26,7 @@ SplitName = Literal["fit", "dev", "test"]
 FIRST_SEED: Mapping[SplitName, int] = {"dev": 1_000_000_000, "test": 2_000_000_000}
 
 BATCH_SIZE = 16
+_MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,10 @@ Judge = Callable[[Tensor], Truth]
 
 @dataclass(frozen=True)
 class Pictures:
-    """A batch with its truth. The variants of drawings are drawn beforehand."""
+    """A batch with its truth."""
 
     batch: Batch
     truth: Truth
-    variants_BNCHW: Tensor | None = None
 
 
 class Subject(Protocol):
@@ -52,59 +57,105 @@ class Subject(Protocol):
     device: torch.device
     splits: Mapping[SplitName, Sequence[Pictures]]
 
-    def crossover(self, config: StyleMixingConfig) -> int | None:
-        """The row of w that `crossover: auto` chooses, or the given one; None where there are no rows."""
+    def variants(self, batch: Batch, count: int) -> Tensor:
+        """Style-mixed variants [B, N, C, h, w] float32 of a batch, as the labeler's defaults mix them."""
 
-    def variants(self, batch: Batch, count: int, crossover: int | None) -> Tensor:
-        """Style-mixed variants [B, N, C, H, W] float32 of a batch."""
+
+class PicturesAlone:
+    """Pictures without variants, for methods that look at single images."""
+
+    def __init__(self, device: torch.device, splits: Mapping[SplitName, Sequence[Pictures]]) -> None:
+        self.device, self.splits = device, splits
+
+    def variants(self, batch: Batch, count: int) -> Tensor:
+        raise ValueError("these pictures have no variants: choose a method that looks at single images")
+
+
+class RememberingGenerator(Generator):
+    """A generator that keeps the variants it has made, so that rows which look at the same ones share them.
+
+    Bits are those of the generator itself: a synthesis is repeated only when all it depends on is equal.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator.spec)
+        self.load_state_dict(generator.state_dict())
+        self.compute_dtype = generator.compute_dtype
+        self.num_syntheses = 0
+        """Syntheses of variants that were computed, not remembered."""
+        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._is_remembering = True
+
+    def synthesize(
+        self,
+        ws_BLD: Tensor,
+        noise: Noise = "const",
+        *,
+        resolution: int | None = None,
+        taps: Collection[str] = (),
+        trunk: Trunk | None = None,
+    ) -> Synthesis:
+        if trunk is None or taps or not isinstance(noise, str) or not self._is_remembering:
+            return super().synthesize(ws_BLD, noise, resolution=resolution, taps=taps, trunk=trunk)
+        key = _digest(f"{noise} {resolution} {trunk.row}", ws_BLD, trunk.x_BCHW, trunk.images_BCHW, trunk.shortcut_BCHW)
+        if key not in self._kept:
+            self.num_syntheses += len(ws_BLD)
+            made = super().synthesize(ws_BLD, noise, resolution=resolution, trunk=trunk)
+            self._kept[key] = made.images_BCHW
+            while sum(images.nbytes for images in self._kept.values()) > _MOST_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return Synthesis(self._kept[key], {})
+
+    @contextmanager
+    def forgetful(self) -> Iterator[None]:
+        """Within it every synthesis is computed: for measuring time."""
+        self._is_remembering = False
+        try:
+            yield
+        finally:
+            self._is_remembering = True
+
+
+def _digest(text: str, *tensors: Tensor | None) -> bytes:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 class GeneratorSubject:
     """A generator's images, judged by an oracle."""
 
     def __init__(
-        self,
-        sampler: Sampler,
-        judge: Judge,
-        labeler: StyleMixingConfig,
-        sizes: Mapping[SplitName, int],
-        most_variants: int,
+        self, sampler: Sampler, judge: Judge, labeler: StyleMixingConfig, sizes: Mapping[SplitName, int]
     ) -> None:
-        """labeler: says which seeds are donors and images of `fit`. sizes: images of every split. Raises what the
-        judge raises for images that it does not take."""
-        self.device = sampler.device
-        self._sampler = sampler
-        self._judge = judge
-        self._crossovers: dict[tuple[int, float], int] = {}
-        donor_seeds = range(labeler.donor_first_seed, labeler.donor_first_seed + most_variants)
-        self._donors_NLD, _ = sampler.ws(donor_seeds, psi=labeler.donor_truncation_psi)
+        """labeler: the defaults, which say which seeds are donors and images of `fit`. sizes: images of every split.
+
+        Raises what the judge raises for images that it does not take.
+        """
+        self.device, self.sampler = sampler.device, sampler
+        self._judge, self._labeler = judge, labeler
+        self._chosen: tuple[Tensor, int, int] | None = None
         first_seed: Mapping[SplitName, int] = {"fit": labeler.fit_first_seed, **FIRST_SEED}
         self.splits: Mapping[SplitName, Sequence[Pictures]] = {
             name: self._pictures(range(first, first + sizes[name])) for name, first in first_seed.items()
         }
 
-    def crossover(self, config: StyleMixingConfig) -> int | None:
-        if config.crossover != "auto":
-            return config.crossover
-        # As `fit` does: up to 16 images and 8 donors.
-        num_donors = min(8, config.variants)
-        known = (num_donors, config.min_layout_agreement)
-        if known not in self._crossovers:
-            batch = self.splits["fit"][0].batch
-            table = measure_crossovers(self._sampler.generator, batch, self._donors_NLD[:num_donors])
-            self._crossovers[known] = table.choose(config.min_layout_agreement)
-        return self._crossovers[known]
-
-    def variants(self, batch: Batch, count: int, crossover: int | None) -> Tensor:
-        assert crossover is not None
-        generator, donors_NLD = self._sampler.generator, self._donors_NLD[:count]
-        at_once = images_per_pass(count, generator.spec.resolution, self.device)
-        parts = [range(len(batch))[start : start + at_once] for start in range(0, len(batch), at_once)]
-        return torch.cat([mix(generator, batch.select(part), donors_NLD, crossover) for part in parts])
+    def variants(self, batch: Batch, count: int) -> Tensor:
+        """At the row of w and the resolution that `fit` chooses with default settings."""
+        if self._chosen is None:
+            fitted = fit_style_mixing(self._labeler, self.sampler)
+            self._chosen = fitted.donors_NLD, fitted.provenance.crossover, fitted.provenance.variant_resolution
+        donors_NLD, crossover, resolution = self._chosen
+        passes = mix_in_passes(self.sampler.generator, batch, donors_NLD[:count], crossover, resolution)
+        return torch.cat([variants_BNCHW for _, variants_BNCHW in passes])[: len(batch)]
 
     def _pictures(self, seeds: range) -> list[Pictures]:
-        size = self._sampler.numerics.batch_size
-        batches = [self._sampler.sample(seeds[start : start + size]) for start in range(0, len(seeds), size)]
+        size = self.sampler.numerics.batch_size
+        batches = [self.sampler.sample(seeds[start : start + size]) for start in range(0, len(seeds), size)]
         return [Pictures(batch, self._judge(batch.images_BCHW)) for batch in batches]
 
 
@@ -114,29 +165,25 @@ class DrawingsSubject:
     def __init__(self, resolution: int, sizes: Mapping[SplitName, int], most_variants: int) -> None:
         """sizes: images of every split. Raises ImportError without the benchmark extra."""
         self.device = torch.device("cpu")
+        self._resolution, self._most_variants = resolution, most_variants
+        self._variants: dict[tuple[int, ...], Tensor] = {}
         first_seed: Mapping[SplitName, int] = {"fit": 0, **FIRST_SEED}
         self.splits: Mapping[SplitName, Sequence[Pictures]] = {
             name: [
-                _drawn(range(first, first + sizes[name])[start : start + BATCH_SIZE], resolution, most_variants)
+                self._drawn(range(first, first + sizes[name])[start : start + BATCH_SIZE])
                 for start in range(0, sizes[name], BATCH_SIZE)
             ]
             for name, first in first_seed.items()
         }
-        self._variants = {id(p.batch): p.variants_BNCHW for split in self.splits.values() for p in split}
 
-    def crossover(self, config: StyleMixingConfig) -> int | None:
-        return None
+    def variants(self, batch: Batch, count: int) -> Tensor:
+        return self._variants[batch.seeds][:, :count]
 
-    def variants(self, batch: Batch, count: int, crossover: int | None) -> Tensor:
-        variants_BNCHW = self._variants[id(batch)]
-        assert variants_BNCHW is not None
-        return variants_BNCHW[:, :count]
-
-
-def _drawn(seeds: range, resolution: int, num_variants: int) -> Pictures:
-    pairs = [recolourings(seed, resolution, num_variants) for seed in seeds]
-    variants_BNHWC = torch.from_numpy(np.stack([images for images, _ in pairs]))
-    variants_BNCHW = variants_BNHWC.permute(0, 1, 4, 2, 3) / 127.5 - 1
-    foreground_BHW = torch.from_numpy(np.stack([mask_HW > 0 for _, mask_HW in pairs]).astype(np.uint8))
-    batch = Batch(tuple(seeds), (None,) * len(seeds), torch.empty(len(seeds), 0, 0), variants_BNCHW[:, 0], "none")
-    return Pictures(batch, Truth(foreground_BHW, foreground_BHW), variants_BNCHW)
+    def _drawn(self, seeds: range) -> Pictures:
+        pairs = [recolourings(seed, self._resolution, self._most_variants) for seed in seeds]
+        variants_BNHWC = torch.from_numpy(np.stack([images for images, _ in pairs]))
+        variants_BNCHW = variants_BNHWC.permute(0, 1, 4, 2, 3) / 127.5 - 1
+        foreground_BHW = torch.from_numpy(np.stack([mask_HW > 0 for _, mask_HW in pairs]).astype(np.uint8))
+        batch = Batch(tuple(seeds), (None,) * len(seeds), torch.empty(len(seeds), 0, 0), variants_BNCHW[:, 0], "none")
+        self._variants[batch.seeds] = variants_BNCHW
+        return Pictures(batch, Truth(foreground_BHW, foreground_BHW))

@@ -1,15 +1,14 @@
 """The sweep of the mask benchmark: every row labeled, scored and timed.
 
-Settings are chosen on dev images and reported on test images. Variants are synthesised once for all rows that mix from
-one row of w. Each finished row is a file; run again, the sweep goes on from the rows that are there.
+Settings are chosen on dev images and reported on test images. Rows that look at the same variants share them. Each
+finished row is a file; run again, the sweep goes on from the rows that are there.
 
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
 import hashlib
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.benchmark.masks_methods import Look, Method, Model, method_of
+from pipeline.benchmark.masks_methods import Method, fitted_method
 from pipeline.benchmark.masks_results import CLASSES, Circumstances, ImageResult, RowResult, SplitResult, interval
 from pipeline.benchmark.masks_rows import (
     DEFAULT,
@@ -31,7 +30,15 @@ from pipeline.benchmark.masks_rows import (
     is_label_free_mixing,
     mask_rows,
 )
-from pipeline.benchmark.masks_subjects import DrawingsSubject, GeneratorSubject, Judge, Pictures, SplitName, Subject
+from pipeline.benchmark.masks_subjects import (
+    DrawingsSubject,
+    GeneratorSubject,
+    Judge,
+    Pictures,
+    RememberingGenerator,
+    SplitName,
+    Subject,
+)
 from pipeline.generator.sampling import Sampler, to_uint8
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
@@ -65,22 +72,35 @@ class Extent:
     timed_batches: int
     fit_samples: int | None = None
     """None: the labeler's default."""
+    quick: bool = False
+    """Fewer rows."""
 
 
 FULL = Extent(num_dev=128, num_test=256, drawings={"fit": 64, "dev": 32, "test": 96}, timed_batches=3)
-QUICK = Extent(num_dev=16, num_test=32, drawings={"fit": 16, "dev": 16, "test": 16}, timed_batches=1, fit_samples=32)
+QUICK = Extent(
+    num_dev=16, num_test=32, drawings={"fit": 16, "dev": 16, "test": 16}, timed_batches=1, fit_samples=32, quick=True
+)
 
 
 class MaskSweep:
     """Measures the rows that are not in the store yet."""
 
     def __init__(
-        self, store: Store, sampler: Sampler, judge: Judge, circumstances: Circumstances, extent: Extent
+        self,
+        store: Store,
+        sampler: Sampler,
+        judge: Judge,
+        circumstances: Circumstances,
+        extent: Extent,
+        only: Collection[str] | None = None,
     ) -> None:
-        """circumstances: what results depend on beside rows, extent and code."""
-        self._store, self._sampler, self._judge, self._extent = store, sampler, judge, extent
+        """circumstances: what results depend on beside rows, extent and code. only: names of rows; None for all."""
+        self._store, self._judge, self._extent = store, judge, extent
         self._subjects: dict[SubjectName, Subject] = {}
-        self.rows = mask_rows(sampler.generator.spec.num_ws, extent.fit_samples)
+        self._generator = RememberingGenerator(sampler.generator)
+        self._sampler = Sampler(self._generator, sampler.config, sampler.numerics, sampler.device)
+        rows = mask_rows(sampler.generator.spec, extent.fit_samples, extent.quick)
+        self.rows = tuple(row for row in rows if only is None or row.name in only)
         self.key = _key(circumstances, extent)
 
     def run(self, tell: Callable[[str], None]) -> tuple[RowResult, ...]:
@@ -94,10 +114,10 @@ class MaskSweep:
     def _results(self, rows: Sequence[MaskRow], tell: Callable[[str], None]) -> list[RowResult]:
         stored = {row.name: self.stored(row) for row in rows}
         missing = [row for row in rows if stored[row.name] is None]
-        for (subject, crossover), group in self._groups(missing).items():
-            for result in self._measured(self._subject(subject), crossover, group):
-                stored[result.row.name] = result
-                tell(_line(result))
+        for row in sorted(missing, key=_sharing):
+            result = self._measured(row)
+            stored[row.name] = result
+            tell(_line(result))
         return [result for result in stored.values() if result is not None]
 
     def stored(self, row: MaskRow) -> RowResult | None:
@@ -117,8 +137,8 @@ class MaskSweep:
 
     def _make_subject(self, name: SubjectName) -> Subject:
         extent = self._extent
-        most_variants = max(row.labeler.variants for row in self.rows if row.subject == name)
         if name == "drawings":
+            most_variants = max(row.labeler.variants for row in self.rows if row.subject == name)
             return DrawingsSubject(self._sampler.generator.spec.resolution, extent.drawings, most_variants)
         labeler = next(row.labeler for row in self.rows if row.name == DEFAULT)
         sizes: dict[SplitName, int] = {"fit": labeler.fit_samples, "dev": extent.num_dev, "test": extent.num_test}
@@ -126,42 +146,49 @@ class MaskSweep:
         if name == "untruncated":
             config = sampler.config.model_copy(update={"truncation_psi": 1.0})
             sampler = Sampler(sampler.generator, config, sampler.numerics, sampler.device)
-        return GeneratorSubject(sampler, self._judge, labeler, sizes, most_variants)
+        return GeneratorSubject(sampler, self._judge, labeler, sizes)
 
-    def _groups(self, rows: Sequence[MaskRow]) -> dict[tuple[SubjectName, int | None], list[MaskRow]]:
-        """Rows that share their variants."""
-        groups: defaultdict[tuple[SubjectName, int | None], list[MaskRow]] = defaultdict(list)
-        for row in rows:
-            needs_variants = method_of(row, self._sampler.device).num_variants > 0
-            crossover = self._subject(row.subject).crossover(row.labeler) if needs_variants else None
-            groups[row.subject, crossover].append(row)
-        return groups
+    def _measured(self, row: MaskRow) -> RowResult:
+        subject = self._subject(row.subject)
+        method = fitted_method(row, subject)
+        dev, _, _ = self._scored(subject, "dev", method)
+        test, images, shown = self._scored(subject, "test", method)
+        result = RowResult(
+            row=row,
+            key=self.key,
+            crossover=method.crossover,
+            dev=dev,
+            test=test,
+            interval=interval(images),
+            seconds_per_image=self._seconds(subject, row, method),
+            images=tuple(images),
+        )
+        self._store.replace(picture_path(row.name), _png(np.concatenate(shown, axis=1)))
+        self._store.replace(result_path(row.name), result.model_dump_json(indent=1).encode())
+        return result
 
-    def _measured(self, subject: Subject, crossover: int | None, rows: Sequence[MaskRow]) -> Iterator[RowResult]:
-        methods = {row.name: method_of(row, subject.device) for row in rows}
-        looks = _looks(subject, methods, crossover)
-        for row in rows:
-            method, own = methods[row.name], looks[row.name]
-            model = method.fit(own["fit"])
-            dev, _, _ = _scored(subject.splits["dev"], method, own["dev"], model)
-            test, images, shown = _scored(subject.splits["test"], method, own["test"], model)
-            result = RowResult(
-                row=row,
-                key=self.key,
-                crossover=crossover,
-                dev=dev,
-                test=test,
-                interval=interval(images),
-                seconds_per_image=self._seconds(subject, row, method, model, crossover),
-                images=tuple(images),
+    @staticmethod
+    def _scored(
+        subject: Subject, split: SplitName, method: Method
+    ) -> tuple[SplitResult, list[ImageResult], list[NDArray[np.uint8]]]:
+        """Scores, each image's counts, and the first masks."""
+        whole, agreed = MaskEvaluator(CLASSES), MaskEvaluator(CLASSES)
+        images: list[ImageResult] = []
+        shown: list[NDArray[np.uint8]] = []
+        for pictures in subject.splits[split]:
+            labels = method.label(_with_features(pictures, subject, method))
+            truth = pictures.truth
+            masks_BHW, truth_BHW, agreed_BHW = (
+                masks.cpu().numpy() for masks in (labels.masks_BHW, truth.foreground_BHW, truth.agreed_BHW)
             )
-            self._store.replace(picture_path(row.name), _png(np.concatenate(shown, axis=1)))
-            self._store.replace(result_path(row.name), result.model_dump_json(indent=1).encode())
-            yield result
+            for index, confidence in enumerate(labels.confidence_B.tolist()):
+                whole.add(masks_BHW[index], truth_BHW[index])
+                agreed.add(masks_BHW[index], agreed_BHW[index])
+                images.append(_counted(pictures.batch.seeds[index], confidence, masks_BHW[index], truth_BHW[index]))
+            shown += list(masks_BHW[: NUM_SHOWN - len(shown)])
+        return SplitResult(scores=whole.scores(), agreed=agreed.scores()), images, shown
 
-    def _seconds(
-        self, subject: Subject, row: MaskRow, method: Method, model: Model, crossover: int | None
-    ) -> float | None:
+    def _seconds(self, subject: Subject, row: MaskRow, method: Method) -> float | None:
         """Seconds an image from seed to mask on the host: the median of several batches."""
         if row.kind not in _TIMED or row.merged_by_truth or row.subject != "generator":
             return None
@@ -169,11 +196,9 @@ class MaskSweep:
         for pictures in subject.splits["test"][: self._extent.timed_batches]:
             _synchronise(subject.device)
             start = time.perf_counter()
-            batch = self._sampler.sample(pictures.batch.seeds)
-            count = method.num_variants
-            variants_BNCHW = subject.variants(batch, count, crossover) if count else None
-            look = method.look(batch.images_BCHW, variants_BNCHW)
-            method.labels(look, model, pictures).masks_BHW.cpu()
+            with self._generator.forgetful():
+                batch = self._sampler.sample(pictures.batch.seeds, method.layers)
+                method.label(Pictures(batch, pictures.truth)).masks_BHW.cpu()
             seconds.append((time.perf_counter() - start) / len(batch))
         return median(seconds)
 
@@ -198,52 +223,35 @@ def picture_path(row: str) -> str:
 
 
 def best_of_each_axis(results: Sequence[RowResult]) -> MaskRow | None:
-    """The row with the value of each setting that is best on dev; None if it is among the results already."""
+    """The row with the value of each setting that is best on dev, in the default's mode.
+
+    None if it is among the results already.
+    """
     by_name = {result.row.name: result for result in results}
 
     def merit(row: MaskRow) -> tuple[float, bool]:
         return by_name[row.name].dev.scores.miou or 0.0, row.name == DEFAULT  # among equals the default
 
-    axes = axes_of([result.row for result in results])
+    mode = by_name[DEFAULT].row.labeler.masks_from
+    axes = [axis for axis in axes_of([result.row for result in results]) if axis.mode == mode]
     best = {axis.field: max(axis.rows, key=merit) for axis in axes}
     combined = combined_row(best, by_name[DEFAULT].row)
     known = [result.row.labeler for result in results if is_label_free_mixing(result.row)]
     return None if combined.labeler in known else combined
 
 
-def _looks(
-    subject: Subject, methods: dict[str, Method], crossover: int | None
-) -> dict[str, dict[SplitName, list[Look]]]:
-    """What each method keeps of each batch, by row and split. Variants live for one batch only."""
-    most_variants = max(method.num_variants for method in methods.values())
-    looks: dict[str, dict[SplitName, list[Look]]] = {name: {split: [] for split in subject.splits} for name in methods}
-    for split, batches in subject.splits.items():
-        for pictures in batches:
-            variants_BNCHW = subject.variants(pictures.batch, most_variants, crossover) if most_variants else None
-            for name, method in methods.items():
-                looks[name][split].append(method.look(pictures.batch.images_BCHW, variants_BNCHW))
-    return looks
+def _with_features(pictures: Pictures, subject: Subject, method: Method) -> Pictures:
+    """Pictures as the method wants them. Features are too many to keep: images are synthesised again."""
+    if not method.layers:
+        return pictures
+    assert isinstance(subject, GeneratorSubject)
+    return Pictures(subject.sampler.sample(pictures.batch.seeds, method.layers), pictures.truth)
 
 
-def _scored(
-    split: Sequence[Pictures], method: Method, looks: Sequence[Look], model: Model
-) -> tuple[SplitResult, list[ImageResult], list[NDArray[np.uint8]]]:
-    """Scores, each image's counts, and the first masks."""
-    whole, agreed = MaskEvaluator(CLASSES), MaskEvaluator(CLASSES)
-    images: list[ImageResult] = []
-    shown: list[NDArray[np.uint8]] = []
-    for pictures, look in zip(split, looks, strict=True):
-        labels = method.labels(look, model, pictures)
-        masks_BHW = labels.masks_BHW.cpu().numpy()
-        truth_BHW, agreed_BHW = (
-            masks.cpu().numpy() for masks in (pictures.truth.foreground_BHW, pictures.truth.agreed_BHW)
-        )
-        for index, confidence in enumerate(labels.confidence_B.tolist()):
-            whole.add(masks_BHW[index], truth_BHW[index])
-            agreed.add(masks_BHW[index], agreed_BHW[index])
-            images.append(_counted(pictures.batch.seeds[index], confidence, masks_BHW[index], truth_BHW[index]))
-        shown += list(masks_BHW[: NUM_SHOWN - len(shown)])
-    return SplitResult(scores=whole.scores(), agreed=agreed.scores()), images, shown
+def _sharing(row: MaskRow) -> tuple[str, str, str, int]:
+    """Rows that look at the same variants stand together."""
+    labeler = row.labeler
+    return row.subject, str(labeler.crossover), str(labeler.variant_resolution), labeler.variants
 
 
 def _counted(seed: int, confidence: float, mask_HW: NDArray[np.uint8], truth_HW: NDArray[np.uint8]) -> ImageResult:

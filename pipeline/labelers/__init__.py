@@ -2,8 +2,9 @@
 
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers.base import Labeler, Labels
+from pipeline.labelers.fit_style_mixing import fit_style_mixing
 from pipeline.labelers.fitted import FittedLabelerError, FittedStyleMixing
-from pipeline.labelers.style_mixing import StyleMixingLabeler, check_crossover, fit_style_mixing
+from pipeline.labelers.style_mixing import StyleMixingLabeler, check_style_mixing
 from schemas.config import LabelerConfig
 
 __all__ = ["FittedLabelerError", "Labeler", "Labels", "check_labeler", "fit_labeler", "open_labeler"]
@@ -11,7 +12,7 @@ __all__ = ["FittedLabelerError", "Labeler", "Labels", "check_labeler", "fit_labe
 
 def check_labeler(config: LabelerConfig, sampler: Sampler) -> None:
     """Raises ConfigError where configuration and generator do not fit together."""
-    check_crossover(config, sampler.generator.spec.num_ws)
+    check_style_mixing(config, sampler.generator.spec)
 
 
 def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str | None = None) -> bytes:
@@ -25,6 +26,6 @@ def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str 
 
 def open_labeler(config: LabelerConfig, sampler: Sampler, fitted: bytes) -> Labeler:
     """The labeler that `fit_labeler` made. Raises ConfigError, or FittedLabelerError when the file does not fit."""
-    check_crossover(config, sampler.generator.spec.num_ws)
+    check_style_mixing(config, sampler.generator.spec)
     file = FittedStyleMixing.from_bytes(fitted, config, sampler.generator.spec, sampler.device)
     return StyleMixingLabeler(config, sampler, file)

@@ -9,15 +9,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pipeline.generator.networks import GeneratorSpec
+from pipeline.generator.spec import GeneratorSpec, num_rows
+from pipeline.labelers.confidence import ConfidenceModel
 from pipeline.labelers.foreground import ForegroundModel
+from pipeline.labelers.joint_upsampling import resample
+from pipeline.labelers.parts import PartsModel
+from pipeline.labelers.readout import Readout, readout_resolution, readout_shapes
 from schemas.config import StyleMixingConfig
 from schemas.errors import LabelmillError
 
 FORMAT = "labelmill-style-mixing"
-VERSION = 1
+VERSION = 2
 METADATA_KEY = "labelmill"
-_FOREGROUND_PREFIX = "foreground."
 _REMEDY = "Fit again with `labelmill fit` in a new output"
 
 
@@ -41,7 +44,19 @@ class Provenance(BaseModel):
     crossover: int
     layout_agreement: dict[int, float] | None
     """By row, what `crossover: auto` chose from; null where the run file gave the crossover."""
+    foreground_agreement: dict[int, float] | None
     colour_change: dict[int, float] | None
+    variant_resolution: int
+    variant_agreement: dict[int, float] | None
+    """By resolution, what `variant_resolution: auto` chose from: mean IoU with the masks of full variants; null where
+    there was no choice."""
+    readout_agreement: float
+    """Mean IoU of the read-out's masks with those of the clusters, over the images of `fit`."""
+
+
+def num_signals(config: StyleMixingConfig) -> int:
+    """What a labeler notices about a mask: its sharpness, and how far the read-out's halves agree."""
+    return 2 if config.masks_from == "readout" else 1
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,20 @@ class FittedStyleMixing:
     provenance: Provenance
     donors_NLD: Tensor
     foreground: ForegroundModel
+    parts: PartsModel | None
+    """None where the foreground is one."""
+    readout: Readout
+    confidence: ConfidenceModel
 
     def to_bytes(self) -> bytes:
         """The file. Equal contents give equal bytes."""
-        tensors = {"donors": self.donors_NLD}
-        for field in fields(ForegroundModel):
-            tensors[_FOREGROUND_PREFIX + field.name] = getattr(self.foreground, field.name)
+        tensors = {
+            "donors": self.donors_NLD,
+            **_tensors("foreground", self.foreground),
+            **({} if self.parts is None else _tensors("parts", self.parts)),
+            **{f"readout.{name}": tensor for name, tensor in self.readout.weights.items()},
+            **_tensors("confidence", self.confidence),
+        }
         stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sorted(tensors.items())}
         text = json.dumps(self.provenance.model_dump(mode="json"), sort_keys=True, allow_nan=False)
         return save(stored, metadata={METADATA_KEY: text})
@@ -72,14 +95,34 @@ class FittedStyleMixing:
             raise FittedLabelerError(f"fitted labeler: damaged safetensors file ({error}). {_REMEDY}") from error
         provenance = _read_provenance(content)
         _check_purpose(provenance, config, spec)
-        _check_shapes(tensors, _expected_shapes(config, spec))
+        _check_shapes(tensors, _expected_shapes(provenance, spec))
+        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+        foreground = ForegroundModel(**_named("foreground", on_device))
         return FittedStyleMixing(
             provenance,
-            tensors["donors"].to(device),
-            ForegroundModel(
-                **{f.name: tensors[_FOREGROUND_PREFIX + f.name].to(device) for f in fields(ForegroundModel)}
+            on_device["donors"],
+            foreground,
+            PartsModel(**_named("parts", on_device)) if config.parts > 1 else None,
+            Readout(
+                {name: on_device[f"readout.{name}"] for name in readout_shapes(spec, config.parts)},
+                readout_background(foreground, spec),
             ),
+            ConfidenceModel(**_named("confidence", on_device)),
         )
+
+
+def readout_background(foreground: ForegroundModel, spec: GeneratorSpec) -> Tensor:
+    """The map of the background as the read-out takes it."""
+    return resample(foreground.background_HW[None, None], readout_resolution(spec))[0, 0]
+
+
+def _tensors(prefix: str, model: ForegroundModel | PartsModel | ConfidenceModel) -> dict[str, Tensor]:
+    return {f"{prefix}.{field.name}": getattr(model, field.name) for field in fields(model)}
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those that `_tensors` stored under a prefix, by their own names."""
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _read_provenance(content: bytes) -> Provenance:
@@ -111,16 +154,29 @@ def _check_purpose(provenance: Provenance, config: StyleMixingConfig, spec: Gene
         raise FittedLabelerError(
             f"fitted labeler: made for another configuration or generator ({'; '.join(differing)}). {_REMEDY}"
         )
-    if not 1 <= provenance.crossover < spec.num_ws:
+    sizes = [size for size, _ in spec.channels]
+    if provenance.variant_resolution not in sizes:
         raise FittedLabelerError(
-            f"fitted labeler: crossover {provenance.crossover} not in 1 to {spec.num_ws - 1}. {_REMEDY}"
+            f"fitted labeler: variant_resolution {provenance.variant_resolution} not in {sizes}. {_REMEDY}"
+        )
+    num_rows_mixed = num_rows(provenance.variant_resolution)
+    if not 1 <= provenance.crossover < num_rows_mixed:
+        raise FittedLabelerError(
+            f"fitted labeler: crossover {provenance.crossover} not in 1 to {num_rows_mixed - 1}. {_REMEDY}"
         )
 
 
-def _expected_shapes(config: StyleMixingConfig, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
-    shapes = ForegroundModel.shapes(spec.resolution)
-    donors = (config.variants, spec.num_ws, spec.w_dim)
-    return {"donors": donors, **{_FOREGROUND_PREFIX + name: shape for name, shape in shapes.items()}}
+def _expected_shapes(provenance: Provenance, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
+    config = provenance.config
+    shapes = {
+        "foreground": ForegroundModel.shapes(provenance.variant_resolution),
+        "readout": readout_shapes(spec, config.parts),
+        "confidence": ConfidenceModel.shapes(num_signals(config)),
+    }
+    if config.parts > 1:
+        shapes["parts"] = PartsModel.shapes(config.parts, config.variants, spec.img_channels)
+    named = {f"{prefix}.{name}": shape for prefix, part in shapes.items() for name, shape in part.items()}
+    return {"donors": (config.variants, spec.num_ws, spec.w_dim), **named}
 
 
 def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:

@@ -6,7 +6,7 @@ a map of them starts as the mean affinity and is then the share of images in whi
 evidence is both together, and one threshold parts all clusters of all images in two. Nothing about a domain is written
 down; that clothes touch the lower border, say, shows in the map, because there the borders' other sides disagree.
 
-Shape suffixes: B batch, N variants, K clusters, P pixels (H * W), H height, W width, D dimensions.
+Shape suffixes: B batch, N variants, K clusters, P pixels (H * W), H height, W width, D dimensions, C colours.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.base import Labels
+from pipeline.labelers.decision import Decision, decide
+from pipeline.labelers.joint_upsampling import resize
 from pipeline.labelers.kmeans import Clusters, one_hot
 
 # Weight of an image's own affinity beside the map's 1. Measured against the best possible merging of the same clusters,
@@ -35,38 +38,43 @@ class ForegroundModel:
     """What calibration learned."""
 
     background_HW: Tensor
-    """Share of images in which a place is background, float32."""
+    """Share of images in which a place is background, float32, at the resolution of the clusters."""
     threshold: Tensor
     """[] float32: clusters with more evidence of background are background."""
     sharpness: Tensor
     """[] float32: log odds of a cluster per unit of evidence."""
-    typical_agreement: Tensor
-    """[] float32: median agreement of the calibration images' masks with the map."""
+    least_agreement: Tensor
+    """[] float32: the lowest agreement with the map that a calibration image's mask has."""
 
     @staticmethod
     def shapes(resolution: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the fields for images of a resolution."""
-        return {"background_HW": (resolution, resolution), "threshold": (), "sharpness": (), "typical_agreement": ()}
+        """Shapes of the fields for clusters of images of a resolution."""
+        return {"background_HW": (resolution, resolution), "threshold": (), "sharpness": (), "least_agreement": ()}
 
 
-def merge(clusters: Clusters, model: ForegroundModel, num_variants: int) -> Labels:
-    """Clusters to masks of background (0) and foreground (1), and the confidence in them.
+def merge(clusters: Clusters, model: ForegroundModel, num_variants: int, images_BCHW: Tensor) -> Labels:
+    """Clusters to masks of background (0) and foreground (1) of the images, and the confidence in them, not calibrated.
 
-    Confidence is how far the pixels' probabilities are from undecided, times the square of how well the mask agrees
-    with the map compared to a typical one. The agreement tells failed masks from good ones; margins alone hardly do.
+    The clusters may be of a lower resolution than the images float32 in [-1, 1]. Confidence is how sharp the
+    foreground's probability is, less where a mask is unlike those of calibration.
     """
-    background_P = model.background_HW.flatten()
-    evidence_BK = _evidence(clusters, border_affinity(clusters, num_variants), background_P)
-    probability_BHW = _probability_map(clusters, evidence_BK, model.threshold, model.sharpness)
-    masks_BHW = probability_BHW > 0.5
-    margin_B = (2 * probability_BHW - 1).abs().mean(dim=(1, 2))
-    relative_B = _agreement(masks_BHW, model.background_HW) / model.typical_agreement.clamp_min(1e-6)
-    return Labels(masks_BHW.to(torch.uint8), margin_B * relative_B.clamp_max(1).square())
+    probability_BK = cluster_probability(clusters, border_affinity(clusters, num_variants), model)
+    decision = decide_by_clusters(on_pixels(clusters, probability_BK)[:, None], images_BCHW)
+    return Labels(decision.masks_BHW, decision.sharpness() * familiarity(decision.masks_BHW, model))
+
+
+def decide_by_clusters(maps_BKHW: Tensor, images_BCHW: Tensor) -> Decision:
+    """Masks from maps that are as noisy as clusters are: edges are looked for within a sixteenth of the image."""
+    return decide(maps_BKHW, images_BCHW, radius=max(2, maps_BKHW.shape[2] // 32))
 
 
 def calibrate(clusters: Clusters, num_variants: int) -> ForegroundModel:
     """Learn from the clusters of many images [B, P] that share their variants' donors or do not."""
-    affinity_BK = border_affinity(clusters, num_variants)
+    return calibrate_affinity(clusters, border_affinity(clusters, num_variants))
+
+
+def calibrate_affinity(clusters: Clusters, affinity_BK: Tensor) -> ForegroundModel:
+    """Learn from the clusters of many images [B, P] and their affinity to the border, 0 to 1."""
     background_BP = torch.gather(affinity_BK, 1, clusters.assignment_BP)
     for _ in range(_ROUNDS):
         background_P = _smooth(background_BP.mean(dim=0))
@@ -74,28 +82,57 @@ def calibrate(clusters: Clusters, num_variants: int) -> ForegroundModel:
         low, high = _two_means(evidence_BK.flatten(), clusters.sizes_BK.flatten())
         threshold = (low + high) / 2
         background_BP = torch.gather((evidence_BK > threshold).float(), 1, clusters.assignment_BP)
-    background_HW = background_P.unflatten(0, (_side(clusters), -1))
+    background_HW = background_P.unflatten(0, (side_of(clusters), -1))
     sharpness = 2 * _TYPICAL_LOG_ODDS / (high - low).clamp_min(1e-3)
-    masks_BHW = _probability_map(clusters, evidence_BK, threshold, sharpness) > 0.5
-    typical_agreement = _agreement(masks_BHW, background_HW).median()
-    return ForegroundModel(background_HW, threshold, sharpness, typical_agreement)
+    agreement_B = soft_iou(1 - background_BP.unflatten(1, background_HW.shape), 1 - background_HW)
+    return ForegroundModel(background_HW, threshold, sharpness, agreement_B.min())
 
 
 def border_affinity(clusters: Clusters, num_variants: int) -> Tensor:
     """How well each cluster explains the colours of the border's pixels over the variants [B, K], 0 to 1.
 
     The mean, over the border's pixels, of the squared correlation of their cluster with this one, less what chance
-    gives between so few variants; negative correlation counts as none.
+    gives between so few variants; negative correlation counts as none. A variant's weight grows with how far it moves
+    colours, not with the square of that: else one donor with glaring colours can decide alone.
     """
     centred_BKND = clusters.centroids_BKD.unflatten(2, (num_variants, -1))
-    centred_BKD = (centred_BKND - centred_BKND.mean(dim=2, keepdim=True)).flatten(2)
-    unit_BKD = functional.normalize(centred_BKD, dim=2)
+    centred_BKND = centred_BKND - centred_BKND.mean(dim=2, keepdim=True)
+    share_BK1 = (clusters.sizes_BK / clusters.sizes_BK.sum(dim=1, keepdim=True))[:, :, None]
+    moved_BN = (centred_BKND.square().mean(dim=3) * share_BK1).sum(dim=1).sqrt()
+    weighted_BKD = (centred_BKND / moved_BN.sqrt().clamp_min(1e-3)[:, None, :, None]).flatten(2)
+    unit_BKD = functional.normalize(weighted_BKD, dim=2)
     explained_BKK = (unit_BKD @ unit_BKD.transpose(1, 2)).clamp_min(0).square()
     chance = 1 / max(num_variants - 1, 2)
     explained_BKK = (explained_BKK - chance).clamp_min(0) / (1 - chance)
-    border_P = _border(_side(clusters)).to(explained_BKK.device)
-    border_BK = one_hot(clusters.assignment_BP, clusters.sizes_BK.shape[1]) @ (border_P / border_P.sum())
-    return (explained_BKK @ border_BK[:, :, None]).squeeze(2)
+    return (explained_BKK @ border_share(clusters)[:, :, None]).squeeze(2)
+
+
+def border_share(clusters: Clusters) -> Tensor:
+    """Share of the border's pixels that each cluster has [B, K]."""
+    border_P = _border(side_of(clusters)).to(clusters.sizes_BK.device)
+    return one_hot(clusters.assignment_BP, clusters.sizes_BK.shape[1]) @ (border_P / border_P.sum())
+
+
+def cluster_probability(clusters: Clusters, affinity_BK: Tensor, model: ForegroundModel) -> Tensor:
+    """Probability that each cluster is foreground [B, K]."""
+    evidence_BK = _evidence(clusters, affinity_BK, model.background_HW.flatten())
+    return torch.sigmoid((model.threshold - evidence_BK) * model.sharpness)
+
+
+def on_pixels(clusters: Clusters, values_BK: Tensor) -> Tensor:
+    """Each pixel's cluster's value [B, H, W]."""
+    side = side_of(clusters)
+    return torch.gather(values_BK, 1, clusters.assignment_BP).unflatten(1, (side, side))
+
+
+def familiarity(masks_BHW: Tensor, model: ForegroundModel) -> Tensor:
+    """1 for masks that lie where foreground lies as far as calibration's masks do, less for others, which failed [B].
+
+    masks_BHW: class indices, 0 is background, of any resolution.
+    """
+    foreground_HW = resize(1 - model.background_HW[None, None], masks_BHW.shape[1])[0, 0]
+    agreement_B = soft_iou((masks_BHW != 0).float(), foreground_HW)
+    return (agreement_B / model.least_agreement.clamp_min(1e-6)).clamp_max(1).square()
 
 
 def _evidence(clusters: Clusters, affinity_BK: Tensor, background_P: Tensor) -> Tensor:
@@ -105,31 +142,7 @@ def _evidence(clusters: Clusters, affinity_BK: Tensor, background_P: Tensor) -> 
     return (place_BK + _AFFINITY_WEIGHT * affinity_BK) / (1 + _AFFINITY_WEIGHT)
 
 
-def _probability_map(clusters: Clusters, evidence_BK: Tensor, threshold: Tensor, sharpness: Tensor) -> Tensor:
-    """Probability of foreground [B, H, W] of each pixel: its cluster's, and a little of its neighbours'.
-
-    The binomial 3x3 blur takes single pixels that k-means put on the wrong side along with those around them.
-    """
-    probability_BK = torch.sigmoid((threshold - evidence_BK) * sharpness)
-    side = _side(clusters)
-    maps_BHW = torch.gather(probability_BK, 1, clusters.assignment_BP).view(-1, side, side)
-    padded = functional.pad(maps_BHW[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    rows = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    return (rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16
-
-
-def _agreement(masks_BHW: Tensor, background_HW: Tensor) -> Tensor:
-    """Soft IoU of masks and map [B], the mean of foreground's and background's."""
-    masks_BHW = masks_BHW.float()
-    pairs = (masks_BHW, 1 - background_HW), (1 - masks_BHW, background_HW)
-    ious = [
-        torch.minimum(mask, share).sum(dim=(1, 2)) / torch.maximum(mask, share).sum(dim=(1, 2)).clamp_min(1e-6)
-        for mask, share in pairs
-    ]
-    return (ious[0] + ious[1]) / 2
-
-
-def _side(clusters: Clusters) -> int:
+def side_of(clusters: Clusters) -> int:
     """Height and width of the square images that were clustered."""
     side = round(clusters.assignment_BP.shape[1] ** 0.5)
     assert side * side == clusters.assignment_BP.shape[1]

@@ -34,9 +34,14 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.inertia_B)
 
-    def take(self, count: int) -> "Clusters":
-        """The first `count` items."""
-        return Clusters(*(getattr(self, field.name)[:count] for field in fields(self)))
+    def __getitem__(self, items: slice) -> "Clusters":
+        """Some of the items."""
+        return Clusters(*(getattr(self, field.name)[items] for field in fields(self)))
+
+    def padded(self, count: int) -> "Clusters":
+        """So many items, the last one repeated."""
+        index = torch.arange(count, device=self.inertia_B.device).clamp_max(len(self) - 1)
+        return Clusters(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @staticmethod
     def joined(parts: Sequence["Clusters"]) -> "Clusters":

@@ -2,132 +2,147 @@
 
 Recolour an image N times by mixing its late rows of w with donors', look at each pixel as the vector of its N colours,
 and cluster: pixels of one segment change together. The paper clusters into two; here k-means over-clusters, and
-evidence calibrated over many images in `fit` says which clusters are foreground.
+evidence calibrated over many images in `fit` says which clusters are foreground. With `masks_from: clusters` every
+image is labeled so; with `masks_from: readout` those masks of the images of `fit` have taught a linear read-out of the
+generator's features, and an image is labeled from its own synthesis. Either way, edges are snapped to the image's.
 
-Shape suffixes: B batch, N variants, C channels, H height, W width, P pixels (H * W), D style, L rows of w.
+Shape suffixes: B batch, N variants, C channels, H height, W width, D style, L rows of w, S signals.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import Batch, Sampler
+from pipeline.generator.spec import GeneratorSpec, num_rows
+from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.base import Labels
-from pipeline.labelers.fitted import FittedStyleMixing, Provenance
-from pipeline.labelers.foreground import calibrate, merge
-from pipeline.labelers.kmeans import Clusters, KMeans
-from pipeline.labelers.mixing import CrossoverTable, images_per_pass, measure_crossovers, mix
+from pipeline.labelers.decision import Decision, decide
+from pipeline.labelers.fitted import FittedStyleMixing
+from pipeline.labelers.foreground import (
+    ForegroundModel,
+    border_affinity,
+    cluster_probability,
+    decide_by_clusters,
+    familiarity,
+    on_pixels,
+)
+from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.mixing import mix_in_passes
+from pipeline.labelers.parts import PartsModel, part_maps
+from pipeline.labelers.readout import Readout, readout_layers
+from pipeline.labelers.variant_clusters import VariantClusterer, pixel_vectors
 from schemas.config import StyleMixingConfig
 from schemas.errors import ConfigError
 
-# Images and donors that `crossover: auto` is measured on.
-_CROSSOVER_IMAGES, _CROSSOVER_DONORS = 16, 8
-
-# Deviations below this share of the image's range are noise; dividing by less would only blow it up.
-_LEAST_DEVIATION = 0.05
+__all__ = ["StyleMixingLabeler", "VariantClusterer", "check_style_mixing", "pixel_vectors"]
 
 
-def pixel_vectors(variants_BNCHW: Tensor, normalisation: str) -> Tensor:
-    """Each pixel's colours over the variants [B, P, N * C] float32, normalised over its variants."""
-    x_BPNC = variants_BNCHW.float().flatten(3).permute(0, 3, 1, 2)
-    if normalisation != "none":
-        x_BPNC = x_BPNC - x_BPNC.mean(dim=2, keepdim=True)
-    if normalisation == "standardised":
-        x_BPNC = x_BPNC / (x_BPNC.square().mean(dim=2, keepdim=True).sqrt() + _LEAST_DEVIATION)
-    return x_BPNC.flatten(2).contiguous()
-
-
-class VariantClusterer:
-    """Variants of images to clusters of their pixels, with a configuration's settings."""
-
-    def __init__(self, config: StyleMixingConfig, device: str | torch.device = "cpu") -> None:
-        self.normalisation = config.normalisation
-        self.kmeans = KMeans(config.clusters, restarts=config.restarts, iterations=config.iterations, device=device)
-
-    def __call__(self, variants_BNCHW: Tensor) -> Clusters:
-        return self.kmeans(pixel_vectors(variants_BNCHW, self.normalisation))
-
-    def of_batch(self, generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int) -> Clusters:
-        """Clusters of each image, a fixed number of images at a time, because sizes choose kernels and thereby bits.
-
-        The last ones are padded with the last image.
-        """
-        at_once = images_per_pass(len(donors_NLD), generator.spec.resolution, donors_NLD.device)
-        last, found = len(batch) - 1, []
-        for start in range(0, len(batch), at_once):
-            part = batch.select([min(index, last) for index in range(start, start + at_once)])
-            found.append(self(mix(generator, part, donors_NLD, crossover)))
-        return Clusters.joined(found).take(len(batch))
-
-
-def check_crossover(config: StyleMixingConfig, num_ws: int) -> None:
-    """Raises ConfigError when the generator has no such row to mix from."""
-    if config.crossover != "auto" and not 1 <= config.crossover <= num_ws - 1:
+def check_style_mixing(config: StyleMixingConfig, spec: GeneratorSpec) -> None:
+    """Raises ConfigError when the generator has no such row to mix from, or no such resolution to stop at."""
+    if config.crossover != "auto" and not 1 <= config.crossover <= spec.num_ws - 1:
         raise ConfigError(
-            f"labeler.crossover: {config.crossover}, but this generator has {num_ws} rows of w; "
-            f"1 to {num_ws - 1} (the last changes colour only), or `auto`"
+            f"labeler.crossover: {config.crossover}, but this generator has {spec.num_ws} rows of w; "
+            f"1 to {spec.num_ws - 1} (the last changes colour only), or `auto`"
         )
+    size = config.variant_resolution
+    if size is None or size == "auto":
+        return
+    sizes = [size for size, _ in spec.channels if size >= 8]
+    if size not in sizes:
+        raise ConfigError(f"labeler.variant_resolution: {size}, but this generator can stop at {sizes}; or `auto`")
+    if size < spec.resolution and spec.architecture != "skip":
+        raise ConfigError(
+            f"labeler.variant_resolution: {size}, but a generator of architecture {spec.architecture!r} has an RGB "
+            f"output at {spec.resolution} px alone; use null"
+        )
+    if config.crossover != "auto" and config.crossover >= num_rows(size):
+        raise ConfigError(
+            f"labeler.variant_resolution: at {size} px synthesis ends with row {num_rows(size) - 1} of w, and "
+            f"labeler.crossover is {config.crossover}; raise the one or lower the other"
+        )
+
+
+def class_names(num_parts: int) -> tuple[str, ...]:
+    """Names of the mask values."""
+    parts = [f"part_{number}" for number in range(1, num_parts + 1)] if num_parts > 1 else ["foreground"]
+    return ("background", *parts)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Masks, and what was noticed about them."""
+
+    decision: Decision
+    signals_BS: Tensor
+
+
+def found_by_clusters(
+    clusters: Clusters, images_BCHW: Tensor, foreground: ForegroundModel, parts: PartsModel | None, num_variants: int
+) -> Found:
+    """Masks of images whose variants were clustered."""
+    decision = decide_by_clusters(class_maps(clusters, foreground, parts, num_variants), images_BCHW)
+    return Found(decision, decision.sharpness()[:, None])
+
+
+def class_maps(clusters: Clusters, foreground: ForegroundModel, parts: PartsModel | None, num_variants: int) -> Tensor:
+    """Probability of each part of the foreground [B, K, h, w], as noisy as the clusters are."""
+    probability_BK = cluster_probability(clusters, border_affinity(clusters, num_variants), foreground)
+    if parts is None:
+        return on_pixels(clusters, probability_BK)[:, None]
+    return part_maps(clusters, probability_BK, num_variants, parts)
+
+
+def found_by_readout(batch: Batch, readout: Readout) -> Found:
+    """Masks of a batch that has the read-out's features."""
+    parts_BKHW, halves_B2HW = readout(batch.features)
+    # Scores know the edges already: they are moved by a pixel of the features at most.
+    decision = decide(parts_BKHW, batch.images_BCHW, radius=max(1, parts_BKHW.shape[2] // 64))
+    first_BHW, second_BHW = (halves_B2HW > 0.5).float().unbind(dim=1)
+    return Found(decision, torch.stack([decision.sharpness(), soft_iou(first_BHW, second_BHW)], dim=1))
 
 
 class StyleMixingLabeler:
     """Labels batches with what `fit` found."""
 
-    classes = ("background", "foreground")
-    layers: tuple[str, ...] = ()
-
     def __init__(self, config: StyleMixingConfig, sampler: Sampler, fitted: FittedStyleMixing) -> None:
-        self.generator, self.fitted = sampler.generator, fitted
-        self.clusterer = VariantClusterer(config, sampler.device)
+        self.generator, self.config, self.fitted = sampler.generator, config, fitted
+        self.batch_size = sampler.numerics.batch_size
+        self.classes = class_names(config.parts)
+        self.layers = readout_layers(sampler.generator.spec) if config.masks_from == "readout" else ()
+        self.donors_NLD = fitted.donors_NLD
+        self.crossover = fitted.provenance.crossover
+        self.variant_resolution = fitted.provenance.variant_resolution
+        self._clusterer = VariantClusterer(config, sampler.device)
 
     def label(self, batch: Batch) -> Labels:
         """Masks and confidences of the batch's images."""
-        crossover = self.fitted.provenance.crossover
-        clusters = self.clusterer.of_batch(self.generator, batch, self.fitted.donors_NLD, crossover)
-        return merge(clusters, self.fitted.foreground, len(self.fitted.donors_NLD))
+        # Sizes choose kernels and thereby bits: all that follows sees batches of one size.
+        count, whole = len(batch), _padded(batch, self.batch_size)
+        found = self._by_readout(whole) if self.config.masks_from == "readout" else self._by_clusters(batch, whole)
+        masks_BHW = found.decision.masks_BHW
+        confidence_B = self.fitted.confidence(found.signals_BS) * familiarity(masks_BHW, self.fitted.foreground)
+        return Labels(masks_BHW[:count], confidence_B[:count])
+
+    def variants(self, batch: Batch) -> Tensor:
+        """The style-mixed variants [B, N, C, H, W] that `masks_from: clusters` looks at, at their resolution."""
+        passes = mix_in_passes(self.generator, batch, self.donors_NLD, self.crossover, self.variant_resolution)
+        return torch.cat([variants_BNCHW for _, variants_BNCHW in passes])[: len(batch)]
+
+    def _by_readout(self, whole: Batch) -> Found:
+        return found_by_readout(whole, self.fitted.readout)
+
+    def _by_clusters(self, batch: Batch, whole: Batch) -> Found:
+        clusters = self._clusterer.of_batch(
+            self.generator, batch, self.donors_NLD, self.crossover, self.variant_resolution
+        )
+        model = self.fitted
+        return found_by_clusters(
+            clusters.padded(len(whole)), whole.images_BCHW, model.foreground, model.parts, len(self.donors_NLD)
+        )
 
 
-def fit_style_mixing(
-    config: StyleMixingConfig, sampler: Sampler, checkpoint_sha256: str | None = None
-) -> FittedStyleMixing:
-    """Draw the donors, choose the crossover, and calibrate the merging of clusters on images without labels."""
-    spec = sampler.generator.spec
-    check_crossover(config, spec.num_ws)
-    donor_seeds = range(config.donor_first_seed, config.donor_first_seed + config.variants)
-    donors_NLD, _ = sampler.ws(donor_seeds, psi=config.donor_truncation_psi)
-    crossover, table = _choose_crossover(config, sampler, donors_NLD)
-    clusters = _clusters_of_fit_images(config, sampler, donors_NLD, crossover)
-    provenance = Provenance(
-        config=config,
-        checkpoint_sha256=checkpoint_sha256,
-        resolution=spec.resolution,
-        num_ws=spec.num_ws,
-        w_dim=spec.w_dim,
-        donor_seeds=list(donor_seeds),
-        crossover=crossover,
-        layout_agreement=None if table is None else table.layout_agreement,
-        colour_change=None if table is None else table.colour_change,
-    )
-    return FittedStyleMixing(provenance, donors_NLD, calibrate(clusters, config.variants))
-
-
-def _clusters_of_fit_images(
-    config: StyleMixingConfig, sampler: Sampler, donors_NLD: Tensor, crossover: int
-) -> Clusters:
-    clusterer = VariantClusterer(config, sampler.device)
-    seeds = range(config.fit_first_seed, config.fit_first_seed + config.fit_samples)
-    found: list[Clusters] = []
-    for start in range(0, len(seeds), sampler.numerics.batch_size):
-        batch = sampler.sample(seeds[start : start + sampler.numerics.batch_size])
-        found.append(clusterer.of_batch(sampler.generator, batch, donors_NLD, crossover))
-    return Clusters.joined(found)
-
-
-def _choose_crossover(
-    config: StyleMixingConfig, sampler: Sampler, donors_NLD: Tensor
-) -> tuple[int, CrossoverTable | None]:
-    if config.crossover != "auto":
-        return config.crossover, None
-    count = min(_CROSSOVER_IMAGES, sampler.numerics.batch_size)
-    batch = sampler.sample(range(config.fit_first_seed, config.fit_first_seed + count))
-    table = measure_crossovers(sampler.generator, batch, donors_NLD[:_CROSSOVER_DONORS])
-    return table.choose(config.min_layout_agreement), table
+def _padded(batch: Batch, size: int) -> Batch:
+    last = len(batch) - 1
+    return batch if len(batch) >= size else batch.select([min(position, last) for position in range(size)])

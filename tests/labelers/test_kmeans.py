@@ -106,10 +106,10 @@ def test_fewer_distinct_points_than_clusters() -> None:
     assert bool(torch.isfinite(clusters.centroids_BKD).all())
 
 
-def test_take_and_joined_undo_each_other() -> None:
+def test_slices_and_joined_undo_each_other() -> None:
     x_BPD = torch.from_numpy(np.random.default_rng(7).standard_normal((4, 30, 2)).astype(np.float32))
     clusters = KMeans(3, restarts=2, iterations=3)(x_BPD)
-    again = Clusters.joined([clusters.take(2), KMeans(3, restarts=2, iterations=3)(x_BPD[2:])])
+    again = Clusters.joined([clusters[:2], KMeans(3, restarts=2, iterations=3)(x_BPD[2:])])
     assert len(again) == 4
     assert torch.equal(again.assignment_BP, clusters.assignment_BP)
 
@@ -122,3 +122,13 @@ def test_one_hot() -> None:
 def test_impossible_settings(clusters: int, restarts: int, iterations: int) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         KMeans(clusters, restarts=restarts, iterations=iterations)
+
+
+def test_padding_repeats_the_last_item() -> None:
+    x_BPD = torch.from_numpy(np.random.default_rng(8).standard_normal((2, 30, 2)).astype(np.float32))
+    clusters = KMeans(3, restarts=2, iterations=3)(x_BPD)
+    padded = clusters.padded(4)
+    assert len(padded) == 4
+    for index, source in enumerate((0, 1, 1, 1)):
+        assert torch.equal(padded.assignment_BP[index], clusters.assignment_BP[source])
+        assert torch.equal(padded.centroids_BKD[index], clusters.centroids_BKD[source])

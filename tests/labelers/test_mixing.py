@@ -1,4 +1,4 @@
-"""Variants by mixing rows of w, and the measure of where layout ends."""
+"""Variants by mixing rows of w."""
 
 from pathlib import Path
 
@@ -9,15 +9,7 @@ import torch
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers.mixing import (
-    CrossoverTable,
-    edge_field,
-    field_agreement,
-    images_per_pass,
-    measure_crossovers,
-    mix,
-    variants_per_pass,
-)
+from pipeline.labelers.mixing import images_per_pass, mix, mix_in_passes, variants_per_pass
 from schemas.config import GeneratorConfig, NumericsConfig
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -93,39 +85,23 @@ def test_mixing_an_image_with_itself_gives_the_image() -> None:
     torch.testing.assert_close(variants_BNCHW[:, 0], batch.images_BCHW, rtol=1e-4, atol=1e-5)
 
 
-def test_edges_ignore_contrast_and_its_sign_but_not_direction_and_place() -> None:
-    torch.manual_seed(0)
-    images_BCHW = torch.randn(2, 3, 24, 24)
-    edges = edge_field(images_BCHW)
-    same = field_agreement(edges, edge_field(0.3 - 2 * images_BCHW))
-    torch.testing.assert_close(same, torch.ones(2))
-    assert field_agreement(edges, edge_field(images_BCHW.roll(7, dims=3))).abs().max() < 0.2
-    stripes = torch.arange(24.0).sin().view(1, 1, 1, 24).expand(1, 3, 24, 24)
-    across = field_agreement(edge_field(stripes), edge_field(stripes.transpose(2, 3)))
-    assert across < -0.7
-
-
-def test_flat_images_agree_with_nothing_and_divide_by_nothing() -> None:
-    flat = edge_field(torch.zeros(1, 3, 8, 8))
-    assert field_agreement(flat, flat).tolist() == [0.0]
-
-
-def test_agreement_grows_with_the_crossover_and_ends_near_one() -> None:
-    sampler = make_sampler()
+@pytest.mark.parametrize("noise", ["const", "per_seed"])
+def test_variants_of_a_lower_resolution_are_the_rgb_at_which_synthesis_stops(noise: str) -> None:
+    sampler = make_sampler(noise)
+    batch = sampler.sample([1, 2])
     donors_NLD, _ = sampler.ws([10, 11, 12])
-    table = measure_crossovers(sampler.generator, sampler.sample([1, 2, 3, 4]), donors_NLD)
-    assert sorted(table.layout_agreement) == [1, 2, 3, 4, 5]
-    assert table.layout_agreement[5] > 0.9
-    assert table.layout_agreement[5] > table.layout_agreement[1]
-    assert table.colour_change[5] < table.colour_change[1]
+    variants_BNCHW = mix(sampler.generator, batch, donors_NLD, 2, resolution=8)
+    assert variants_BNCHW.shape == (2, 3, 3, 8, 8)
+    own = batch.select([1])
+    ws_BLD = torch.cat([own.ws_BLD[:, :2], donors_NLD[[2], 2:]], dim=1)
+    expected = sampler.generator.synthesize(ws_BLD, own.noise, resolution=8).images_BCHW[0]
+    torch.testing.assert_close(variants_BNCHW[1, 2], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_lowest_row_of_an_unbroken_run_is_chosen() -> None:
-    def choose(agreements: list[float], minimum: float) -> int:
-        table = dict(enumerate(agreements, start=1))
-        return CrossoverTable(table, dict.fromkeys(table, 0.0)).choose(minimum)
-
-    assert choose([0.1, 0.3, 0.6, 0.8, 0.9], 0.5) == 3
-    assert choose([0.9, 0.3, 0.6, 0.8, 0.9], 0.5) == 3
-    assert choose([0.6, 0.6, 0.6, 0.8, 0.9], 0.5) == 1
-    assert choose([0.1, 0.1, 0.1, 0.1, 0.2], 0.5) == 5
+def test_passes_cover_a_batch_in_order_and_are_of_one_size() -> None:
+    sampler = make_sampler()
+    batch, (donors_NLD, _) = sampler.sample([1, 2, 3]), sampler.ws(range(10, 18))
+    passes = list(mix_in_passes(sampler.generator, batch, donors_NLD, 3))
+    assert [(list(positions), len(variants)) for positions, variants in passes] == [([0, 1], 2), ([2], 2)]
+    alone = mix(sampler.generator, batch.select([2]), donors_NLD, 3)
+    torch.testing.assert_close(passes[1][1][:1], alone)

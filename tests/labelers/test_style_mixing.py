@@ -1,4 +1,4 @@
-"""Style mixing from fit to masks, with a random generator; mask quality is tested in test_foreground.py."""
+"""Style mixing from fit to masks, with a random generator; how good masks are is tested in test_mask_quality.py."""
 
 import json
 
@@ -6,11 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from pipeline.generator.networks import Architecture, Generator, GeneratorSpec, channels_by_resolution
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import FittedLabelerError, fit_labeler, open_labeler
+from pipeline.labelers.agreement import soft_iou
+from pipeline.labelers.fit_style_mixing import resolution_candidates
+from pipeline.labelers.joint_upsampling import snap_to_edges
 from pipeline.labelers.mixing import images_per_pass
-from pipeline.labelers.style_mixing import VariantClusterer, pixel_vectors
+from pipeline.labelers.style_mixing import StyleMixingLabeler
+from pipeline.labelers.variant_clusters import VariantClusterer, pixel_vectors
 from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
 from schemas.errors import ConfigError, LabelmillError
 
@@ -21,7 +25,13 @@ def make_config(**settings: object) -> StyleMixingConfig:
     return StyleMixingConfig.model_validate({**SMALL, **settings})
 
 
-def make_sampler(resolution: int = 16, w_dim: int = 8, batch_size: int = 4, noise: str = "const") -> Sampler:
+def make_sampler(
+    resolution: int = 16,
+    w_dim: int = 8,
+    batch_size: int = 4,
+    noise: str = "const",
+    architecture: Architecture = "skip",
+) -> Sampler:
     torch.manual_seed(3)
     spec = GeneratorSpec(
         resolution=resolution,
@@ -30,14 +40,23 @@ def make_sampler(resolution: int = 16, w_dim: int = 8, batch_size: int = 4, nois
         c_dim=0,
         mapping_layers=2,
         channels=channels_by_resolution(resolution, channel_base=128, channel_max=8),
+        architecture=architecture,
     )
     config = GeneratorConfig.model_validate({"checkpoint": "test", "noise": noise})
     return Sampler(Generator(spec), config, NumericsConfig(batch_size=batch_size), "cpu")
 
 
+MODES = ("readout", "clusters")
+
+
 @pytest.fixture(scope="module")
 def fitted() -> bytes:
     return fit_labeler(make_config(), make_sampler(), "a" * 64)
+
+
+@pytest.fixture(scope="module")
+def fitted_in() -> dict[str, bytes]:
+    return {mode: fit_labeler(make_config(masks_from=mode), make_sampler()) for mode in MODES}
 
 
 def header(content: bytes) -> dict[str, str]:
@@ -51,28 +70,130 @@ def rewritten(content: bytes, **changes: object) -> bytes:
     return save(load(content), metadata={"labelmill": json.dumps(values)})
 
 
-def test_labels(fitted: bytes) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_labels(mode: str, fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler()
-    labeler = open_labeler(make_config(), sampler, fitted)
+    labeler = open_labeler(make_config(masks_from=mode), sampler, fitted_in[mode])
     assert labeler.classes == ("background", "foreground")
-    assert labeler.layers == ()
-    labels = labeler.label(sampler.sample([1, 2, 3]))
+    assert labeler.layers == (("b16.conv0", "b16.conv1") if mode == "readout" else ())
+    labels = labeler.label(sampler.sample([1, 2, 3], labeler.layers))
     assert labels.masks_BHW.shape == (3, 16, 16)
     assert labels.masks_BHW.dtype == torch.uint8
-    assert set(labels.masks_BHW.unique().tolist()) <= {0, 1}
+    assert labels.masks_BHW.unique().tolist() == [0, 1]
     assert labels.confidence_B.shape == (3,)
     assert bool(((labels.confidence_B >= 0) & (labels.confidence_B <= 1)).all())
 
 
 @pytest.mark.parametrize("noise", ["const", "per_seed"])
-def test_a_mask_depends_on_its_sample_alone_to_the_bit(fitted: bytes, noise: str) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mask_depends_on_its_sample_alone_to_the_bit(mode: str, noise: str, fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler(noise=noise, batch_size=8)
-    labeler = open_labeler(make_config(), sampler, fitted)
-    alone = labeler.label(sampler.sample([5]))
-    for seeds in ([5, 1, 2, 3, 4, 6, 7], [1, 2, 5], [7, 6, 3, 2, 1, 5]):
-        labels = labeler.label(sampler.sample(seeds))
+    labeler = open_labeler(make_config(masks_from=mode), sampler, fitted_in[mode])
+    alone = labeler.label(sampler.sample([5], labeler.layers))
+    for seeds in ([5, 1, 2, 3, 4, 6, 7], [1, 2, 5], [7, 6, 3, 2, 1, 5], [0, 1, 2, 3, 4, 5, 6, 7]):
+        labels = labeler.label(sampler.sample(seeds, labeler.layers))
         assert torch.equal(labels.masks_BHW[seeds.index(5)], alone.masks_BHW[0])
         assert torch.equal(labels.confidence_B[seeds.index(5)], alone.confidence_B[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_split_the_foreground_and_leave_it_as_it_is(mode: str, fitted_in: dict[str, bytes]) -> None:
+    sampler = make_sampler()
+    config = make_config(masks_from=mode, parts=3)
+    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    assert labeler.classes == ("background", "part_1", "part_2", "part_3")
+    batch = sampler.sample([1, 2, 3, 4], labeler.layers)
+    masks_BHW = labeler.label(batch).masks_BHW
+    assert masks_BHW.unique().tolist() == [0, 1, 2, 3]
+    whole = open_labeler(make_config(masks_from=mode), sampler, fitted_in[mode]).label(batch)
+    assert ((masks_BHW != 0) == (whole.masks_BHW != 0)).float().mean() > 0.99
+
+
+def test_the_readouts_masks_are_those_of_scores_snapped_to_edges(fitted_in: dict[str, bytes]) -> None:
+    sampler = make_sampler()
+    labeler = open_labeler(make_config(masks_from="readout"), sampler, fitted_in["readout"])
+    batch = sampler.sample([1, 2, 3, 4], labeler.layers)
+    tensors = load(fitted_in["readout"])
+    maps_BHW = tensors["readout.bias"][0] + tensors["readout.place"][0] * tensors["foreground.background_HW"]
+    for name in labeler.layers:
+        maps_BHW = maps_BHW + torch.einsum("bchw,c->bhw", batch.features[name], tensors[f"readout.{name}"][:, 0])
+    expected = snap_to_edges(maps_BHW[:, None].clamp(0, 1), batch.images_BCHW, radius=1)[:, 0] > 0.5
+    assert ((labeler.label(batch).masks_BHW == 1) == expected).float().mean() > 0.999
+
+
+def test_variants_of_a_lower_resolution_give_masks_of_the_image() -> None:
+    sampler = make_sampler(resolution=32)
+    for mode in MODES:
+        config = make_config(masks_from=mode, variant_resolution=16)
+        fitted = fit_labeler(config, sampler)
+        assert load(fitted)["foreground.background_HW"].shape == (16, 16)
+        assert json.loads(header(fitted)["labelmill"])["variant_resolution"] == 16
+        labeler = open_labeler(config, sampler, fitted)
+        assert labeler.label(sampler.sample([1, 2], labeler.layers)).masks_BHW.shape == (2, 32, 32)
+        assert isinstance(labeler, StyleMixingLabeler)
+        variants_BNCHW = labeler.variants(sampler.sample([1, 2]))
+        assert variants_BNCHW.shape == (2, 4, 3, 16, 16)
+
+
+def test_candidates_for_the_variants_resolution() -> None:
+    def candidates(resolution: int, crossover: int, architecture: Architecture = "skip") -> list[int]:
+        return resolution_candidates(make_sampler(resolution, architecture=architecture).generator.spec, crossover)
+
+    assert candidates(32, 1) == []
+    assert candidates(128, 3) == [32, 64]
+    # 32 px end with row 7: a crossover of 8 would mix nothing there.
+    assert candidates(128, 7) == [32, 64]
+    assert candidates(128, 8) == [64]
+    assert candidates(128, 3, "orig") == []
+
+
+def test_the_lowest_resolution_whose_masks_agree_is_chosen() -> None:
+    sampler = make_sampler(resolution=64)
+    config = make_config(crossover=4, clusters=2)
+    values = json.loads(header(fit_labeler(config, sampler))["labelmill"])
+    agreement = values["variant_agreement"]
+    assert list(agreement) == ["32"]
+    assert values["variant_resolution"] == (32 if agreement["32"] >= 0.96 else 64)
+    # By the definition, from the two fits that do not choose.
+    masks = []
+    for size in (32, 64):
+        fixed = config.model_copy(update={"variant_resolution": size, "masks_from": "clusters"})
+        labeler = open_labeler(fixed, sampler, fit_labeler(fixed, sampler))
+        batches = [sampler.sample(range(fixed.fit_first_seed + i, fixed.fit_first_seed + i + 4)) for i in (0, 4, 8, 12)]
+        masks.append(torch.cat([labeler.label(batch).masks_BHW for batch in batches]).float())
+    assert abs(soft_iou(*masks).mean().item() - agreement["32"]) < 2e-3
+
+
+@pytest.mark.parametrize("architecture", ["orig", "resnet"])
+def test_generators_without_rgb_at_lower_resolutions(architecture: Architecture) -> None:
+    sampler = make_sampler(architecture=architecture)
+    message = (
+        rf"labeler\.variant_resolution: 8, but a generator of architecture '{architecture}' has an RGB output at 16"
+    )
+    with pytest.raises(ConfigError, match=message):
+        fit_labeler(make_config(variant_resolution=8, crossover=1), sampler)
+    for mode in MODES:
+        config = make_config(masks_from=mode)
+        labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+        assert labeler.label(sampler.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variant_resolution": 24}, r"variant_resolution: 24, but this generator can stop at \[8, 16\]"),
+        ({"variant_resolution": 32}, r"variant_resolution: 32, but this generator can stop at \[8, 16\]"),
+        (
+            {"variant_resolution": 8, "crossover": 4},
+            "at 8 px synthesis ends with row 3 of w, and labeler.crossover is 4",
+        ),
+    ],
+)
+def test_resolutions_that_the_generator_lacks(settings: dict[str, object], message: str, fitted: bytes) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit_labeler(make_config(**settings), make_sampler())
+    with pytest.raises(ConfigError, match=message):
+        open_labeler(make_config(**settings), make_sampler(), fitted)
 
 
 def test_the_same_fit_gives_the_same_bytes_and_another_gives_others(fitted: bytes) -> None:
@@ -99,7 +220,9 @@ def test_what_the_file_tells(fitted: bytes) -> None:
     assert values["checkpoint_sha256"] == "a" * 64
     assert (values["resolution"], values["num_ws"], values["w_dim"], values["crossover"]) == (16, 6, 8, 3)
     assert values["donor_seeds"] == [4_000_000_000 + i for i in range(4)]
-    assert values["layout_agreement"] is None
+    assert values["layout_agreement"] is values["foreground_agreement"] is values["variant_agreement"] is None
+    assert values["variant_resolution"] == 16
+    assert 0.5 < values["readout_agreement"] <= 1
     donors_NLD, _ = make_sampler().ws(values["donor_seeds"], psi=1.0)
     assert torch.equal(load(fitted)["donors"], donors_NLD)
 
@@ -110,7 +233,8 @@ def test_auto_crossover_is_recorded_with_what_it_was_chosen_from() -> None:
         fitted = fit_labeler(config, make_sampler())
         values = json.loads(header(fitted)["labelmill"])
         agreement = {int(row): value for row, value in values["layout_agreement"].items()}
-        assert sorted(agreement) == sorted(int(row) for row in values["colour_change"]) == [1, 2, 3, 4, 5]
+        for name in ("layout_agreement", "foreground_agreement", "colour_change"):
+            assert sorted(int(row) for row in values[name]) == [1, 2, 3, 4, 5]
         if expected is None:
             assert min(agreement[row] for row in range(values["crossover"], 6)) >= 0
         else:
@@ -131,13 +255,16 @@ def test_a_crossover_that_the_generator_lacks_is_refused_before_any_work(crossov
 def test_the_last_row_changes_colour_only_and_works() -> None:
     config = make_config(crossover=5)
     sampler = make_sampler()
-    open_labeler(config, sampler, fit_labeler(config, sampler)).label(sampler.sample([1]))
+    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    assert labeler.label(sampler.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize(
     ("settings", "sampler_settings", "message"),
     [
         ({"clusters": 5}, {}, "clusters: 5 here, 4 in the file"),
+        ({"masks_from": "clusters"}, {}, "masks_from: clusters here, readout in the file"),
+        ({"parts": 2}, {}, "parts: 2 here, 1 in the file"),
         ({}, {"resolution": 32}, "resolution: 32 here, 16 in the file"),
         ({}, {"w_dim": 9}, "w_dim: 9 here, 8 in the file"),
     ],
@@ -157,10 +284,12 @@ def test_damaged_and_foreign_files(fitted: bytes) -> None:
     broken = {
         "damaged safetensors file": [b"", b"\x00" * 7, b"not a file", fitted[: len(fitted) // 2]],
         "not of labelmill": [save(tensors), save(tensors, metadata={"labelmill": "[]"})],
-        "version 2": [rewritten(fitted, version=2)],
-        "'labelmill-generator' version 1": [rewritten(fitted, format="labelmill-generator")],
+        "version 1": [rewritten(fitted, version=1)],
+        "'labelmill-generator' version 2": [rewritten(fitted, format="labelmill-generator")],
         "description is unusable": [rewritten(fitted, crossover="three"), rewritten(fitted, surprise=1)],
         "crossover 7 not in 1 to 5": [rewritten(fitted, crossover=7)],
+        r"variant_resolution 32 not in \[4, 8, 16\]": [rewritten(fitted, variant_resolution=32)],
+        "crossover 3 not in 1 to 1": [rewritten(fitted, variant_resolution=4)],
         "holds tensors": [save(without_map, metadata={"labelmill": text})],
         "donors is not finite float32": [save(not_finite, metadata={"labelmill": text})],
     }
@@ -186,13 +315,15 @@ def test_pixels_keep_their_places() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu() -> None:
-    sampler = make_sampler()
+@pytest.mark.parametrize("mode", MODES)
+def test_on_a_gpu(mode: str) -> None:
+    config, sampler = make_config(masks_from=mode, parts=2), make_sampler()
     on_gpu = Sampler(make_sampler().generator, sampler.config, sampler.numerics, "cuda")
-    fitted = fit_labeler(make_config(), on_gpu)
-    assert fit_labeler(make_config(), on_gpu) == fitted
-    labeler = open_labeler(make_config(), on_gpu, fitted)
-    together, alone = labeler.label(on_gpu.sample([1, 2, 3])), labeler.label(on_gpu.sample([2]))
+    fitted = fit_labeler(config, on_gpu)
+    assert fit_labeler(config, on_gpu) == fitted
+    labeler = open_labeler(config, on_gpu, fitted)
+    together, alone = (labeler.label(on_gpu.sample(seeds, labeler.layers)) for seeds in ([1, 2, 3], [2]))
     assert torch.equal(together.masks_BHW[1], alone.masks_BHW[0])
-    on_cpu = open_labeler(make_config(), sampler, fitted).label(sampler.sample([1, 2, 3]))
+    assert torch.equal(together.confidence_B[1], alone.confidence_B[0])
+    on_cpu = open_labeler(config, sampler, fitted).label(sampler.sample([1, 2, 3], labeler.layers))
     assert (on_cpu.masks_BHW == together.masks_BHW.cpu()).float().mean() > 0.97

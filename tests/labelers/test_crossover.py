@@ -1,0 +1,116 @@
+"""The measures of where layout ends and foregrounds still agree, and the choice between rows by both."""
+
+import torch
+
+from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers.agreement import soft_iou
+from pipeline.labelers.crossover import CrossoverTable, edge_field, field_agreement, measure_crossovers
+from pipeline.labelers.foreground import (
+    border_affinity,
+    border_share,
+    calibrate_affinity,
+    cluster_probability,
+    on_pixels,
+)
+from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.mixing import mix
+from pipeline.labelers.variant_clusters import VariantClusterer
+from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+
+
+def make_sampler() -> Sampler:
+    torch.manual_seed(2)
+    spec = GeneratorSpec(
+        resolution=16,
+        z_dim=8,
+        w_dim=8,
+        c_dim=0,
+        mapping_layers=2,
+        channels=channels_by_resolution(16, channel_base=64, channel_max=8),
+    )
+    generator = Generator(spec)
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(0.5)
+    return Sampler(generator, GeneratorConfig(checkpoint="test"), NumericsConfig(batch_size=4), "cpu")
+
+
+CONFIG = StyleMixingConfig(variants=3, clusters=4, restarts=2, iterations=4)
+
+
+def test_edges_ignore_contrast_and_its_sign_but_not_direction_and_place() -> None:
+    torch.manual_seed(0)
+    images_BCHW = torch.randn(2, 3, 24, 24)
+    edges = edge_field(images_BCHW)
+    same = field_agreement(edges, edge_field(0.3 - 2 * images_BCHW))
+    torch.testing.assert_close(same, torch.ones(2))
+    assert field_agreement(edges, edge_field(images_BCHW.roll(7, dims=3))).abs().max() < 0.2
+    stripes = torch.arange(24.0).sin().view(1, 1, 1, 24).expand(1, 3, 24, 24)
+    across = field_agreement(edge_field(stripes), edge_field(stripes.transpose(2, 3)))
+    assert across < -0.7
+
+
+def test_flat_images_agree_with_nothing_and_divide_by_nothing() -> None:
+    flat = edge_field(torch.zeros(1, 3, 8, 8))
+    assert field_agreement(flat, flat).tolist() == [0.0]
+
+
+def measured(resolution: int | None = None) -> CrossoverTable:
+    sampler = make_sampler()
+    donors_NLD, _ = sampler.ws([10, 11, 12])
+    batch = sampler.sample([1, 2, 3, 4])
+    return measure_crossovers(sampler.generator, batch, donors_NLD, VariantClusterer(CONFIG), resolution)
+
+
+def test_agreement_grows_with_the_crossover_and_ends_near_one() -> None:
+    table = measured()
+    for by_row in (table.layout_agreement, table.foreground_agreement, table.colour_change):
+        assert sorted(by_row) == [1, 2, 3, 4, 5]
+    assert table.layout_agreement[5] > 0.9
+    assert table.layout_agreement[5] > table.layout_agreement[1]
+    assert table.colour_change[5] < table.colour_change[1]
+
+
+def test_variants_that_stop_early_have_fewer_rows_to_mix() -> None:
+    assert sorted(measured(resolution=8).layout_agreement) == [1, 2, 3]
+
+
+def test_foreground_agreement_is_that_of_masks_with_and_without_variants() -> None:
+    sampler = make_sampler()
+    donors_NLD, _ = sampler.ws([10, 11, 12])
+    batch, clusterer = sampler.sample([1, 2, 3, 4]), VariantClusterer(CONFIG)
+    variants = torch.cat([mix(sampler.generator, batch.select([i]), donors_NLD, 4) for i in range(4)])
+
+    def masks(clusters: Clusters, affinity_BK: torch.Tensor) -> torch.Tensor:
+        probability_BK = cluster_probability(clusters, affinity_BK, calibrate_affinity(clusters, affinity_BK))
+        return (on_pixels(clusters, probability_BK) > 0.5).float()
+
+    mixed, plain = clusterer(variants), VariantClusterer(CONFIG.model_copy(update={"normalisation": "none"}))
+    colours = plain(batch.images_BCHW[:, None])
+    expected = soft_iou(masks(mixed, border_affinity(mixed, 3)), masks(colours, border_share(colours))).mean()
+    assert abs(measured().foreground_agreement[4] - expected.item()) < 2e-3
+
+
+def choose(layout: list[float], foreground: list[float], minimum: float = 0.5, loss: float = 0.01) -> int:
+    tables = [dict(enumerate(values, start=1)) for values in (layout, foreground)]
+    return CrossoverTable(tables[0], tables[1], dict.fromkeys(tables[0], 0.0)).choose(minimum, loss)
+
+
+def test_the_lowest_row_of_an_unbroken_run_of_layout_agreement_is_chosen() -> None:
+    same = [0.8] * 5
+    assert choose([0.1, 0.3, 0.6, 0.8, 0.9], same) == 3
+    assert choose([0.9, 0.3, 0.6, 0.8, 0.9], same) == 3
+    assert choose([0.6, 0.6, 0.6, 0.8, 0.9], same) == 1
+    assert choose([0.1, 0.1, 0.1, 0.1, 0.2], same) == 5
+
+
+def test_of_those_rows_the_lowest_without_loss_of_foreground_is_chosen() -> None:
+    layout = [0.1, 0.6, 0.7, 0.8, 0.9]
+    assert choose(layout, [0.5, 0.7, 0.8, 0.8, 0.8]) == 3
+    assert choose(layout, [0.5, 0.7, 0.8, 0.805, 0.82]) == 5
+    assert choose(layout, [0.5, 0.7, 0.8, 0.805, 0.82], loss=0.02) == 3
+    assert choose(layout, [0.5, 0.7, 0.8, 0.805, 0.82], loss=1.0) == 2
+    # A row that loses the layout sets no standard, and a late row whose foreground fails is no obstacle.
+    assert choose(layout, [0.99, 0.8, 0.8, 0.8, 0.8]) == 2
+    assert choose(layout, [0.5, 0.8, 0.8, 0.8, 0.4]) == 2
