@@ -60,8 +60,9 @@ def markdown(benchmark: MaskBenchmark) -> str:
         _preamble(benchmark),
         "## In short",
         _table(summary_rows(benchmark), benchmark),
-        f"The default's settings are the same for every generator; the rest `fit` chooses without labels. Tuned is the row of style mixing that is best on dev images: "
-        f"`{tuned.row.name}`. Controls with a parameter stand with the value that is best there.",
+        f"The default's settings are the same for every generator; the rest `fit` chooses without labels. Tuned is the "
+        f"row of style mixing that is best on dev images: `{tuned.row.name}`. Controls with a parameter stand with the "
+        f"value that is best there.",
         "![Controls](masks-controls.png)",
         "![Examples](masks-examples.png)",
         "## One setting at a time",

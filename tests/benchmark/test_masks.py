@@ -437,6 +437,7 @@ def kept_masks(store: Store, row: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", [DEFAULT, "default-clusters", "variants-4", "paper", "variant_resolution-16-clusters"])
+@pytest.mark.slow
 def test_a_rows_masks_are_those_of_a_run_to_the_bit(
     swept: tuple[Store, MaskBenchmark, list[str]], sampler: Sampler, name: str
 ) -> None:
@@ -463,6 +464,7 @@ def test_a_read_out_is_taught_as_the_labeler_teaches_its_own(sampler: Sampler) -
     assert (ours == theirs).float().mean() > 0.95
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_kept_masks(swept: tuple[Store, MaskBenchmark, list[str]], sampler: Sampler) -> None:
     store, _, _ = swept
     result = RowResult.model_validate_json(store.read(result_path("grabcut-2")))
@@ -479,6 +481,7 @@ def test_scores_are_those_of_the_kept_masks(swept: tuple[Store, MaskBenchmark, l
     assert result.test.agreed.num_pixels == 10 * 28 * 32
 
 
+@pytest.mark.slow
 def test_what_is_written(swept: tuple[Store, MaskBenchmark, list[str]]) -> None:
     store, benchmark, told = swept
     assert len(told) == len(benchmark.rows)
@@ -494,6 +497,7 @@ def test_what_is_written(swept: tuple[Store, MaskBenchmark, list[str]]) -> None:
         assert picture is not None and picture.std() > 5
 
 
+@pytest.mark.slow
 def test_the_table_of_variants_begins_with_one(swept: tuple[Store, MaskBenchmark, list[str]]) -> None:
     store, _, _ = swept
     table = store.read("masks.md").decode().split("### variants")[1].split("###")[0]
@@ -515,6 +519,7 @@ def test_on_a_gpu(sampler: Sampler, tmp_path: Path) -> None:
     assert all(result.test.scores.num_images == 10 for result in benchmark.rows if result.row.subject == "generator")
 
 
+@pytest.mark.slow
 def test_which_rows_are_timed(swept: tuple[Store, MaskBenchmark, list[str]]) -> None:
     _, benchmark, _ = swept
     for result in benchmark.rows:
@@ -526,6 +531,7 @@ def test_which_rows_are_timed(swept: tuple[Store, MaskBenchmark, list[str]]) -> 
     )
 
 
+@pytest.mark.slow
 def test_tuned_is_best_on_dev_and_never_cheats(swept: tuple[Store, MaskBenchmark, list[str]]) -> None:
     _, benchmark, _ = swept
     honest = [r for r in benchmark.rows if (r.row.kind, r.row.subject) == ("style_mixing", "generator")]
@@ -534,6 +540,7 @@ def test_tuned_is_best_on_dev_and_never_cheats(swept: tuple[Store, MaskBenchmark
     assert benchmark.tuned in [r.row.name for r in honest]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_from_the_rows_that_are_there(
     swept: tuple[Store, MaskBenchmark, list[str]], sampler: Sampler, tmp_path: Path
 ) -> None:
@@ -551,6 +558,7 @@ def test_a_sweep_goes_on_from_the_rows_that_are_there(
     assert after.model_copy(update={"seconds_per_image": before.seconds_per_image}) == before
 
 
+@pytest.mark.slow
 def test_rows_of_another_checkpoint_or_extent_do_not_count(
     swept: tuple[Store, MaskBenchmark, list[str]], sampler: Sampler
 ) -> None:
