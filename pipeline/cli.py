@@ -338,6 +338,9 @@ def benchmark(
     downstream: Annotated[
         bool, typer.Option("--downstream", help="Networks trained on each method's masks, and on exact ones.")
     ] = False,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Labeled images a second, by stage, on random weights.")
+    ] = False,
     out: Annotated[str, typer.Option(help="Where tables and pictures go; run it again to go on.")] = "out/benchmark",
     quick: Annotated[bool, typer.Option("--quick", help="Few images: minutes, and wide intervals.")] = False,
     checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
@@ -349,8 +352,14 @@ def benchmark(
     from schemas.config import ExecutionConfig
     from workers.shard_worker import choose_device
 
-    if not masks and not downstream:
-        raise typer.BadParameter("say what to measure: --masks, --downstream")
+    if not masks and not downstream and not speed:
+        raise typer.BadParameter("say what to measure: --masks, --downstream, --speed")
+    if speed:
+        from pipeline.benchmark.speed import benchmark_speed, speed_plan
+
+        device = choose_device(ExecutionConfig()).type
+        benchmark_speed(Store.open(out), speed_plan(device, quick=quick), tell=print)
+        print(f"{out.rstrip('/')}/speed.md")
     if masks:
         benchmark_masks(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
         print(f"{out.rstrip('/')}/masks.md")

@@ -56,6 +56,7 @@ def test_a_network_learns_its_pairs_and_follows_from_its_seed() -> None:
     assert nothing.iou == {"background": pytest.approx(share), "foreground": 0.0}
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_measured_once_and_written(tmp_path: Path) -> None:
     store, told, device = Store.open(str(tmp_path)), [], torch.device("cpu")
     first = benchmark_downstream(store, "bundled:avatars-32", device, True, told.append, TINY)
