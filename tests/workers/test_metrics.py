@@ -32,7 +32,7 @@ def _scrape(nodes: RayNodes) -> Counter[tuple[str, str]]:
 
 
 def test_metrics_of_a_run(ray_cluster: RayNodes, write_run_file: Callable[..., Path]) -> None:
-    quality = {"enabled": True, "confidence_min": 0.8, "largest_component_min": 0.0, "foreground_max": 1.0}
+    quality = {"enabled": True, "confidence_min": 0.35, "largest_component_min": 0.0, "foreground_max": 1.0}
     dataset = {"samples": 24, "max_candidates_per_sample": 100}
     sections = {"name": "metered", "quality": quality, "execution": RAY}
     earlier = generate(load_config(write_run_file(dataset=dataset, **sections), RunConfig))

@@ -15,10 +15,10 @@ from pipeline.verify import verify
 
 RunFileWriter = Callable[..., Path]
 Shards = dict[str, bytes]
-_RESTARTS = {"restarts": 16, "iterations": 100}
+_CLUSTERS = {"masks_from": "clusters", "restarts": 16, "iterations": 100}
 # A shard that takes a second or two, and two that take longer than Ray takes to give a silent node up.
-SLOW = {"labeler": {"variants": 64, **_RESTARTS}, "dataset": {"samples": 12, "samples_per_shard": 12}}
-SLOWER = {"labeler": {"variants": 256, **_RESTARTS}, "dataset": {"samples": 64, "samples_per_shard": 32}}
+SLOW = {"labeler": {"variants": 64, **_CLUSTERS}, "dataset": {"samples": 12, "samples_per_shard": 12}}
+SLOWER = {"labeler": {"variants": 256, **_CLUSTERS}, "dataset": {"samples": 64, "samples_per_shard": 32}}
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_poison_is_quarantined_and_everything_else_is_made(
         with Driver("generate", run_file, env=poison) as driver:
             assert driver.wait() == 3, driver.text
         gone = [match[1] for match in driver.wait_for(r"^worker (\d+) is gone: ")]
-        assert len(gone) == len(set(gone)) == 3
+        assert len(gone) == len(set(gone)) == 3, driver.text
         assert len(driver.wait_for("^shard 5 failed")) == 1
         report = driver.text[driver.text.index("labelmill: 2 shards failed") :]
         assert "tiny-000002: 3 workers died on it, the last one: " in report
