@@ -342,18 +342,20 @@ def benchmark(
         bool, typer.Option("--speed", help="Labeled images a second, by stage, on random weights.")
     ] = False,
     out: Annotated[str, typer.Option(help="Where tables and pictures go; run it again to go on.")] = "out/benchmark",
-    quick: Annotated[bool, typer.Option("--quick", help="Few images: minutes, and wide intervals.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick/--full", help="Little enough for a CPU, with wide intervals; or all of it.")
+    ] = False,
     checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
 ) -> None:
-    """Measure labelmill on this machine."""
+    """Measure labelmill on this machine: what the options name, or everything."""
     from pipeline.benchmark.downstream import benchmark_downstream
     from pipeline.benchmark.masks import benchmark_masks
     from pipeline.store import Store
     from schemas.config import ExecutionConfig
     from workers.shard_worker import choose_device
 
-    if not masks and not downstream and not speed:
-        raise typer.BadParameter("say what to measure: --masks, --downstream, --speed")
+    if not (masks or downstream or speed):
+        masks = downstream = speed = True
     if speed:
         from pipeline.benchmark.speed import benchmark_speed, speed_plan
 

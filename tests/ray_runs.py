@@ -26,7 +26,7 @@ class NamedWorker:
 
 def workers_in(text: str) -> list[NamedWorker]:
     """The workers that a driver has named in what it said."""
-    found = re.findall(r"^worker (\d+): \S+, process (\d+)(?:, GPU (\S+))?$", text, flags=re.MULTILINE)
+    found = re.findall(r"\bworker (\d+): \S+, process (\d+)(?:, GPU (\S+))?$", text, flags=re.MULTILINE)
     return [NamedWorker(int(number), int(pid), gpus or None) for number, pid, gpus in found]
 
 

@@ -36,13 +36,13 @@ from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
 
 _LIBRARIES = ("labelmill", "torch", "torchvision", "numpy", "opencv-python-headless")
-_ARCHITECTURE = SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=2)
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured."""
+    """How much is measured, with which network."""
 
+    model: SegmentationModelConfig
     steps: int
     batch_size: int
     num_seeds: int
@@ -52,12 +52,27 @@ class Extent:
     num_test: int
 
 
+_SUPERVISED = (1000, 100, 20, 10, 5, 1)
 FULL = Extent(
-    steps=1500, batch_size=16, num_seeds=3, num_synthetic=1000, num_supervised=(1000, 100, 20, 10, 5, 1), num_test=1000
+    model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=2),
+    steps=6000,
+    batch_size=16,
+    num_seeds=3,
+    num_synthetic=10_000,
+    num_supervised=_SUPERVISED,
+    num_test=1000,
 )
+"""For a GPU."""
 QUICK = Extent(
-    steps=300, batch_size=16, num_seeds=1, num_synthetic=1000, num_supervised=(1000, 100, 20, 10, 5, 1), num_test=1000
+    model=SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=2),
+    steps=300,
+    batch_size=16,
+    num_seeds=1,
+    num_synthetic=1000,
+    num_supervised=_SUPERVISED,
+    num_test=1000,
 )
+"""For a CPU."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,8 @@ def benchmark_downstream(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
         truncation_psi=generator_config.truncation_psi,
-        architecture=_ARCHITECTURE.architecture,
-        upscale=_ARCHITECTURE.upscale,
+        architecture=extent.model.architecture,
+        upscale=extent.model.upscale,
         steps=extent.steps,
         batch_size=extent.batch_size,
         num_synthetic=extent.num_synthetic,
@@ -121,7 +136,7 @@ class _Bench:
     ) -> None:
         self._store, self._sampler, self._extent, self._tell = store, sampler, extent, tell
         self._key = circumstances.key()
-        self._regime = Regime(_ARCHITECTURE, extent.steps, extent.batch_size)
+        self._regime = Regime(extent.model, extent.steps, extent.batch_size)
         self._pairs: dict[str, Pairs] = {}
         self._seconds: dict[str, float] = {}
 

@@ -17,7 +17,8 @@ from pipeline.benchmark.oracle_data import TRAINING_SEEDS as ORACLE_SEEDS
 from pipeline.store import Store
 from schemas.segmentation import SegmentationModelConfig
 
-TINY = Extent(steps=2, batch_size=2, num_seeds=2, num_synthetic=4, num_supervised=(3, 1), num_test=3)
+TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)
+TINY = Extent(model=TINY_MODEL, steps=2, batch_size=2, num_seeds=2, num_synthetic=4, num_supervised=(3, 1), num_test=3)
 
 
 def test_pairs_are_the_drawings_with_exact_foreground() -> None:

@@ -68,7 +68,7 @@ def test_a_zombie_writes_and_changes_nothing(nodes: RayNodes, write_run_file: Ru
         wait_until(lambda: workers_on(frozen, ".make"))
         (zombie,) = workers_on(frozen)
         raylet_of(frozen).send_signal(signal.SIGSTOP)
-        driver.wait_for("^worker 0 is gone: ")
+        driver.wait_for(r"\bworker 0 is gone: ")
         assert shards_of(output) == {}
         nodes.add(num_cpus=1)
         assert driver.wait() == 0, driver.text

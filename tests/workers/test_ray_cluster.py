@@ -199,11 +199,11 @@ def test_workers_grow_as_a_node_joins(ray_cluster: RayNodes, write_run_file: Run
     execution = {**RAY, "gpus_per_worker": 0, "node_labels": labels}
     run_file = write_run_file(dataset={"samples": 600_000}, execution=execution)
     with ray_cluster.extra(num_cpus=1, labels=labels), Driver("generate", run_file) as driver:
-        driver.wait_for(r"^\d+/\d+ samples.* by 1 workers")
+        driver.wait_for(r"\b\d+/\d+ samples.* by 1 workers")
         with ray_cluster.extra(num_cpus=1, labels=labels) as late:
-            driver.wait_for("^worker 1: ")
+            driver.wait_for(r"\bworker 1: ")
             assert workers_in(driver.text)[1].pid in [process.pid for process in workers_on(late)]
-            driver.wait_for(r"^\d+/\d+ samples.* by 2 workers")
+            driver.wait_for(r"\b\d+/\d+ samples.* by 2 workers")
             driver.send(signal.SIGTERM)
             assert driver.wait() == 75
     assert len(workers_in(driver.text)) == 2
