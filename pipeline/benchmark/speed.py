@@ -24,6 +24,8 @@ from schemas.errors import LabelmillError
 # channel_base and channel_max: a small generator for CPUs, and the widths of StyleGAN2's config F.
 NARROW, CONFIG_F = (4096, 256), (32768, 512)
 _W_DIM, _MAPPING_LAYERS = 256, 4
+# What `auto` chose on the bundled generator: random weights give nothing to choose by.
+_CROSSOVER, _VARIANT_RESOLUTION = 4, 32
 _ROUNDS, _QUICK_ROUNDS = 3, 1
 _REPEATS, _QUICK_REPEATS = 5, 2
 JSON_PATH, TABLE_PATH = "speed.json", "speed.md"
@@ -98,7 +100,8 @@ def speed_plan(device: str, *, quick: bool) -> SpeedPlan:
 
 def benchmark_speed(store: Store, plan: SpeedPlan, tell: Callable[[str], None]) -> SpeedResults:
     """Measure, and write speed.json and speed.md."""
-    labeler, numerics = StyleMixingConfig(), NumericsConfig()
+    labeler = StyleMixingConfig(crossover=_CROSSOVER, variant_resolution=_VARIANT_RESOLUTION)
+    numerics = NumericsConfig()
     rows = []
     for resolution in plan.resolutions:
         tell(f"{resolution} px: {plan.rounds} rounds of both sides")
@@ -159,7 +162,10 @@ def _best(rounds: Sequence[SideResult]) -> SideResult:
 
 def table(results: SpeedResults) -> list[str]:
     """The results as Markdown."""
-    head = f"{results.variants} variants, {results.threads} threads, PyTorch {results.torch}, {results.hardware}."
+    head = (
+        f"Random weights; {results.variants} variants from row {_CROSSOVER} of w at {_VARIANT_RESOLUTION} px, "
+        f"{results.threads} threads, PyTorch {results.torch}, {results.hardware}."
+    )
     lines = [
         head,
         "",
