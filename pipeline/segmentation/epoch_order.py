@@ -44,7 +44,7 @@ class EpochOrder:
     ) -> None:
         """counts: samples a shard. num_workers: processes that share this rank's batches, at least 1."""
         self._counts, self._seed, self._shuffle_shards = tuple(counts), seed, shuffle_shards
-        self._batch_size, self._rank, self._num_ranks, self._num_workers = batch_size, rank, num_ranks, num_workers
+        self._batch_size, self._rank, self._num_workers = batch_size, rank, num_workers
         num_samples = sum(self._counts)
         if num_samples < 1:
             raise ValueError("an epoch needs at least one sample")

@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -340,8 +339,3 @@ def _check(config: SegmentationTrainingConfig, split: Split, device: torch.devic
         raise ConfigError("held_out: is what data names, too; a score there says nothing. Take another split")
     if isinstance(held_out, DatasetSplit):
         open_split(held_out.dataset, held_out.split)
-
-
-def output_files(output: Path) -> tuple[Path, ...]:
-    """What a finished training leaves for its user."""
-    return tuple(output / name for name in (MODEL_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE))
