@@ -85,10 +85,10 @@ def write_state(
         shutil.rmtree(temporary)
         return
     temporary.rename(target)
-    for old in _states(folder)[:-1]:
-        shutil.rmtree(old, ignore_errors=True)
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    # Older states, and what a kill left of writing or of removing one.
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def latest_state(folder: Path) -> Path | None:

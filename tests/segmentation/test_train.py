@@ -172,6 +172,35 @@ def test_sigterm_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
     assert len(_losses(output)) == int(state.name) + 1
 
 
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(dataset: str, tmp_path: Path) -> None:
+    """States are saved all the time, so that kills fall between the files of one, too."""
+    common = {"steps": 60, "threads": 1, "checkpoint_interval_seconds": 0.001}
+    train(_config(dataset, tmp_path / "whole", **common))
+    path, output = tmp_path / "train.yaml", tmp_path / "killed"
+    path.write_text(yaml.safe_dump(_values(dataset, output, **common)))
+    random, reached = np.random.default_rng(4), []
+    for _ in range(2):
+        process = _start(path)
+        before = reached[-1] if reached else 0
+        while not ((output / "log.jsonl").exists() and len(_whole_lines(output)) > before):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+        reached.append(len(_whole_lines(output)))
+    assert reached == sorted(set(reached)) and reached[-1] < 60
+    train(_config(dataset, output, **common))
+    assert _losses(output) == _losses(tmp_path / "whole")
+    assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert [path.name for path in (output / "state").iterdir()] == ["000000060"]
+
+
+def _whole_lines(output: Path) -> list[str]:
+    """Of a log that may be written to just now."""
+    return [line for line in (output / "log.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
 def test_two_ranks_with_uneven_shards_finish(dataset: str, tmp_path: Path) -> None:
     """More than two epochs: ranks of unequal length would wait for each other for ever."""
     split = open_split(dataset, "train")
