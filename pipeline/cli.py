@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from pipeline.interruption import Interrupted, interruptible, keep_exit_status
 from pipeline.process_settings import restart_with_process_settings
+from pipeline.speech import check_log_variable, say
 from schemas.config import RunConfig
 from schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
 from schemas.nightly import load_nightly_config
@@ -446,13 +447,14 @@ def main() -> None:
     """Run the command line; the one place where an error becomes an exit status."""
     restart_with_process_settings()
     try:
+        check_log_variable()
         with interruptible():
             app(prog_name="labelmill")
     except LabelmillError as error:
-        print(f"labelmill: {error}", file=sys.stderr)
+        say(f"labelmill: {error}", level="error")
         sys.exit(error.exit_code)
     except Interrupted as error:
-        print(f"labelmill: interrupted by {error}; the same command goes on from here", file=sys.stderr)
+        say(f"labelmill: interrupted by {error}; the same command goes on from here", level="warning")
         sys.exit(EXIT_RESUMABLE)
     finally:
         keep_exit_status()

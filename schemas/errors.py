@@ -50,3 +50,9 @@ class LockedError(LabelmillError):
     """Another run has the lock, or has taken it over. The message names it and says until when."""
 
     exit_code = 6
+
+
+class LockExpiredError(LockedError):
+    """The lock ran out though its owner lives: its machine was frozen, or a clock jumped. The same command goes on."""
+
+    exit_code = EXIT_RESUMABLE

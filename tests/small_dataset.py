@@ -76,8 +76,8 @@ def sample_of(
     return Sample(metadata.key, image_HWC, mask_HW, metadata)
 
 
-def samples_of(task: ShardTask, run: str = "f" * 64) -> Iterator[Sample]:
-    """A task's kept samples, each with the candidates dropped before it."""
+def samples_of(task: ShardTask, run: str = "f" * 64, dimmed: int = 1) -> Iterator[Sample]:
+    """A task's kept samples, each with the candidates dropped before it; images are so many times darker."""
     waiting: list[Candidate] = []
     kept = 0
     for seed in range(task.first_seed, task.first_seed + task.num_seeds):
@@ -85,7 +85,7 @@ def samples_of(task: ShardTask, run: str = "f" * 64) -> Iterator[Sample]:
         if dropped(seed):
             waiting.append(candidate_of(seed, mask_HW))
         elif kept < task.num_samples:
-            yield sample_of(seed, image_HWC, mask_HW, waiting, run)
+            yield sample_of(seed, image_HWC // dimmed, mask_HW, waiting, run)
             waiting, kept = [], kept + 1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -20,11 +21,14 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.manifest import read_manifest
+from pipeline.nightly import commands
 from pipeline.nightly.commands import live_snapshot, rollback, shard_urls
 from pipeline.nightly.latest import change_latest, read_latest, roll_back
 from pipeline.nightly.lock import acquire, read_lock
+from pipeline.nightly.retention import delete_snapshot
 from pipeline.nightly.snapshots import list_snapshots, open_snapshot, read_report
-from pipeline.nightly.status import nightly_status
+from pipeline.nightly.status import nightly_status, status_lines
+from pipeline.nightly.webhook import Notice, Webhook
 from pipeline.store import Store
 from schemas.errors import ConfigError, GateError, LabelmillError, LockedError, OutputError, VerificationError
 from schemas.nightly import NightlyConfig
@@ -398,6 +402,68 @@ def test_the_webhook_is_told_of_whatever_ends_a_night(
     assert read_lock(Store.open(config.root))[0].owner is None
 
 
+def test_the_webhook_is_told_of_a_night_without_seeds(
+    tmp_path: Path, tiny_checkpoint: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was begun, not even the lock; yet nobody else would say so."""
+    monkeypatch.setenv("NIGHTLY_WEBHOOK", hook.url)
+    webhook, fresh = {"url_variable": "NIGHTLY_WEBHOOK"}, {"since": "2026-11-02"}
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", webhook=webhook, seeds="fresh", fresh_seeds=fresh)
+    with pytest.raises(ConfigError, match=r"fresh_seeds\.since"):
+        night(config, 1)
+    (posted,) = hook.posted
+    assert (posted["exit_status"], posted["snapshot"], posted["live"]) == (2, None, None)
+    assert "fresh_seeds.since: 2026-11-02 is after the night of 2026-11-01" in posted["text"]
+
+
+def test_a_webhook_that_never_answers_holds_nothing_up(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The lock is free by then, and the status is that of the night."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("NIGHTLY_WEBHOOK", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        webhook = {"url_variable": "NIGHTLY_WEBHOOK", "timeout_s": 0.2}
+        gates = {**GATES, "near_duplicates": 0.0}
+        config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=gates, webhook=webhook)
+        config = config.model_copy(update={"run": _truncated(config, 0.01)})
+        free: list[bool] = []
+        post = Webhook.post
+
+        def look(self: Webhook, notice: Notice) -> str | None:
+            free.append(read_lock(Store.open(config.root))[0].owner is None)
+            return post(self, notice)
+
+        monkeypatch.setattr(Webhook, "post", look)
+        with pytest.raises(GateError):
+            night(config, 1)
+    assert free == [True]
+    assert "the webhook of NIGHTLY_WEBHOOK cannot be reached (TimeoutError)" in capfd.readouterr().err
+
+
+def test_urls_of_a_snapshot_that_is_replaced_and_deleted_meanwhile(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Store.open(str(tmp_path / "root"))
+    first, second = (
+        night(nightly_config(tiny_checkpoint, root.url, gates=GATES, run={"dataset": {"first_seed": seed}}), 1).snapshot
+        for seed in (0, 500)
+    )
+    read, disturbances = commands.read_index, [second]
+
+    def disturbed(snapshot: Store) -> Any:
+        if disturbances:
+            change_latest(root, roll_back(first, "now"))
+            delete_snapshot(root, disturbances.pop(), lambda: None)
+        return read(snapshot)
+
+    monkeypatch.setattr(commands, "read_index", disturbed)
+    urls = shard_urls(root, None)
+    assert len(urls) == 2 and all(f"snapshots/{first}/" in url and Path(url).is_file() for url in urls)
+    delete_snapshot(root, first, lambda: None)
+    with pytest.raises(OutputError):  # what is live is gone: that is said, not asked for ever
+        shard_urls(root, None)
+
+
 def labelmill(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
@@ -468,6 +534,12 @@ def test_the_status_of_a_run_at_work(tmp_path: Path, tiny_checkpoint: Path) -> N
     assert status.heartbeat_age_seconds == 7 and status.lock_expires == "2027-01-15T08:01:00+00:00"
     assert status.owner is not None and f"process {process.pid}" in status.owner
     assert [snapshot.state for snapshot in status.snapshots] == ["unfinished"]
+    assert f"process {process.pid}" in status_lines(status)[1] and "has the lock, last" in status_lines(status)[1]
+    late = nightly_status(Store.open(config.root), NOON + 60)
+    assert late.lock_has_expired and not status.lock_has_expired
+    assert status_lines(late)[1].endswith(
+        "had the lock until 2027-01-15T08:01:00+00:00, last heard of 60 s ago; it is free for the next run"
+    )
     process.kill()
     process.join()
 

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.nightly.latest import LiveMovedError, change_latest, fence, pin, p
 from pipeline.nightly.lease import Lease
 from pipeline.nightly.lock import LOCK_PATH, Held, acquire, owns, read_lock, release, renew, renewed, taken
 from pipeline.store import Store
-from schemas.errors import LockedError, OutputError
+from schemas.errors import LockedError, LockExpiredError, OutputError
 from schemas.nightly import LockConfig
 from schemas.nightly_files import Latest, LockFile
 
@@ -248,13 +249,16 @@ def test_the_states_of_a_lock() -> None:
 
 
 def test_a_heartbeat_keeps_the_lock(store: Store) -> None:
-    config = LockConfig(ttl_s=1.5, heartbeat_s=0.1)
-    with Lease(store, config, time.time) as lease:
-        time.sleep(2.0)
+    now = [1000.0]
+    config = LockConfig(ttl_s=60, heartbeat_s=0.05)
+    with Lease(store, config, lambda: now[0]) as lease:
+        for _ in range(3):
+            now[0] += 50
+            _wait_until(lambda: read_lock(store)[0].expires == now[0] + 60)
         lease.confirm()
-        with pytest.raises(LockedError), Lease(store, config, time.time):
+        with pytest.raises(LockedError), Lease(store, config, lambda: now[0]):
             raise AssertionError("two have the lock")
-    with Lease(store, config, time.time) as after:
+    with Lease(store, config, lambda: now[0]) as after:
         assert after.generation == lease.generation + 1
 
 
@@ -265,7 +269,7 @@ def test_a_run_that_was_frozen_knows_it_when_it_wakes(store: Store) -> None:
         now[0] += 59.9
         lease.check()
         now[0] += 0.1
-        with pytest.raises(LockedError, match=r"has lost the lock: it was not renewed for 60 s \(lock\.ttl_s\)"):
+        with pytest.raises(LockExpiredError, match=r"has lost the lock: it was not renewed for 60 s \(lock\.ttl_s\)"):
             lease.check()
         now[0] -= 30  # and stays so, whatever the clock says
         with pytest.raises(LockedError):
@@ -284,9 +288,33 @@ def test_a_run_notices_that_its_lock_was_taken(store: Store) -> None:
 def test_the_heartbeat_notices_that_the_lock_was_taken(store: Store) -> None:
     with Lease(store, LockConfig(ttl_s=60, heartbeat_s=0.05), lambda: 1000.0) as lease:
         acquire(store, "bert", 1060.0, TTL, 0)
-        deadline = time.monotonic() + 10
-        while not lease.is_lost:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with pytest.raises(LockedError, match="another run has taken it, or it had expired"):
+        _wait_until(lambda: lease.is_lost)
+        with pytest.raises(LockedError, match="another run has taken it") as lost:
             lease.check()
+    assert lost.value.exit_code == 6
+
+
+def test_the_heartbeat_notices_that_the_lock_ran_out(store: Store) -> None:
+    """Nobody has taken it: the same command may go on."""
+    now = [1000.0]
+    with Lease(store, LockConfig(ttl_s=60, heartbeat_s=0.05), lambda: now[0]) as lease:
+        now[0] += 60
+        _wait_until(lambda: lease.is_lost)
+        with pytest.raises(LockExpiredError, match=r"was not renewed for 60 s .* run it again") as lost:
+            lease.check()
+    assert lost.value.exit_code == 75
+
+
+def test_what_a_run_has_done_stands_though_it_cannot_let_the_lock_go(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Lease(store, LockConfig(ttl_s=60, heartbeat_s=20), lambda: 1000.0):
+        store.delete(LOCK_PATH)
+    assert "the lock is not let go, but expires in 60 s" in caplog.text
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

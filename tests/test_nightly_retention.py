@@ -12,7 +12,7 @@ from pipeline.manifest import MANIFEST_PATH, RUN_PATH
 from pipeline.nightly.commands import pin_snapshot, rollback, unpin_snapshot
 from pipeline.nightly.latest import change_latest, pin, publish, read_latest, retire
 from pipeline.nightly.lease import Lease
-from pipeline.nightly.retention import delete_snapshot, fates, finish_retiring, prune
+from pipeline.nightly.retention import clear_remains, delete_snapshot, fates, finish_retiring, prune
 from pipeline.nightly.snapshots import Snapshot, State, list_snapshots, open_snapshot, state_of
 from pipeline.store import Store
 from schemas.errors import ConfigError, LockedError, OutputError
@@ -141,6 +141,17 @@ def test_a_deletion_that_ends_anywhere_leaves_nothing_that_looks_whole(root: Sto
         finish_retiring(root, lease)
     assert snapshot.list() == []
     assert read_latest(root).retiring == ()
+
+
+def test_what_was_written_after_the_deletion_is_cleared_away(root: Store) -> None:
+    """A run that slept through its lock writes the manifest of a snapshot that is gone by then."""
+    manifest = open_snapshot(root, name_of(0)).read(MANIFEST_PATH)
+    delete_snapshot(root, name_of(0), lambda: None)
+    open_snapshot(root, name_of(0)).create(MANIFEST_PATH, manifest)
+    for number in range(4):
+        clear_remains(root, name_of(number), lambda: None)
+    assert [snapshot.name for snapshot in list_snapshots(root)] == [name_of(number) for number in (1, 2, 3)]
+    assert all(snapshot.state == "passed" for snapshot in list_snapshots(root))
 
 
 def test_a_rollback_while_retention_decides(root: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ def submit(api: ApiServer, account: Path, **environment: str) -> subprocess.Comp
     settings = {
         "NAMESPACE": "labelmill",
         "JOB": "labelmill-nightly-29398380",
+        "JOB_UID": "7d1c4c4a-0d4e-4a46-9f4a-0d8a3f0e3a11",
         "KUBERNETES_API": f"http://127.0.0.1:{api.http.server_address[1]}",
         "ACCOUNT": str(account),
         "POLL_SECONDS": "0.02",
@@ -130,6 +131,15 @@ def test_a_night_is_created_and_waited_for(api: ApiServer, account: Path) -> Non
         "labelmill/job": "labelmill-nightly-29398380",
     }
     assert "generateName" not in created["metadata"]
+    # Kubernetes deletes it with its Job, of which the CronJob keeps a few.
+    assert created["metadata"]["ownerReferences"] == [
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "name": "labelmill-nightly-29398380",
+            "uid": "7d1c4c4a-0d4e-4a46-9f4a-0d8a3f0e3a11",
+        }
+    ]
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 6, 75])

@@ -7,6 +7,7 @@ from pipeline.generator.sampling import Sampler
 from pipeline.make_shard import make_shard
 from pipeline.manifest import check_claim
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
+from pipeline.quality import check_rules
 from pipeline.shard_publisher import read_record, tar_path
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -23,6 +24,7 @@ def estimate(config: RunConfig) -> list[str]:
 
     Raises what `generate` would raise for this configuration.
     """
+    check_rules(config)
     tasks = shard_tasks(config)
     store = Store.open(config.output)
     sampler, checkpoint = open_sampler(config)

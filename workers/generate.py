@@ -4,13 +4,15 @@ import os
 
 from pipeline.manifest import DatasetContext, finish_dataset
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
+from pipeline.quality import check_rules
 from pipeline.shard_publisher import load_records
+from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.shard import ShardRecord
 from workers.pool import AwakeClock, Cluster, make_shards
 from workers.prepare import PreparedRun, read_labeler
-from workers.progress import RunProgress, say
+from workers.progress import RunProgress
 from workers.supervisor import Supervisor
 
 # Staging files of killed writers older than this are nobody's: a put takes seconds.
@@ -34,7 +36,7 @@ def open_cluster(config: RunConfig) -> Cluster:
 def fit(config: RunConfig) -> PreparedRun:
     """Claim the output and publish the fitted labeler, where `generate` will find it."""
     Store.open(config.output)
-    with open_cluster(config) as cluster:
+    with speaking_of(config.name), open_cluster(config) as cluster:
         return cluster.prepare()
 
 
@@ -44,8 +46,9 @@ def generate(config: RunConfig) -> list[ShardRecord]:
     Raises LabelmillError for what a person must mend. That, an interruption or a kill at any moment leaves an output
     that the same command finishes.
     """
+    check_rules(config)
     store = Store.open(config.output)
-    with open_cluster(config) as cluster:
+    with speaking_of(config.name), open_cluster(config) as cluster:
         say(f"preparing: the generator, and the labeler on {config.labeler.fit_samples} images unless it is fitted")
         run = cluster.prepare()
         fitted = read_labeler(config, run)

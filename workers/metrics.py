@@ -4,6 +4,8 @@ Only the driver has them: what a worker counts would vanish with it. Ray puts `r
 those that count, and tags of its own beside `run`, the name in the run file. deploy/README.md lists them.
 """
 
+import time
+
 from ray.util.metrics import Counter, Gauge
 
 from schemas.progress import RunState
@@ -14,6 +16,7 @@ class RunMetrics:
 
     def __init__(self, run: str) -> None:
         self._start: RunState | None = None
+        self._shown_at, self._num_worker_seconds = time.monotonic(), 0.0
         self._done = _Level("labelmill_samples_done", "Samples in published shards, earlier drivers' too.", run)
         self._wanted = _Level("labelmill_samples_wanted", "Samples asked for.", run)
         self._rate = _Level("labelmill_images_per_second", "Samples kept a second, mean since the driver started.", run)
@@ -25,6 +28,8 @@ class RunMetrics:
         self._dropped = _Total("labelmill_dropped", "Candidates dropped by a quality rule.", run, by="reason")
         self._shards = _Total("labelmill_shards", "Shards published.", run)
         self._seconds = _Total("labelmill_stage_seconds", "Seconds that workers spent in a stage.", run, by="stage")
+        # The stages in which a worker's device works, in parts of these: the share of time that GPUs are busy.
+        self._worker_seconds = _Total("labelmill_worker_seconds", "Seconds of all workers since they were ready.", run)
 
     def show(self, state: RunState) -> None:
         """Report a state, the one at the driver's start first: totals are this driver's, so that drivers add up.
@@ -44,6 +49,10 @@ class RunMetrics:
         self._shards.reach(state.shards - start.shards)
         for stage, seconds in state.seconds_by_stage.items():
             self._seconds.reach(seconds, stage)
+        now = time.monotonic()
+        self._num_worker_seconds += state.workers * (now - self._shown_at)
+        self._shown_at = now
+        self._worker_seconds.reach(self._num_worker_seconds)
 
 
 class _Level:

@@ -12,7 +12,7 @@ from pipeline.nightly.judge import failures, judge
 from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
 from pipeline.nightly.lease import Clock, Lease
 from pipeline.nightly.lock import iso_time
-from pipeline.nightly.retention import Fate, fates, finish_retiring, prune
+from pipeline.nightly.retention import Fate, clear_remains, fates, finish_retiring, prune
 from pipeline.nightly.seeds import nights_left, run_of
 from pipeline.nightly.snapshots import (
     GATES_PAGE_PATH,
@@ -24,19 +24,18 @@ from pipeline.nightly.snapshots import (
     tonights_name,
 )
 from pipeline.nightly.webhook import Notice, Webhook
+from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.errors import GateError, LabelmillError, LockedError, VerificationError
 from schemas.nightly import NightlyConfig
 from schemas.nightly_files import GateReport, Latest
 from workers.generate import generate
-from workers.progress import say
 from workers.shard_worker import open_sampler
 
 # A live snapshot that changes while tonight's is compared with it has been changed by hand.
 _MOST_COMPARISONS = 5
 _FEW_NIGHTS = 30
-
 
 Kind = Literal["published", "unchanged", "withdrawn", "superseded"]
 """unchanged: the snapshot is live already. withdrawn: it was, and a rollback left it. superseded: with seeds that are
@@ -71,25 +70,20 @@ def run_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> O
     leaves a root on which the same call goes on.
 
     Raises LockedError while another run works here, GateError or VerificationError when the snapshot must not be
-    live, and what `generate` raises. The webhook is told of all but the first.
+    live, ConfigError where the night has no seeds, and what `generate` raises. The webhook is told of all but the
+    first, when the lock is free again.
     """
     root, webhook = Store.open(config.root), Webhook(config.webhook)
-    run = run_of(config, night)
-    with Lease(root, config.lock, clock) as lease:
-        tonight = _Night(config, night, root, run, lease, clock)
-        try:
-            return tonight.go()
-        except Interrupted:
-            if lease.is_lost:  # which is what interrupted it
-                lease.check()
-            raise
-        except LockedError:
-            raise
-        except Exception as error:
-            problem = webhook.post(tonight.notice(error))
-            if problem is not None:
-                say(problem)
-            raise
+    tonight = _Night(config, night, root, clock)
+    try:
+        return tonight.go()
+    except LockedError:
+        raise
+    except Exception as error:
+        problem = webhook.post(tonight.notice(error))
+        if problem is not None:
+            say(problem, level="warning")
+        raise
 
 
 def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock = time.time) -> list[Fate]:
@@ -132,29 +126,38 @@ def _name_of(run: RunConfig, night: date, snapshots: list[Snapshot]) -> str:
 
 
 class _Night:
-    """One night under the lock."""
+    """One night, and what is known of it when it ends early."""
 
-    def __init__(
-        self, config: NightlyConfig, night: date, root: Store, run: RunConfig, lease: Lease, clock: Clock
-    ) -> None:
-        self._config, self._night, self._root, self._run = config, night, root, run
-        self._lease, self._clock = lease, clock
+    def __init__(self, config: NightlyConfig, night: date, root: Store, clock: Clock) -> None:
+        self._config, self._night, self._root, self._clock = config, night, root, clock
+        self._lease = Lease(root, config.lock, clock)
         self._name: str | None = None
         self._live: str | None = None
         self._report: GateReport | None = None
 
     def go(self) -> Outcome:
+        run = run_of(self._config, self._night)
+        with speaking_of(f"{run.name} {self._night}"), self._lease:
+            try:
+                return self._go_locked(run)
+            except Interrupted:
+                if self._lease.is_lost:  # which is what interrupted it
+                    self._lease.check()
+                raise
+
+    def _go_locked(self, run: RunConfig) -> Outcome:
         latest = self._fence()
         finish_retiring(self._root, self._lease)
         self._warn_of_seeds()
         snapshots = list_snapshots(self._root)
-        name = self._name = _name_of(self._run, self._night, snapshots)
+        name = self._name = _name_of(run, self._night, snapshots)
         nothing_new = self._nothing_new(name, snapshots, latest)
         if nothing_new is not None:
             change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
             return Outcome(nothing_new, name, self._tidy(name))
+        clear_remains(self._root, name, self._lease.check)
         say(f"tonight's snapshot: {snapshot_url(self._root, name)}")
-        generate(self._run.model_copy(update={"output": snapshot_url(self._root, name)}))
+        generate(run.model_copy(update={"output": snapshot_url(self._root, name)}))
         try:
             self._publish(name, latest)
         except (GateError, VerificationError):
@@ -215,7 +218,7 @@ class _Night:
         try:
             self._tidy(name)
         except LabelmillError as error:
-            say(f"old snapshots are not deleted: {error}")
+            say(f"old snapshots are not deleted: {error}", level="warning")
 
     def _warn_of_seeds(self) -> None:
         left = nights_left(self._config, self._night)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from pipeline.speech import say
 from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
 from workers.prepare import PreparedRun
-from workers.progress import say
 from workers.supervisor import Action, Event, Failed, Kill, Limits, Load, Lost, Made, Make, Start, Supervisor
 
 WAIT_SECONDS = 0.5
@@ -74,7 +74,7 @@ def make_shards(
         for action in supervisor.decide(clock.now()):
             _perform(cluster, action)
         for event in cluster.wait(WAIT_SECONDS):
-            _report(event)
+            _report(event, supervisor)
             supervisor.on(event, clock.now())
             if isinstance(event, Made):
                 yield event.record
@@ -97,9 +97,10 @@ def _perform(cluster: Cluster, action: Action) -> None:
             cluster.kill(worker)
 
 
-def _report(event: Event) -> None:
+def _report(event: Event, supervisor: Supervisor) -> None:
     match event:
         case Lost(worker, reason):
-            say(f"worker {worker} is gone: {reason}")
-        case Failed(_, index, error):
-            say(f"shard {index} failed: {type(error).__name__}: {error}")
+            say(f"worker {worker} is gone: {reason}", level="warning", worker=worker)
+        case Failed(worker, index, error):
+            name = supervisor.name_of(index)
+            say(f"shard {name} failed: {type(error).__name__}: {error}", level="warning", shard=name, worker=worker)

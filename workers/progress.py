@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, lines in a log, and `progress.json` in the output for other shells."""
 
+import contextvars
 import os
 import queue
 import socket
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.interruption import Interrupted
+from pipeline.speech import say, speaks_json
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.progress import RunState
@@ -26,11 +28,6 @@ SHOW_SECONDS = 1.0
 PROGRESS_PATH = "progress.json"
 # A job that is asked to stop has 3 s.
 _LAST_WRITE_SECONDS = 1.5
-
-
-def say(text: str) -> None:
-    """Tell whoever watches, on stderr, what takes a while now."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class RunProgress:
@@ -56,7 +53,7 @@ class RunProgress:
             self._dropped.update(record.dropped_by_reason)
         self._seconds: Counter[str] = Counter()
         self._start = self._last_line = self._last_shown = time.monotonic()
-        self._bar = _bar() if sys.stderr.isatty() else None
+        self._bar = _bar() if sys.stderr.isatty() and not speaks_json() else None
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -75,6 +72,9 @@ class RunProgress:
 
     def add(self, record: ShardRecord) -> None:
         """Count a finished shard."""
+        if speaks_json():
+            # People read how far it is, every few seconds; a line a shard is for those who look for one of them.
+            say(f"shard {record.name} is finished", shard=record.name, details=record)
         self._num_shards += 1
         self._num_done += record.num_samples
         self._dropped.update(record.dropped_by_reason)
@@ -94,7 +94,8 @@ class RunProgress:
         self._last_line = now
         self._save("running")
         if self._bar is None:
-            say(state_line(self._state("running")))
+            state = self._state("running")
+            say(state_line(state), details=state)
 
     def _rate(self) -> float:
         return (self._num_done - self._num_before) / max(time.monotonic() - self._start, 1e-9)
@@ -130,7 +131,8 @@ class _StateFile:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._states: queue.SimpleQueue[RunState | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="progress", daemon=True)
         self._thread.start()
 
     def write(self, state: RunState) -> None:
@@ -158,7 +160,7 @@ class _StateFile:
             self._store.replace(PROGRESS_PATH, state.model_dump_json(indent=1).encode())
         except OutputError as error:
             # Whether the store takes shards decides over the run, not whether it takes this.
-            say(f"progress is not written: {error}")
+            say(f"progress is not written: {error}", level="warning")
 
 
 def state_line(state: RunState) -> str:

@@ -31,6 +31,7 @@ from ray.exceptions import (
 from pipeline.generator.checkpoints.source import absolute_reference, display_name
 from pipeline.interruption import Interrupted, interruptible, postponed
 from pipeline.process_settings import PROCESS_SETTINGS
+from pipeline.speech import say
 from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
@@ -38,7 +39,6 @@ from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
 from workers.metrics import RunMetrics
 from workers.prepare import PreparedRun, open_prepared_worker, prepare
-from workers.progress import say
 from workers.shard_worker import ShardWorker, open_sampler
 from workers.supervisor import DEATHS_PER_SHARD, SHARDS_IN_FLIGHT, Event, Failed, Limits, Loaded, Lost, Made, Placed
 from workers.watchdog import Watchdog
@@ -161,7 +161,7 @@ class RayCluster:
             except RayError as error:
                 if attempt == DEATHS_PER_SHARD - 1:
                     raise StalledError(f"{DEATHS_PER_SHARD} workers died while preparing the run: {error}") from error
-                say(f"a worker died while preparing the run, another one tries: {_first_line(error)}")
+                say(f"a worker died while preparing the run, another one tries: {_first_line(error)}", level="warning")
             else:
                 break
         # As the user wrote it, so that a dataset's description does not depend on the executor.
@@ -256,7 +256,7 @@ class RayCluster:
             return Made(worker, result)
         if loading:
             return Loaded(worker)
-        say(f"worker {worker}: {result}")
+        say(f"worker {worker}: {result}", worker=worker)
         return Placed(worker)
 
     def _interrupted_at_start(self) -> None:

@@ -171,6 +171,10 @@ class Supervisor:
         """Workers that make shards or could."""
         return sum(worker.loaded for worker in self._workers.values())
 
+    def name_of(self, index: int) -> str:
+        """A shard's name."""
+        return self._tasks[index].name
+
     def named_failures(self) -> dict[str, str]:
         """Why each shard that is given up failed, by its name."""
         return {self._tasks[index].name: reason for index, reason in sorted(self._failures.items())}

@@ -1,11 +1,12 @@
 """Ends the process when a call that may never return does not: the last resort against a cluster that went silent."""
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pipeline.speech import say
 
 # A thread that wakes so much later than it asked was frozen with the whole process, and nobody is to blame.
 _FROZEN_SECONDS = 5.0
@@ -52,6 +53,6 @@ class Watchdog:
                 if overslept > _FROZEN_SECONDS:
                     self._deadline += overslept
                 elif time.monotonic() > self._deadline:
-                    print(f"labelmill: {self._last_words}", file=sys.stderr, flush=True)
+                    say(f"labelmill: {self._last_words}", level="error")
                     # Nothing milder works: the interpreter's own exit would wait for the same call.
                     os._exit(self._exit_code)

@@ -1,8 +1,9 @@
 """Creates a RayJob, waits until it has ended, and ends with the status that its command ended with.
 
 python submit.py rayjob.yaml, in a pod whose account may create, get and list RayJobs. NAMESPACE names the namespace,
-JOB what the RayJob belongs to: when this pod is started again for the same JOB, it waits for the RayJob that is there
-instead of creating another one. Standard library and PyYAML only.
+JOB and JOB_UID the Kubernetes Job that the RayJob belongs to: when this pod is started again for the same Job, it waits
+for the RayJob that is there instead of creating another one; and Kubernetes deletes the RayJob with the Job. Standard
+library and PyYAML only.
 """
 
 import json
@@ -48,6 +49,8 @@ def _create(url: str, path: str, job: str, number: int) -> dict[str, Any]:
     # Known beforehand: when the answer is lost, the same request again makes no second one.
     metadata["name"] = f"{job}-{number}"
     metadata.setdefault("labels", {})[LABEL] = job
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": os.environ["JOB_UID"]}
+    metadata["ownerReferences"] = [owner]
     return _insist("POST", url, manifest)
 
 

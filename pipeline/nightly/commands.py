@@ -81,7 +81,12 @@ def shard_urls(root: Store, split: str | None) -> list[str]:
     OutputError where nothing is live, ConfigError for a split that there is not.
     """
     live = live_snapshot(root)
-    index = read_index(open_snapshot(root, live))
+    try:
+        index = read_index(open_snapshot(root, live))
+    except OutputError:
+        if live_snapshot(root) == live:
+            raise
+        return shard_urls(root, split)  # another one is live since, and the first was deleted
     if split is not None and split not in index.splits:
         raise ConfigError(f"--split {split}: there are {', '.join(index.splits)}")
     base = snapshot_url(root, live) if root.folder is None else str(root.folder / "snapshots" / live)

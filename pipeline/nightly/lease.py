@@ -1,6 +1,7 @@
 """The lock as a run holds it: a thread renews it, and every step that matters asks first whether it still is held."""
 
 import _thread
+import logging
 import os
 import secrets
 import signal
@@ -13,8 +14,10 @@ from typing import Self
 from pipeline.nightly import lock
 from pipeline.nightly.latest import read_latest
 from pipeline.store import Store
-from schemas.errors import LockedError, OutputError
+from schemas.errors import LockedError, LockExpiredError, OutputError
 from schemas.nightly import LockConfig
+
+_log = logging.getLogger("labelmill")
 
 Clock = Callable[[], float]
 """Seconds since 1970."""
@@ -27,7 +30,7 @@ class Lease:
         self._store, self._config, self._clock = store, config, clock
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._loss: str | None = None
+        self._loss: LockedError | None = None
 
     def __enter__(self) -> Self:
         owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(4)}"
@@ -43,9 +46,9 @@ class Lease:
         self._thread.join()
         try:
             lock.release(self._store, self._held)
-        except OutputError:
-            if error is None:
-                raise
+        except OutputError as problem:
+            # What the run has done is done, whether or not the next one must wait for the lock to expire.
+            _log.warning("the lock is not let go, but expires in %g s: %s", self._config.ttl_s, problem)
 
     @property
     def generation(self) -> int:
@@ -58,21 +61,29 @@ class Lease:
         return self._loss is not None
 
     def check(self) -> None:
-        """Raises LockedError unless the lock is held, as far as this machine's clock can tell."""
-        if self._loss is None and self._clock() >= self._held.expires:
-            self._loss = f"it was not renewed for {self._config.ttl_s:g} s (lock.ttl_s)"
+        """Raises LockedError unless the lock is held, as far as this machine's clock can tell: LockExpiredError when
+        it has run out."""
+        if self._loss is None and self._has_expired():
+            self._lose_to_time()
         if self._loss is not None:
-            raise LockedError(
-                f"{self._store.url}: this run has lost the lock: {self._loss}. Nothing more was changed; run it again"
-            )
+            raise self._loss
 
     def confirm(self) -> None:
         """`check`, and that nobody else has taken the lock. Raises LockedError."""
         self.check()
         found, _ = lock.read_lock(self._store)
         if not lock.owns(found, self._held):
-            self._loss = f"{found.owner or 'another run'} has taken it"
+            self._lose(LockedError, f"{found.owner or 'another run'} has taken it")
             self.check()
+
+    def _has_expired(self) -> bool:
+        return self._clock() >= self._held.expires
+
+    def _lose_to_time(self) -> None:
+        self._lose(LockExpiredError, f"it was not renewed for {self._config.ttl_s:g} s (lock.ttl_s); run it again")
+
+    def _lose(self, kind: type[LockedError], reason: str) -> None:
+        self._loss = kind(f"{self._store.url}: this run has lost the lock: {reason}. Nothing more was changed")
 
     def _beat(self) -> None:
         while not self._stop.wait(self._config.heartbeat_s):
@@ -81,7 +92,10 @@ class Lease:
             except OutputError:
                 continue  # an outage may pass in time
             if held is None:
-                self._loss = "another run has taken it, or it had expired"
+                if self._has_expired():
+                    self._lose_to_time()
+                else:
+                    self._lose(LockedError, "another run has taken it")
                 # What follows would be in vain. Without a handler, as in other programs, nothing happens.
                 _thread.interrupt_main(signal.SIGTERM)
                 return

@@ -1,4 +1,8 @@
-"""The status of a nightly root for Prometheus, which reads it through the textfile collector of its node exporter."""
+"""The status of a nightly root for Prometheus, which reads it through the textfile collector of its node exporter.
+
+Points in time, not ages: the collector goes on serving a file that nobody writes any more, and an age in it would stand
+still for ever.
+"""
 
 from typing import get_args
 
@@ -10,13 +14,22 @@ _Sample = tuple[dict[str, str], float | None]
 
 def prometheus_text(status: NightlyStatus) -> str:
     """Gauges in Prometheus' text format, each with the root as a label. What is not known is left out."""
+
+    def when(age_seconds: float | None) -> float | None:
+        return None if age_seconds is None else status.unix_time - age_seconds
+
     gates = status.newest_gates
     results = () if gates is None else gates.results
     states = [snapshot.state for snapshot in status.snapshots]
     families: list[tuple[str, str, list[_Sample]]] = [
-        ("success_age_seconds", "Since a night last ended well.", [({}, status.success_age_seconds)]),
-        ("live_age_seconds", "Since the live snapshot became live.", [({}, status.live_age_seconds)]),
-        ("heartbeat_age_seconds", "Since the lock's owner was last heard of.", [({}, status.heartbeat_age_seconds)]),
+        ("status_timestamp_seconds", "When this was found out.", [({}, status.unix_time)]),
+        ("success_timestamp_seconds", "When a night last ended well.", [({}, when(status.success_age_seconds))]),
+        ("live_timestamp_seconds", "When the live snapshot became live.", [({}, when(status.live_age_seconds))]),
+        (
+            "heartbeat_timestamp_seconds",
+            "When the lock's owner was last heard of.",
+            [({}, when(status.heartbeat_age_seconds))],
+        ),
         ("generation", "Runs that have had the lock.", [({}, status.generation)]),
         ("snapshots", "Snapshots by state.", [({"state": state}, states.count(state)) for state in get_args(State)]),
         ("gates_passed", "Whether the newest judged snapshot passed.", [({}, None if gates is None else gates.passed)]),

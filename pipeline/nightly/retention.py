@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH
 from pipeline.nightly.latest import change_latest, read_latest, retire, retired
 from pipeline.nightly.lease import Lease
-from pipeline.nightly.snapshots import SNAPSHOTS, Snapshot, list_snapshots, open_snapshot
+from pipeline.nightly.snapshots import GATES_PATH, SNAPSHOTS, Snapshot, list_snapshots, open_snapshot
 from pipeline.store import Store
 from schemas.nightly import RetentionConfig
 from schemas.nightly_files import Latest
@@ -80,6 +80,15 @@ def finish_retiring(root: Store, lease: Lease) -> None:
         delete_snapshot(root, name, lease.check)
     if retiring:
         change_latest(root, retired, lease.generation)
+
+
+def clear_remains(root: Store, name: str, check: Callable[[], None]) -> None:
+    """Remove what a run that had lost its lock wrote into a snapshot after that was deleted: such a folder has neither
+    run.json nor a verdict, and could not be claimed again. `check` is as for `delete_snapshot`."""
+    snapshot = open_snapshot(root, name)
+    is_claimed = snapshot.exists(RUN_PATH) or snapshot.exists(GATES_PATH)
+    if not is_claimed and snapshot.first_file() is not None:
+        delete_snapshot(root, name, check)
 
 
 def delete_snapshot(root: Store, name: str, check: Callable[[], None]) -> None:

@@ -30,6 +30,8 @@ class NightlyStatus(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     root: str
+    unix_time: float
+    """When all this was so."""
     live: str | None
     published: str | None
     live_age_seconds: float | None
@@ -37,10 +39,12 @@ class NightlyStatus(BaseModel):
     success_age_seconds: float | None
     """Since a night last ended well: it published a snapshot, or there was nothing new to make."""
     owner: str | None
-    """The run that has the lock, or had it and let it expire."""
+    """The run that has the lock, or had it until it expired."""
     heartbeat_age_seconds: float | None
     """Since the lock's owner was last heard of."""
     lock_expires: str | None
+    lock_has_expired: bool
+    """Whether the next run takes the lock from its owner, who has been silent for too long."""
     generation: int
     snapshots: tuple[SnapshotStatus, ...]
     newest_gates: GateReport | None
@@ -56,6 +60,7 @@ def nightly_status(root: Store, now: float) -> NightlyStatus:
     judged = [snapshot.name for snapshot in snapshots if snapshot.state in ("passed", "rejected")]
     return NightlyStatus(
         root=root.url,
+        unix_time=now,
         live=latest.snapshot,
         published=latest.published,
         live_age_seconds=_age(latest.published, now),
@@ -63,6 +68,7 @@ def nightly_status(root: Store, now: float) -> NightlyStatus:
         owner=lock.owner if lock else None,
         heartbeat_age_seconds=max(0.0, now - lock.heartbeat) if lock and held else None,
         lock_expires=iso_time(lock.expires) if lock and held else None,
+        lock_has_expired=lock is not None and held and now >= lock.expires,
         generation=latest.generation,
         snapshots=tuple(
             SnapshotStatus(
@@ -89,10 +95,9 @@ def status_lines(status: NightlyStatus) -> list[str]:
     if status.owner is None:
         lines.append("no run works here")
     else:
-        lines.append(
-            f"{status.owner} has the lock until {status.lock_expires}, last heard of "
-            f"{status.heartbeat_age_seconds or 0:.0f} s ago"
-        )
+        until = f"had the lock until {status.lock_expires}" if status.lock_has_expired else "has the lock"
+        tail = "; it is free for the next run" if status.lock_has_expired else f", until {status.lock_expires}"
+        lines.append(f"{status.owner} {until}, last heard of {status.heartbeat_age_seconds or 0:.0f} s ago{tail}")
     for snapshot in reversed(status.snapshots):
         marks = {
             "live": snapshot.is_live,

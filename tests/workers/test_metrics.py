@@ -62,3 +62,12 @@ def test_metrics_of_a_run(ray_cluster: RayNodes, write_run_file: Callable[..., P
     assert sum(record.dropped_by_reason["low_confidence"] for record in earlier) > 0
     documented = set(re.findall(r"`ray_(labelmill_\w+)`", (ROOT / "deploy" / "README.md").read_text()))
     assert {name for name, _ in values} == documented
+    # Panels and alerts ask for nothing else, and for no other stage or reason.
+    pages = [(ROOT / "deploy" / page).read_text() for page in ("grafana/dashboard.json", "prometheus/rules.yaml")]
+    asked = set(re.findall(r"ray_(labelmill_\w+)", "".join(pages)))
+    assert asked and asked <= documented
+    stages = set("|".join(re.findall(r'stage=~?\\?"([\w|]+)', "".join(pages))).split("|"))
+    assert stages == {"synthesise", "label", "copy"}
+    assert stages <= {kind for name, kind in values if name == "labelmill_stage_seconds_total"}
+    busy = sum(values["labelmill_stage_seconds_total", stage] for stage in stages)
+    assert 0 < busy <= 2 * values["labelmill_worker_seconds_total", ""]

@@ -34,7 +34,7 @@ def test_poison_is_quarantined_and_everything_else_is_made(
             assert driver.wait() == 3, driver.text
         gone = [match[1] for match in driver.wait_for(r"\bworker (\d+) is gone: ")]
         assert len(gone) == len(set(gone)) == 3, driver.text
-        assert len(driver.wait_for(r"\bshard 5 failed")) == 1
+        assert len(driver.wait_for(r"\bshard tiny-000005 failed")) == 1
         report = driver.text[driver.text.index("labelmill: 2 shards failed") :]
         assert "tiny-000002: 3 workers died on it, the last one: " in report
         assert f"tiny-000005: RuntimeError: seed {RAISING * SEEDS_PER_SHARD} cannot be encoded" in report
