@@ -54,7 +54,7 @@ class Extent:
 
 _SUPERVISED = (1000, 100, 20, 10, 5, 1)
 FULL = Extent(
-    model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=2),
+    model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=4),
     steps=6000,
     batch_size=16,
     num_seeds=3,
@@ -64,7 +64,7 @@ FULL = Extent(
 )
 """For a GPU."""
 QUICK = Extent(
-    model=SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=2),
+    model=SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=4),
     steps=300,
     batch_size=16,
     num_seeds=1,
