@@ -342,6 +342,7 @@ def benchmark(
     speed: Annotated[
         bool, typer.Option("--speed", help="Labeled images a second, by stage, on random weights.")
     ] = False,
+    classes: Annotated[bool, typer.Option("--classes", help="Semantic classes by clusters and prompts.")] = False,
     out: Annotated[str, typer.Option(help="Where tables and pictures go; run it again to go on.")] = "out/benchmark",
     quick: Annotated[
         bool, typer.Option("--quick/--full", help="Little enough for a CPU, with wide intervals; or all of it.")
@@ -355,8 +356,8 @@ def benchmark(
     from schemas.config import ExecutionConfig
     from workers.shard_worker import choose_device
 
-    if not (masks or downstream or speed):
-        masks = downstream = speed = True
+    if not (masks or downstream or speed or classes):
+        masks = downstream = speed = classes = True
     if speed:
         from pipeline.benchmark.speed import benchmark_speed, speed_plan
 
@@ -369,6 +370,11 @@ def benchmark(
     if downstream:
         benchmark_downstream(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
         print(f"{out.rstrip('/')}/downstream.md")
+    if classes:
+        from pipeline.benchmark.classes import benchmark_classes
+
+        benchmark_classes(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+        print(f"{out.rstrip('/')}/classes.md")
 
 
 @app.command()
@@ -441,6 +447,25 @@ def train_generator(
     from schemas.training import TrainGeneratorConfig
 
     train(load_config(config_file, TrainGeneratorConfig, overrides or ()))
+
+
+@app.command("train-prompt-model")
+def train_prompt_model(
+    out: Annotated[Path, typer.Option(help="Folder of state, log and weights; run it again to resume.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder of drawn avatars [OUT/cache].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches to learn from.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a batch.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+) -> None:
+    """Train the prompt model of the avatars domain, which is bundled, from drawn avatars and their captions."""
+    from pipeline.prompt_models.train_avatars import WEIGHTS_FILE, PromptTraining, train_avatars_prompts
+
+    asked: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "threads": threads}
+    config = PromptTraining(**{key: value for key, value in asked.items() if value is not None})
+    stopped_by = train_avatars_prompts(config, out, cache or out / "cache")
+    if stopped_by is not None:
+        raise Interrupted(stopped_by)
+    print(out / WEIGHTS_FILE)
 
 
 def main() -> None:

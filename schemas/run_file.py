@@ -5,14 +5,18 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from schemas.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# How pydantic names the types that a value may be of.
+_KIND_OF_VALUE = re.compile(r"(constrained-|list\[|dict\[|literal\[|function-|nullable|(str|int|float|bool|[A-Z]\w*)$)")
 
 
 def load_config(path: str | Path, model: type[Model], overrides: Iterable[str] = ()) -> Model:
@@ -105,26 +109,66 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _explain(mistake: Any, model: type[BaseModel]) -> str:
     """One line for one mistake: the dotted key, the value found, what is allowed."""
-    location = [str(part) for part in mistake["loc"]]
+    location, section = _as_written(model, mistake["loc"])
     key = ".".join(location)
     if mistake["type"] == "extra_forbidden":
-        names = _field_names(model, location[:-1])
+        names = list(section.model_fields) if section else []
         close = difflib.get_close_matches(location[-1], names, n=1)
         hint = f"did you mean {close[0]}?" if close else f"allowed here: {', '.join(names)}"
         return f"{key}: unknown key; {hint}"
     if mistake["type"] == "missing":
         return f"{key}: is required"
+    if mistake["type"] == "union_tag_invalid":
+        return (
+            f"{key}.method: input should be one of {mistake['ctx']['expected_tags']}, found {mistake['ctx']['tag']!r}"
+        )
+    if mistake["type"] == "union_tag_not_found":
+        return f"{key}: input should be a section with a method of its own, found {mistake['input']!r}"
     message = mistake["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     found = "" if isinstance(mistake["input"], dict) else f", found {mistake['input']!r}"
     return f"{key}: {message}{found}" if key else message
 
 
-def _field_names(model: type[BaseModel], location: list[str]) -> list[str]:
+def _as_written(model: type[BaseModel], location: Iterable[str | int]) -> tuple[list[str], type[BaseModel] | None]:
+    """A mistake's place as the run file has it, and the section that its last key would belong to.
+
+    Where a section is one of several kinds, told apart by a key, pydantic puts the kind's name into the place; where a
+    value may be of several types, the type.
+    """
+    written: list[str] = []
+    section: type[BaseModel] | None = model
+    inside: type[BaseModel] | None = model
+    kinds: dict[Any, type[BaseModel]] = {}
+    is_union = False
     for part in location:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+        if part in kinds:
+            inside, kinds = kinds[part], {}
+            continue
+        if is_union and isinstance(part, str) and _KIND_OF_VALUE.match(part):
+            is_union = False
+            continue
+        section, kinds = inside, {}
+        written.append(str(part))
+        field = section.model_fields.get(str(part)) if section else None
+        if field is not None:
+            kinds, is_union = _kinds(field.annotation), get_origin(field.annotation) in (Union, UnionType)
+            inside = _one_section(field.annotation)
+        else:
+            inside, is_union = None, False
+    return written, section
+
+
+def _one_section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _kinds(annotation: Any) -> dict[Any, type[BaseModel]]:
+    """The sections that a union is of, by the tags that tell them apart."""
+    kinds = {}
+    for member in get_args(annotation):
+        tags = [extra.tag for extra in get_args(member)[1:] if isinstance(extra, Tag)]
+        section = _one_section(get_args(member)[0]) if tags else None
+        if section is not None:
+            kinds[tags[0]] = section
+    return kinds

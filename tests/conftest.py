@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 from ray_runs import shards_of
 from s3_server import S3Server
 from tiny_run import save_tiny_generator, tiny_run
@@ -19,6 +20,10 @@ from workers.generate import generate
 
 # torchmetrics imports torchvision, whose wheel needs help beside a CPU build of torch.
 import_torchvision()
+
+# On a busy machine any example may take long once.
+settings.register_profile("labelmill", deadline=None)
+settings.load_profile("labelmill")
 
 # The suite shares two cores with Ray, browsers and subprocesses; more threads only get in each other's way.
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers import fit_labeler, guide_marker, labeler_guide, open_labeler
 from pipeline.manifest import claim_output
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -39,14 +39,25 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         # The first one published wins: fits on other devices may differ in a bit.
         store.create(path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
     fitted = store.read(path)
+    labeler = open_labeler(config.labeler, sampler, fitted, checkpoint.sha256)
+    _publish_guide(config, store, sampler, fitted)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
     return PreparedRun(
         checkpoint=checkpoint,
         labeler_sha256=labeler_sha256,
         fingerprint=fingerprint(run_identity, labeler_sha256),
-        classes=open_labeler(config.labeler, sampler, fitted).classes,
+        classes=labeler.classes,
         resolution=sampler.generator.spec.resolution,
     )
+
+
+def _publish_guide(config: RunConfig, store: Store, sampler: Sampler, fitted: bytes) -> None:
+    """Put what a person looks at beside the fitted labeler, unless it is there."""
+    marker = guide_marker(config.labeler)
+    if marker is None or store.exists(f"labeler/{marker}"):
+        return
+    for name, content in labeler_guide(config.labeler, sampler, fitted).items():
+        store.create(f"labeler/{name}", content)
 
 
 def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:

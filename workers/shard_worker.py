@@ -67,7 +67,7 @@ class ShardWorker:
         self.mill = Mill(
             config=config,
             sampler=sampler,
-            labeler=open_labeler(config.labeler, sampler, fitted),
+            labeler=open_labeler(config.labeler, sampler, fitted, checkpoint_sha256),
             checkpoint_sha256=checkpoint_sha256,
             fingerprint=fingerprint,
             encoders=self._encoders,

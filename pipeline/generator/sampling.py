@@ -47,6 +47,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def padded(self, size: int) -> "Batch":
+        """At least so many samples, the last one repeated."""
+        last = len(self) - 1
+        return self if len(self) >= size else self.select([min(position, last) for position in range(size)])
+
     def select(self, indices: Sequence[int]) -> "Batch":
         """The samples at these positions, which may repeat."""
         index = torch.tensor(list(indices), device=self.ws_BLD.device)
@@ -199,12 +204,14 @@ class Sampler:
             ws_BLD = self.generator.map(z_BZ, None if classes_BZ is None else classes_BZ.to(self.device))
             return ws_BLD[: len(seeds)].contiguous()
 
-    def sample(self, seeds: Sequence[int], layers: Collection[str] = ()) -> Batch:
-        """Synthesise 1 to batch_size seeds, tapping `layers`."""
+    def sample(self, seeds: Sequence[int], layers: Collection[str] = (), edit_D: Tensor | None = None) -> Batch:
+        """Synthesise 1 to batch_size seeds, tapping `layers`. edit_D: added to every row of w, after truncation."""
         size = self.numerics.batch_size
         if not 1 <= len(seeds) <= size:
             raise ValueError(f"a batch takes 1 to {size} seeds, got {len(seeds)}")
         ws_BLD, class_ids = self.ws(_padded(seeds, size))
+        if edit_D is not None:
+            ws_BLD = ws_BLD + edit_D
         noise = self.noise(_padded(seeds, size))
         with repeatable_kernels():
             synthesis = self.generator.synthesize(ws_BLD, noise, taps=tuple(layers))

@@ -2,17 +2,34 @@
 
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers.base import Labeler, Labels
+from pipeline.labelers.cluster_guide import MAPPING_NAME, cluster_guide
+from pipeline.labelers.feature_clusters import FeatureClustersLabeler, check_feature_clusters
+from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
 from pipeline.labelers.fit_style_mixing import fit_style_mixing
-from pipeline.labelers.fitted import FittedLabelerError, FittedStyleMixing
+from pipeline.labelers.fitted import FittedStyleMixing
+from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
+from pipeline.labelers.fitted_file import FittedLabelerError
 from pipeline.labelers.style_mixing import StyleMixingLabeler, check_style_mixing
-from schemas.config import LabelerConfig
+from schemas.config import FeatureClustersConfig, LabelerConfig
 
-__all__ = ["FittedLabelerError", "Labeler", "Labels", "check_labeler", "fit_labeler", "open_labeler"]
+__all__ = [
+    "FittedLabelerError",
+    "Labeler",
+    "Labels",
+    "check_labeler",
+    "fit_labeler",
+    "guide_marker",
+    "labeler_guide",
+    "open_labeler",
+]
 
 
 def check_labeler(config: LabelerConfig, sampler: Sampler) -> None:
     """Raises ConfigError where configuration and generator do not fit together."""
-    check_style_mixing(config, sampler.generator.spec)
+    if isinstance(config, FeatureClustersConfig):
+        check_feature_clusters(config, sampler)
+    else:
+        check_style_mixing(config, sampler.generator.spec)
 
 
 def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str | None = None) -> bytes:
@@ -21,11 +38,42 @@ def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str 
     The same configuration, generator and device give the same bytes. Raises ConfigError, before any work, where
     configuration and generator do not fit together.
     """
+    if isinstance(config, FeatureClustersConfig):
+        check_feature_clusters(config, sampler)
+        prompt_model = None
+        if needs_prompt_model(config):
+            from pipeline.prompt_models import open_prompt_model
+
+            assert config.prompt_model is not None
+            prompt_model = open_prompt_model(config.prompt_model, sampler.device)
+        return fit_feature_clusters(config, sampler, checkpoint_sha256, prompt_model).to_bytes()
     return fit_style_mixing(config, sampler, checkpoint_sha256).to_bytes()
 
 
-def open_labeler(config: LabelerConfig, sampler: Sampler, fitted: bytes) -> Labeler:
-    """The labeler that `fit_labeler` made. Raises ConfigError, or FittedLabelerError when the file does not fit."""
-    check_style_mixing(config, sampler.generator.spec)
-    file = FittedStyleMixing.from_bytes(fitted, config, sampler.generator.spec, sampler.device)
-    return StyleMixingLabeler(config, sampler, file)
+def open_labeler(
+    config: LabelerConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str | None = None
+) -> Labeler:
+    """The labeler that `fit_labeler` made. Raises ConfigError, or FittedLabelerError when the file does not fit.
+
+    checkpoint_sha256: of the sampler's generator; a file that was fitted on another one is refused.
+    """
+    check_labeler(config, sampler)
+    spec, device = sampler.generator.spec, sampler.device
+    if isinstance(config, FeatureClustersConfig):
+        clusters = FittedFeatureClusters.from_bytes(fitted, config, spec, device, checkpoint_sha256)
+        return FeatureClustersLabeler(sampler, clusters)
+    mixing = FittedStyleMixing.from_bytes(fitted, config, spec, device, checkpoint_sha256)
+    return StyleMixingLabeler(config, sampler, mixing)
+
+
+def guide_marker(config: LabelerConfig) -> str | None:
+    """The name of the guide's last file, which is there when all are; None for methods that need no guide."""
+    return MAPPING_NAME if isinstance(config, FeatureClustersConfig) else None
+
+
+def labeler_guide(config: LabelerConfig, sampler: Sampler, fitted: bytes) -> dict[str, bytes]:
+    """Files by name that show a person what `fit` found, in the order in which they are to be written."""
+    if not isinstance(config, FeatureClustersConfig):
+        return {}
+    spec, device = sampler.generator.spec, sampler.device
+    return cluster_guide(config, sampler, FittedFeatureClusters.from_bytes(fitted, config, spec, device))

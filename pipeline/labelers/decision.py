@@ -43,5 +43,5 @@ def likeliest(foreground_BHW: Tensor, parts_BKHW: Tensor) -> Tensor:
 
     Without parts the foreground is one.
     """
-    part_BHW = parts_BKHW.argmax(dim=1) + 1 if parts_BKHW.shape[1] else torch.ones_like(foreground_BHW)
+    part_BHW = parts_BKHW.max(dim=1).indices + 1 if parts_BKHW.shape[1] else torch.ones_like(foreground_BHW)
     return torch.where(foreground_BHW > 0.5, part_BHW, 0).to(torch.uint8)

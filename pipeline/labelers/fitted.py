@@ -1,45 +1,35 @@
 """The file that keeps a fitted style-mixing labeler: safetensors, and how it came about as JSON metadata."""
 
-import json
 from dataclasses import dataclass, fields
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.generator.spec import GeneratorSpec, num_rows
 from pipeline.labelers.confidence import ConfidenceModel
+from pipeline.labelers.fitted_file import (
+    REMEDY,
+    FileProvenance,
+    FittedLabelerError,
+    check_checkpoint,
+    check_purpose,
+    check_shapes,
+    read_fitted,
+    write_fitted,
+)
 from pipeline.labelers.foreground import ForegroundModel
 from pipeline.labelers.joint_upsampling import resample
 from pipeline.labelers.parts import PartsModel
 from pipeline.labelers.readout import Readout, readout_resolution, readout_shapes
 from schemas.config import StyleMixingConfig
-from schemas.errors import LabelmillError
-
-FORMAT = "labelmill-style-mixing"
-VERSION = 2
-METADATA_KEY = "labelmill"
-_REMEDY = "Fit again with `labelmill fit` in a new output"
 
 
-class FittedLabelerError(LabelmillError):
-    """A fitted labeler cannot be used: damaged, of another version, or made for something else."""
-
-
-class Provenance(BaseModel):
+class Provenance(FileProvenance):
     """The JSON in the file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: str = FORMAT
-    version: int = VERSION
+    format: str = "labelmill-style-mixing"
+    version: int = 2
     config: StyleMixingConfig
-    checkpoint_sha256: str | None
-    resolution: int
-    num_ws: int
-    w_dim: int
     donor_seeds: list[int]
     crossover: int
     layout_agreement: dict[int, float] | None
@@ -80,22 +70,22 @@ class FittedStyleMixing:
             **{f"readout.{name}": tensor for name, tensor in self.readout.weights.items()},
             **_tensors("confidence", self.confidence),
         }
-        stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-        text = json.dumps(self.provenance.model_dump(mode="json"), sort_keys=True, allow_nan=False)
-        return save(stored, metadata={METADATA_KEY: text})
+        return write_fitted(self.provenance, tensors)
 
     @staticmethod
     def from_bytes(
-        content: bytes, config: StyleMixingConfig, spec: GeneratorSpec, device: str | torch.device
+        content: bytes,
+        config: StyleMixingConfig,
+        spec: GeneratorSpec,
+        device: str | torch.device,
+        checkpoint_sha256: str | None = None,
     ) -> "FittedStyleMixing":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        try:
-            tensors = load(content)
-        except SafetensorError as error:
-            raise FittedLabelerError(f"fitted labeler: damaged safetensors file ({error}). {_REMEDY}") from error
-        provenance = _read_provenance(content)
-        _check_purpose(provenance, config, spec)
-        _check_shapes(tensors, _expected_shapes(provenance, spec))
+        provenance, tensors = read_fitted(content, Provenance)
+        check_purpose(provenance, config, spec)
+        check_checkpoint(provenance, checkpoint_sha256)
+        _check_mixing(provenance, spec)
+        check_shapes(tensors, _expected_shapes(provenance, spec))
         on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
         foreground = ForegroundModel(**_named("foreground", on_device))
         return FittedStyleMixing(
@@ -125,44 +115,16 @@ def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _read_provenance(content: bytes) -> Provenance:
-    """A safetensors file begins with the length of its header (8 bytes) and the header."""
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    try:
-        values = json.loads(metadata[METADATA_KEY])
-        found = values["format"], values["version"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FittedLabelerError(f"fitted labeler: a safetensors file, but not of labelmill. {_REMEDY}") from error
-    if found != (FORMAT, VERSION):
-        raise FittedLabelerError(
-            f"fitted labeler: holds {found[0]!r} version {found[1]!r}, this labelmill reads {FORMAT!r} version "
-            f"{VERSION}. {_REMEDY}"
-        )
-    try:
-        return Provenance.model_validate(values)
-    except ValidationError as error:
-        raise FittedLabelerError(f"fitted labeler: its description is unusable ({error}). {_REMEDY}") from error
-
-
-def _check_purpose(provenance: Provenance, config: StyleMixingConfig, spec: GeneratorSpec) -> None:
-    ours, theirs = config.model_dump(), provenance.config.model_dump()
-    ours |= {"resolution": spec.resolution, "num_ws": spec.num_ws, "w_dim": spec.w_dim}
-    theirs |= {"resolution": provenance.resolution, "num_ws": provenance.num_ws, "w_dim": provenance.w_dim}
-    differing = [f"{key}: {ours[key]} here, {theirs[key]} in the file" for key in ours if ours[key] != theirs[key]]
-    if differing:
-        raise FittedLabelerError(
-            f"fitted labeler: made for another configuration or generator ({'; '.join(differing)}). {_REMEDY}"
-        )
+def _check_mixing(provenance: Provenance, spec: GeneratorSpec) -> None:
     sizes = [size for size, _ in spec.channels]
     if provenance.variant_resolution not in sizes:
         raise FittedLabelerError(
-            f"fitted labeler: variant_resolution {provenance.variant_resolution} not in {sizes}. {_REMEDY}"
+            f"fitted labeler: variant_resolution {provenance.variant_resolution} not in {sizes}. {REMEDY}"
         )
     num_rows_mixed = num_rows(provenance.variant_resolution)
     if not 1 <= provenance.crossover < num_rows_mixed:
         raise FittedLabelerError(
-            f"fitted labeler: crossover {provenance.crossover} not in 1 to {num_rows_mixed - 1}. {_REMEDY}"
+            f"fitted labeler: crossover {provenance.crossover} not in 1 to {num_rows_mixed - 1}. {REMEDY}"
         )
 
 
@@ -177,12 +139,3 @@ def _expected_shapes(provenance: Provenance, spec: GeneratorSpec) -> dict[str, t
         shapes["parts"] = PartsModel.shapes(config.parts, config.variants, spec.img_channels)
     named = {f"{prefix}.{name}": shape for prefix, part in shapes.items() for name, shape in part.items()}
     return {"donors": (config.variants, spec.num_ws, spec.w_dim), **named}
-
-
-def _check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != expected:
-        raise FittedLabelerError(f"fitted labeler: holds tensors {found}, expected {expected}. {_REMEDY}")
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-            raise FittedLabelerError(f"fitted labeler: {name} is not finite float32. {_REMEDY}")

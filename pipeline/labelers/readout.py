@@ -16,16 +16,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.generator.spec import GeneratorSpec, conv_name, row_resolution
 from pipeline.labelers.joint_upsampling import resize
+from pipeline.labelers.pixel_reading import read_pixels, some_pixels
 
 # Convolutions of these resolutions are read. Below, they are too coarse; above, they hold texture, not meaning.
 _LOWEST_RESOLUTION, _HIGHEST_RESOLUTION = 16, 256
-
-# Pixels of an image that are read to learn; of smaller images, all.
-_MOST_PIXELS = 4096
 
 # Penalty on a weight, as share of its feature's variance. From 1e-4 to 1e-2 it changes nothing.
 _RIDGE = 1e-3
@@ -101,9 +98,9 @@ class ReadoutFit:
     def add(self, features: Mapping[str, Tensor], parts_KHW: Tensor) -> None:
         """Learn from one image: features [C, r, r] by layer, and each part's mask of 0 and 1."""
         size, half = self._background_HW.shape[0], self._num_images % NUM_HALVES
-        pixels_S = _some_pixels(size * size, self._num_images).to(parts_KHW.device)
+        pixels_S = some_pixels(size * size, self._num_images).to(parts_KHW.device)
         place_1S = self._background_HW.flatten()[pixels_S][None]
-        read = [_read(features[name], pixels_S, size) for name in self._shapes if name not in _NOT_LAYERS]
+        read = [read_pixels(features[name], pixels_S, size) for name in self._shapes if name not in _NOT_LAYERS]
         x_DS = torch.cat([*read, place_1S, torch.ones_like(place_1S)])
         y_KS = parts_KHW.float().flatten(1)[:, pixels_S]
         self._squares[half] += (x_DS @ x_DS.T).double().cpu()
@@ -120,26 +117,6 @@ class ReadoutFit:
         pieces = solved_DQ.split([1 if name in _NOT_LAYERS else shape[0] for name, shape in self._shapes.items()])
         weights = {name: piece.view(self._shapes[name]) for name, piece in zip(self._shapes, pieces, strict=True)}
         return Readout(weights, self._background_HW)
-
-
-def _some_pixels(count: int, number: int) -> Tensor:
-    """Which pixels of an image are read: all, or as many as is enough, drawn for each image anew."""
-    if count <= _MOST_PIXELS:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(number))[:_MOST_PIXELS]
-
-
-def _read(features_CHW: Tensor, pixels_S: Tensor, size: int) -> Tensor:
-    """Features [C, S] float32 at pixels of a square of `size`: what `resize` would give there."""
-    features_CHW = features_CHW.float()
-    if features_CHW.shape[1] == size:
-        return features_CHW.flatten(1)[:, pixels_S]
-    rows_S, columns_S = pixels_S // size, pixels_S % size
-    grid_S2 = (torch.stack([columns_S, rows_S], dim=1) + 0.5) / size * 2 - 1
-    read = functional.grid_sample(
-        features_CHW[None], grid_S2[None, None], mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return read[0, :, 0]
 
 
 def _ridge(squares_DD: Tensor, products_DK: Tensor) -> Tensor:

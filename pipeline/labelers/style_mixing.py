@@ -119,7 +119,7 @@ class StyleMixingLabeler:
     def label(self, batch: Batch) -> Labels:
         """Masks and confidences of the batch's images."""
         # Sizes choose kernels and thereby bits: all that follows sees batches of one size.
-        count, whole = len(batch), _padded(batch, self.batch_size)
+        count, whole = len(batch), batch.padded(self.batch_size)
         found = self._by_readout(whole) if self.config.masks_from == "readout" else self._by_clusters(batch, whole)
         masks_BHW = found.decision.masks_BHW
         confidence_B = self.fitted.confidence(found.signals_BS) * familiarity(masks_BHW, self.fitted.foreground)
@@ -141,8 +141,3 @@ class StyleMixingLabeler:
         return found_by_clusters(
             clusters.padded(len(whole)), whole.images_BCHW, model.foreground, model.parts, len(self.donors_NLD)
         )
-
-
-def _padded(batch: Batch, size: int) -> Batch:
-    last = len(batch) - 1
-    return batch if len(batch) >= size else batch.select([min(position, last) for position in range(size)])

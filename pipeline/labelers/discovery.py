@@ -1,0 +1,166 @@
+"""Rare classes: images are edited until they show one, so that clustering sees it often enough for a cluster.
+
+For each prompt, with a contrasting one ("a person with a beard", "a person without a beard"):
+
+1. Score sampled images: cosine to the prompt less cosine to the contrast. Those of the highest scores are positive.
+2. Logistic regression with balanced classes tells positive w from the others; its normal is the edit's direction.
+3. The strength is the least, of a fixed ladder, that brings most images of `fit` over the lowest positive score; where
+   none does, the one that brings over the most. What it reached is recorded.
+4. The edited images join the clustering: new clusters start from the pixels that the edit changes most, and are the
+   ones that move. Of a rare class with a name, those stay that prompts give the name; without any, nothing changes.
+
+Differences from the paper and its code: images are scored against a contrast, not against a fixed value of .25, and a
+fixed share of them is positive, which needs no calibration of the model; the penalty of the regression is chosen on
+held-out samples, not scikit-learn's default; the strength is found, not given a prompt at a time (.3, .5); rare classes
+get clusters beside the others, whose centroids stay as they are, where the paper clusters everything again with the
+same k: edited images, as many as plain ones, pulled centroids of small parts away (on the bundled generator, the
+mouth's).
+
+Shape suffixes: B batch, N samples, D style or features of a pixel, E embedding, S pixels, K clusters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers.cluster_model import read_layers
+from pipeline.labelers.fitted_feature_clusters import DiscoveryRecord
+from pipeline.labelers.kmeans import KMeans
+from pipeline.labelers.logistic_regression import fit_balanced
+from pipeline.labelers.pixel_reading import some_pixels
+from pipeline.prompt_models.base import PromptModel
+from schemas.config import DiscoverConfig, FeatureClustersConfig
+from schemas.errors import ConfigError
+
+# Strengths that are tried, in deviations of the samples along the direction.
+_LADDER = tuple(step / 2 for step in range(1, 13))
+
+# Of an edited image's pixels the most changed, so many of them at most.
+_CHANGED_SHARE, _MOST_CHANGED = 32, 128
+
+_LEAST_POSITIVES = 8
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What gives an image a rare class."""
+
+    edit_D: Tensor
+    """Added to every row of w, float32."""
+    record: DiscoveryRecord
+
+
+def find_edits(config: FeatureClustersConfig, sampler: Sampler, model: PromptModel) -> list[Edit]:
+    """An edit for each of `discover`, in order. Raises ConfigError where too few samples would be positive."""
+    if not config.discover:
+        return []
+    seeds = range(config.discovery_first_seed, config.discovery_first_seed + config.discovery_samples)
+    wide = sampler.config.model_copy(update={"truncation_psi": config.discovery_truncation_psi})
+    wide_sampler = Sampler(sampler.generator, wide, sampler.numerics, sampler.device)
+    images_NE = _embedded(wide_sampler, model, seeds)
+    ws_NLD, _ = sampler.ws(seeds, psi=1.0)
+    finder = _Finder(config, sampler, model, images_NE, ws_NLD[:, 0])
+    return [finder.find(rare) for rare in config.discover]
+
+
+class _Finder:
+    def __init__(
+        self, config: FeatureClustersConfig, sampler: Sampler, model: PromptModel, images_NE: Tensor, w_ND: Tensor
+    ) -> None:
+        self._sampler, self._model, self._images_NE, self._w_ND = sampler, model, images_NE, w_ND
+        self._base = edited_seeds(config)
+
+    def find(self, rare: DiscoverConfig) -> Edit:
+        prompts_2E = self._model.embed_prompts([rare.prompt, rare.against]).float().cpu()
+        score_N = _scores(self._images_NE, prompts_2E)
+        num_positive = round(rare.positive_share * len(score_N))
+        if num_positive < _LEAST_POSITIVES:
+            raise ConfigError(
+                f"labeler.discover: positive_share {rare.positive_share:g} of {len(score_N)} images is {num_positive} "
+                f"for {rare.prompt!r}; {_LEAST_POSITIVES} are needed: raise labeler.discovery_samples, or the share"
+            )
+        order_N = score_N.argsort(descending=True, stable=True)
+        is_positive_N = torch.zeros(len(score_N), dtype=torch.bool)
+        is_positive_N[order_N[:num_positive]] = True
+        threshold = float(score_N[order_N[num_positive - 1]])
+        decision = fit_balanced(self._w_ND, is_positive_N)
+        direction_D = decision.weights_D / decision.weights_D.norm().clamp_min(1e-12)
+        deviation = float((self._w_ND.double().cpu() @ direction_D).std(correction=0))
+        strength, moved = self._strength(direction_D, deviation, prompts_2E, threshold, rare.moved_share)
+        record = DiscoveryRecord(
+            prompt=rare.prompt,
+            against=rare.against,
+            num_scored=len(score_N),
+            num_nearer=int((score_N > 0).sum()),
+            num_positive=num_positive,
+            least_positive_score=round(threshold, 4),
+            accuracy=round(decision.balanced_accuracy, 4),
+            strength=round(strength, 4),
+            moved_share=round(moved, 4),
+            moved_share_wanted=rare.moved_share,
+            clusters=[],
+        )
+        return Edit((strength * direction_D).float().to(self._sampler.device), record)
+
+    def _strength(
+        self, direction_D: Tensor, deviation: float, prompts_2E: Tensor, threshold: float, wanted: float
+    ) -> tuple[float, float]:
+        """The least strength that moves enough images, or that which moves most; and the share that it moves."""
+        best = (0.0, -1.0)
+        for step in _LADDER:
+            edit_D = (step * deviation * direction_D).float().to(self._sampler.device)
+            images_NE = _embedded(self._sampler, self._model, self._base, edit_D)
+            moved = float((_scores(images_NE, prompts_2E) >= threshold).float().mean())
+            if moved > best[1]:
+                best = (step * deviation, moved)
+            if moved >= wanted:
+                break
+        return best
+
+
+def edited_seeds(config: FeatureClustersConfig) -> range:
+    """Seeds of the images that are edited: the first of `fit`."""
+    return range(config.fit_first_seed, config.fit_first_seed + min(config.edited_samples, config.fit_samples))
+
+
+def starts_of_rare(
+    edit: Edit,
+    num_clusters: int,
+    config: FeatureClustersConfig,
+    sampler: Sampler,
+    layers: Sequence[str],
+    scales_D: Tensor,
+) -> Tensor:
+    """Centroids [K, D] of scaled features, of the pixels that the edit changes most."""
+    changed = []
+    seeds, size = edited_seeds(config), sampler.numerics.batch_size
+    for start in range(0, len(seeds), size):
+        some = seeds[start : start + size]
+        before, after = sampler.sample(some, layers), sampler.sample(some, layers, edit.edit_D)
+        resolution = max(before.features[name].shape[2] for name in layers)
+        for index in range(len(some)):
+            pixels_S = some_pixels(resolution**2, start + index).to(sampler.device)
+            x_SD, y_SD = (read_layers(b.features, index, layers, pixels_S) * scales_D for b in (before, after))
+            count = min(_MOST_CHANGED, max(1, len(pixels_S) // _CHANGED_SHARE))
+            most_S = (y_SD - x_SD).square().sum(dim=1).argsort(descending=True, stable=True)[:count]
+            changed.append(y_SD[most_S])
+    kmeans = KMeans(num_clusters, restarts=config.restarts, iterations=config.iterations, device=sampler.device)
+    return kmeans(torch.cat(changed)[None]).centroids_BKD[0]
+
+
+def _embedded(sampler: Sampler, model: PromptModel, seeds: range, edit_D: Tensor | None = None) -> Tensor:
+    """Whole images as the model sees them [N, E] float32 on the CPU."""
+    size = sampler.numerics.batch_size
+    parts = [
+        model.embed_images(sampler.sample(seeds[start : start + size], (), edit_D).images_BCHW.float()).float().cpu()
+        for start in range(0, len(seeds), size)
+    ]
+    return torch.cat(parts)
+
+
+def _scores(images_NE: Tensor, prompts_2E: Tensor) -> Tensor:
+    """How much nearer images are to the first prompt than to the second [N]."""
+    return images_NE @ (prompts_2E[0] - prompts_2E[1])

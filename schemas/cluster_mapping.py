@@ -1,0 +1,101 @@
+"""Which cluster is which class: `clusters.yaml`, which a fit writes and a person may edit."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from schemas.errors import ConfigError
+from schemas.run_file import read_mapping, validate
+
+IGNORED = "ignore"
+"""Stands where a class would for a cluster whose pixels become 255."""
+MOST_CLASSES = 255
+"""Mask values 0 to 254; 255 is ignore."""
+
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ -]{0,63}$")]
+
+
+def check_class_names(names: list[str]) -> None:
+    """Raises ValueError unless these can be the classes of a dataset."""
+    if len(names) < 2:
+        raise ValueError(f"two classes at least, the first of which is the background, got {names}")
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"masks hold {MOST_CLASSES} classes at most, got {len(names)}")
+    if IGNORED in names:
+        raise ValueError(f"{IGNORED!r} cannot name a class: it means that pixels are left out")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"classes given twice: {', '.join(twice)}")
+
+
+class ClusterMapping(BaseModel):
+    """A cluster's class by its number.
+
+    In the file a cluster is `3: {name: hair, similarity: 0.31, ...}` or just `3: hair`; what stands there beside the
+    name tells a person how sure it is, and is dropped.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    clustering: str | None = None
+    """Which clusters are meant, as the fit that made them names them. A mapping for others is refused."""
+    classes: list[ClassName]
+    """Names of the mask values 0, 1, ...; the first is the background."""
+    clusters: dict[int, str]
+    """A class, or `ignore`, for every cluster."""
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: list[str]) -> list[str]:
+        check_class_names(classes)
+        return classes
+
+    @field_validator("clusters", mode="before")
+    @classmethod
+    def _names_alone(cls, clusters: Any) -> Any:
+        if not isinstance(clusters, dict):
+            return clusters
+        return {
+            _number(key): entry["name"] if isinstance(entry, dict) and "name" in entry else entry
+            for key, entry in clusters.items()
+        }
+
+    @model_validator(mode="after")
+    def _check_clusters(self) -> "ClusterMapping":
+        known = (*self.classes, IGNORED)
+        strangers = {number: name for number, name in self.clusters.items() if name not in known}
+        if strangers:
+            raise ValueError(f"clusters of unknown classes: {_listed(strangers)}; there are {', '.join(known)}")
+        negative = [number for number in self.clusters if number < 0]
+        if negative:
+            raise ValueError(f"clusters are numbered from 0, got {negative}")
+        return self
+
+    def check_clusters(self, num_clusters: int) -> None:
+        """Raises ConfigError unless exactly these clusters have a class."""
+        unknown = sorted(set(self.clusters) - set(range(num_clusters)))
+        missing = sorted(set(range(num_clusters)) - set(self.clusters))
+        there = f"there are clusters 0 to {num_clusters - 1}"
+        if unknown:
+            raise ConfigError(f"labeler.mapping: names unknown clusters {_numbers(unknown)}; {there}")
+        if missing:
+            raise ConfigError(f"labeler.mapping: has no class for clusters {_numbers(missing)}; {there}")
+
+
+def load_mapping(path: str) -> ClusterMapping:
+    """Read `clusters.yaml`. Raises ConfigError with every mistake in it."""
+    return validate(read_mapping(path), path, ClusterMapping)
+
+
+def _number(key: Any) -> Any:
+    """A key as the number that it is: in JSON, keys are text."""
+    return int(key) if isinstance(key, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,8}", key) else key
+
+
+def _listed(entries: dict[int, str]) -> str:
+    return ", ".join(f"{number}: {name}" for number, name in sorted(entries.items()))
+
+
+def _numbers(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

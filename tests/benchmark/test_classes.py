@@ -1,0 +1,133 @@
+"""The class benchmark: rows, what they count, going on where it was, and the page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.benchmark import classes as benchmark
+from pipeline.benchmark.classes_report import markdown
+from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, class_rows
+from pipeline.benchmark.masks_results import Circumstances
+from pipeline.benchmark.oracle import open_oracle
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.segmentation.metrics import MaskEvaluator
+from pipeline.store import Store
+from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
+from schemas.errors import LabelmillError
+
+TINY = benchmark.Extent(
+    num_dev=16,
+    num_test=16,
+    timed_batches=1,
+    fit={
+        "fit_samples": 16,
+        "naming_samples": 16,
+        "clusters": 6,
+        "iterations": 4,
+        "passes": 1,
+        "restarts": 1,
+        "edited_samples": 16,
+    },
+    only=("other-judge", "default", "clusters-8"),
+)
+CIRCUMSTANCES = Circumstances(
+    checkpoint="bundled:avatars-32",
+    checkpoint_sha256="a" * 64,
+    judges="oracle B",
+    truncation_psi=0.7,
+    device="cpu",
+    threads=1,
+    versions={},
+)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    loaded = open_checkpoint("bundled:avatars-32", "cpu")
+    return Sampler(loaded.generator, GeneratorConfig(checkpoint="bundled:avatars-32"), NumericsConfig(threads=1), "cpu")
+
+
+def test_each_row_differs_from_the_default_in_one_setting() -> None:
+    default = FeatureClustersConfig.model_validate(
+        {"method": "feature_clusters", "names": CLASS_PROMPTS, "prompt_model": "bundled:avatars-prompts"}
+    )
+    rows = class_rows(default, ("b8.conv1", "b16.conv1", "b32.conv0", "b32.conv1"), 0.7)
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        if row.labeler is None:
+            assert row.group == "reference"
+            continue
+        ours, theirs = row.labeler.model_dump(), default.model_dump()
+        differing = [key for key in ours if ours[key] != theirs[key]]
+        assert len(differing) == (0 if row.name in (DEFAULT, "untruncated") else 1), row.name
+        assert (row.truncation_psi == 1.0) == (row.group == "untruncated")
+    everything = next(row for row in rows if row.name == "discover-all").labeler
+    assert everything is not None and [rare.prompt.split()[-1] for rare in everything.discover] == list(RARE)
+
+
+def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path: Path) -> None:
+    store, told = Store.open(str(tmp_path / "out")), []
+    sweep = benchmark.ClassSweep(store, sampler, CIRCUMSTANCES, TINY)
+    results = {result.row.name: result for result in sweep.run(told.append)}
+    assert [line.split(":")[0] for line in told] == ["other-judge", "default", "clusters-8"]
+
+    # By hand: the default's masks against the oracle's, on the test seeds.
+    result = results["default"]
+    config = result.row.labeler
+    assert config is not None
+    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    batch = sampler.sample(range(2_500_000_000, 2_500_000_016), labeler.layers)
+    truth_BHW = open_oracle("b").segment(batch.images_BCHW).numpy()
+    other_BHW = open_oracle("a").segment(batch.images_BCHW).numpy()
+    evaluator = MaskEvaluator(tuple(CLASS_PROMPTS))
+    for mask_HW, truth_HW in zip(labeler.label(batch).masks_BHW.numpy(), truth_BHW, strict=True):
+        evaluator.add(mask_HW, truth_HW)
+    assert result.scores == evaluator.scores()
+    assert result.agreed.num_pixels == int((truth_BHW == other_BHW).sum())
+    agreement = results["other-judge"].scores.iou["background"]
+    both, either = ((truth_BHW == 0) & (other_BHW == 0)).sum(), ((truth_BHW == 0) | (other_BHW == 0)).sum()
+    assert agreement == pytest.approx(both / either)
+
+    # Clusters: what most of their pixels are.
+    nearest_BHW = labeler.fitted.model.nearest(batch.features).numpy()  # type: ignore[attr-defined]
+    for number, cluster in enumerate(result.clusters):
+        inside = truth_BHW[nearest_BHW == number]
+        counts = np.bincount(inside, minlength=11)
+        assert cluster.share == pytest.approx(inside.size / truth_BHW.size, abs=1e-6)
+        assert cluster.truth_share == pytest.approx(counts.max() / max(1, inside.size), abs=1e-4)
+    named = [c for c in result.clusters if not c.is_unsure and c.share > 0]
+    assert result.naming_accuracy == pytest.approx(np.mean([c.name == c.truth for c in named]))
+    assert result.seconds_per_image is not None and result.bare_seconds_per_image is not None
+
+    # Again: nothing is measured anew, unless what it depends on has changed.
+    again = benchmark.ClassSweep(store, sampler, CIRCUMSTANCES, TINY)
+    assert {r.row.name: r for r in again.run(lambda line: pytest.fail(line))} == results
+    elsewhere = CIRCUMSTANCES.model_copy(update={"device": "another"})
+    assert benchmark.ClassSweep(store, sampler, elsewhere, TINY).key != sweep.key
+
+    page = markdown(
+        benchmark.ClassBenchmark(
+            quick=True, circumstances=CIRCUMSTANCES, num_dev=16, num_test=16, rows=tuple(results.values())
+        )
+    )
+    assert f"| {100 * (result.scores.miou or 0):.1f} |" in page and "32 px" in page and "domain-supervised" in page
+    assert "73.1" in page and all(f"| {name} |" in page for name in CLASS_PROMPTS)
+    json.loads((tmp_path / "out" / "classes-rows" / "default.json").read_text())
+
+
+def test_a_generator_that_the_oracles_cannot_judge(tmp_path: Path) -> None:
+    from pipeline.generator.checkpoints.native import save_generator
+    from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+
+    channels = channels_by_resolution(16, channel_base=64, channel_max=8)
+    spec = GeneratorSpec(resolution=16, z_dim=8, w_dim=8, c_dim=0, mapping_layers=2, channels=channels)
+    save_generator(tmp_path / "g.safetensors", Generator(spec), {"licence": "Apache-2.0"})
+    with pytest.raises(LabelmillError, match="makes images of 16 px; the oracles judge portraits of 32 px"):
+        benchmark.benchmark_classes(
+            Store.open(str(tmp_path / "out")), str(tmp_path / "g.safetensors"), torch.device("cpu"), True, print
+        )

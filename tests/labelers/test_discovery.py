@@ -1,0 +1,159 @@
+"""Rare classes: regression, edits, and clusters of their own."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from clusters_setup import ColourPrompts, make_config, make_sampler
+from safetensors.torch import load
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers import open_labeler
+from pipeline.labelers.cluster_guide import cluster_guide
+from pipeline.labelers.discovery import edited_seeds, find_edits, starts_of_rare
+from pipeline.labelers.fit_feature_clusters import fit_feature_clusters
+from pipeline.labelers.logistic_regression import fit_balanced, newton
+from schemas.config import FeatureClustersConfig
+from schemas.errors import ConfigError
+
+DISCOVER = [{"prompt": "red", "against": "blue"}, {"prompt": "green", "against": "red", "extra_clusters": 1}]
+NAMES = {"back": ["grey"], "warm": ["red"], "cool": ["green", "blue"]}
+
+
+def config_with(**settings: object) -> FeatureClustersConfig:
+    return make_config(discover=DISCOVER, prompt_model="colours", discovery_samples=200, edited_samples=16, **settings)
+
+
+def rare_samples() -> tuple[torch.Tensor, torch.Tensor]:
+    """400 points, 40 of them positive: shifted along the first two axes."""
+    source = torch.Generator().manual_seed(0)
+    is_positive_N = torch.arange(400) % 10 == 0
+    x_ND = torch.randn(400, 6, generator=source) + is_positive_N[:, None] * torch.tensor([1.5, -1.0, 0, 0, 0, 0])
+    return x_ND, is_positive_N
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
+def test_the_regression_is_scikit_learns(penalty: float) -> None:
+    x_ND, is_positive_N = rare_samples()
+    weights_D, offset = newton(x_ND.double(), is_positive_N, penalty)
+    theirs = LogisticRegression(class_weight="balanced", C=1 / penalty, tol=1e-10, max_iter=10_000)
+    theirs.fit(x_ND.double().numpy(), is_positive_N.numpy())
+    np.testing.assert_allclose(weights_D.numpy(), theirs.coef_[0], atol=1e-5)
+    assert offset == pytest.approx(float(theirs.intercept_[0]), abs=1e-5)
+
+
+def test_the_decision_finds_the_direction_whatever_the_scale() -> None:
+    x_ND, is_positive_N = rare_samples()
+    decision = fit_balanced(x_ND, is_positive_N)
+    direction_D = decision.weights_D / decision.weights_D.norm()
+    expected_D = torch.tensor([1.5, -1.0, 0, 0, 0, 0]).double()
+    assert float(direction_D @ expected_D / expected_D.norm()) > 0.95
+    assert 0.75 < decision.balanced_accuracy < 0.98
+    larger = fit_balanced(100 * x_ND, is_positive_N)
+    torch.testing.assert_close(larger.weights_D * 100, decision.weights_D)
+    assert larger.offset == pytest.approx(decision.offset)
+
+
+def test_separable_classes_end() -> None:
+    x_ND = torch.cat([torch.randn(20, 3) + 50, torch.randn(200, 3) - 50])
+    decision = fit_balanced(x_ND, torch.arange(220) < 20)
+    assert decision.balanced_accuracy == 1 and bool(torch.isfinite(decision.weights_D).all())
+
+
+def scored(
+    sampler: Sampler, seeds: range, prompts: tuple[str, str], edit_D: torch.Tensor | None = None
+) -> torch.Tensor:
+    model, size = ColourPrompts(), sampler.numerics.batch_size
+    first, second = model.embed_prompts(prompts)
+    images = [sampler.sample(seeds[i : i + size], (), edit_D).images_BCHW for i in range(0, len(seeds), size)]
+    return model.embed_images(torch.cat(images)) @ (first - second)
+
+
+def test_an_edit_moves_as_many_images_as_asked_and_no_weaker_one_does() -> None:
+    config, sampler = config_with(), make_sampler()
+    edits = find_edits(config, sampler, ColourPrompts())
+    assert [edit.record.prompt for edit in edits] == ["red", "green"]
+    wide = make_sampler(psi=1.0)
+    for edit, prompts in zip(edits, (("red", "blue"), ("green", "red")), strict=True):
+        record = edit.record
+        scores = scored(wide, range(4_200_000_000, 4_200_000_200), prompts)
+        assert record.num_positive == 10 and record.num_scored == 200
+        assert record.num_nearer == int((scores > 0).sum())
+        threshold = float(scores.sort(descending=True).values[9])
+        assert record.least_positive_score == pytest.approx(threshold, abs=1e-4)
+        assert record.strength == pytest.approx(float(edit.edit_D.norm()), rel=1e-3)
+        base = edited_seeds(config)
+        after = scored(sampler, base, prompts, edit.edit_D)
+        assert record.moved_share == pytest.approx(float((after >= threshold).float().mean()), abs=1e-4)
+        assert float(after.mean()) > float(scored(sampler, base, prompts).mean())
+        if record.moved_share >= record.moved_share_wanted:
+            weaker = scored(sampler, base, prompts, edit.edit_D * 0.5)
+            assert float((weaker >= threshold).float().mean()) < record.moved_share_wanted
+
+
+def test_new_clusters_start_where_the_edit_changes_most() -> None:
+    config, sampler = config_with(), make_sampler()
+    edit = find_edits(config, sampler, ColourPrompts())[0]
+    start_1D = starts_of_rare(edit, 1, config, sampler, ("b16.conv1",), torch.ones(8))
+    seeds, most = edited_seeds(config), []
+    for seed in seeds:
+        before, after = (sampler.sample([seed], ("b16.conv1",), e).features["b16.conv1"] for e in (None, edit.edit_D))
+        change_S = (after - before).square().sum(dim=1).flatten()
+        most.append(after[0].flatten(1)[:, change_S.topk(256 // 32).indices])
+    torch.testing.assert_close(start_1D[0], torch.cat(most, dim=1).mean(dim=1), atol=1e-4, rtol=1e-3)
+
+
+def test_rare_classes_get_clusters_and_the_others_stay_to_the_bit() -> None:
+    sampler = make_sampler()
+    plain = fit_feature_clusters(make_config(), sampler)
+    config = config_with(names=NAMES)
+    found = fit_feature_clusters(config, sampler, None, ColourPrompts())
+    records = found.provenance.discoveries
+    assert [len(record.clusters) for record in records] == [2, 1]
+    new = {number for record in records for number in record.clusters}
+    kept_KD = found.model.centroids_KD[[number for number in range(8) if number not in new]]
+    assert sorted(map(tuple, kept_KD.tolist())) == sorted(map(tuple, plain.model.centroids_KD.tolist()))
+    assert torch.equal(found.model.temperature, plain.model.temperature)
+    content = found.to_bytes()
+    assert content == fit_feature_clusters(config, sampler, None, ColourPrompts()).to_bytes()
+    assert load(content)["edits"].shape == (2, 8)
+    labeler = open_labeler(config, sampler, content)
+    assert labeler.classes == tuple(NAMES)
+    json.loads(found.provenance.model_dump_json())
+    sheets = cluster_guide(config, sampler, found)
+    assert [name for name in sheets if name.startswith("discovery")] == ["discovery_00.png", "discovery_01.png"]
+
+
+def test_new_clusters_that_prompts_name_otherwise_are_dropped() -> None:
+    sampler = make_sampler()
+    plain = fit_feature_clusters(make_config(names=NAMES, prompt_model="colours"), sampler, None, ColourPrompts())
+    kept: set[int] = set()
+    for name in NAMES:
+        config = make_config(
+            names=NAMES,
+            prompt_model="colours",
+            discover=[{**DISCOVER[0], "name": name, "extra_clusters": 3}],
+            discovery_samples=200,
+            edited_samples=16,
+            min_margin=0.0,
+        )
+        found = fit_feature_clusters(config, sampler, None, ColourPrompts())
+        new = found.provenance.discoveries[0].clusters
+        assert len(found.provenance.clusters) == 5 + len(new)
+        assert {found.provenance.clusters[number].name for number in new} <= {name}
+        if not new:
+            assert torch.equal(found.model.centroids_KD, plain.model.centroids_KD)
+        kept.add(len(new))
+    assert sum(kept) <= 3 and 0 in kept and max(kept) > 0
+    with pytest.raises(ValueError, match="discover: hat not among the classes of names"):
+        make_config(names=NAMES, prompt_model="colours", discover=[{**DISCOVER[0], "name": "hat"}])
+
+
+def test_too_few_samples_are_refused() -> None:
+    rare = {"prompt": "red", "against": "blue", "positive_share": 0.01}
+    config = make_config(discover=[rare], prompt_model="colours", discovery_samples=200, edited_samples=8)
+    message = r"labeler\.discover: positive_share 0\.01 of 200 images is 2 for 'red'; 8 are needed"
+    with pytest.raises(ConfigError, match=message):
+        fit_feature_clusters(config, make_sampler(), None, ColourPrompts())

@@ -1,0 +1,244 @@
+"""Names for clusters: by prompts, by mapping files, and what happens where neither is sure."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from clusters_setup import COLOURS, ColourPrompts, make_config, make_sampler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.sampling import Batch, Sampler
+from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.cluster_guide import cluster_guide
+from pipeline.labelers.cluster_model import ClusterModel
+from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
+from pipeline.labelers.naming import ClusterPool, ClusterShares, at_resolution, by_prompts, class_similarities
+from schemas.cluster_mapping import ClusterMapping, load_mapping
+from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
+from schemas.errors import ConfigError
+
+NAMES = {"back": ["grey"], "warm": ["red"], "cool": ["green", "blue"]}
+
+
+def shares(count: int) -> ClusterShares:
+    return ClusterShares([1 / count] * count, [1 / count] * count)
+
+
+def painted(size: int = 8) -> tuple[Batch, ClusterModel]:
+    """Two images of a red left, a blue right and a green stripe, and clusters that are just these."""
+    images_BCHW = torch.zeros(2, 3, size, size)
+    where = {0: (slice(None), slice(0, size // 2)), 1: (slice(None), slice(size // 2, size))}
+    for number, name in ((0, "red"), (1, "blue")):
+        images_BCHW[:, :, where[number][0], where[number][1]] = torch.tensor(COLOURS[name])[:, None, None]
+    images_BCHW[:, :, : size // 4] = torch.tensor(COLOURS["green"])[:, None, None]
+    batch = Batch((1, 2), (None, None), torch.zeros(2, 1, 1), images_BCHW, "none", {"b8.conv1": images_BCHW})
+    centroids_KD = torch.tensor([COLOURS[name] for name in ("red", "blue", "green")])
+    return batch, ClusterModel(("b8.conv1",), centroids_KD, torch.ones(3), torch.tensor(1.0))
+
+
+def test_each_cluster_takes_the_class_of_its_nearest_prompt() -> None:
+    batch, model = painted()
+    pool = ClusterPool(3, ColourPrompts())
+    pool.add(batch, model)
+    pooled_KE = pool.pooled()
+    expected = ColourPrompts().embed_prompts(["red", "blue", "green"])
+    torch.testing.assert_close(pooled_KE, expected, atol=0.02, rtol=0)
+    records = by_prompts(pooled_KE, NAMES, ColourPrompts(), 0.1, "ignore", shares(3))
+    assert [record.name for record in records] == ["warm", "cool", "cool"]
+    assert not any(record.is_unsure for record in records)
+
+
+def test_a_class_is_as_near_as_its_nearest_prompt() -> None:
+    pooled_KE = torch.nn.functional.normalize(torch.tensor([[0.9, 0.1, -0.4, 0.2], [0.0, 0.3, 0.8, 0.1]]), dim=1)
+    prompts = ColourPrompts().embed_prompts(["grey", "red", "green", "blue"])
+    cosines = torch.nn.functional.cosine_similarity(pooled_KE[:, None], prompts[None], dim=2)
+    expected = torch.stack([cosines[:, 0], cosines[:, 1], cosines[:, 2:].amax(dim=1)], dim=1)
+    torch.testing.assert_close(class_similarities(pooled_KE, NAMES, ColourPrompts()), expected)
+
+
+@pytest.mark.parametrize(("unsure", "left_as"), [("ignore", "ignore"), ("background", "back")])
+def test_unsure_clusters_are_reported_and_left(unsure: str, left_as: str) -> None:
+    purple_KE = torch.nn.functional.normalize(torch.tensor([[1.0, -1.0, 1.0, 0.1], [1.0, -1.0, -0.9, 0.1]]), dim=1)
+    first, second = by_prompts(purple_KE, NAMES, ColourPrompts(), 0.1, unsure, shares(2))
+    assert first.name == left_as and first.is_unsure and first.margin == 0
+    assert second.name == second.nearest == "warm" and not second.is_unsure
+    nothing = by_prompts(torch.zeros(1, 4), NAMES, ColourPrompts(), 0.0, unsure, shares(1))
+    assert nothing[0].name == left_as, "a cluster that no image shows cannot be named"
+
+
+def test_pooling_keeps_to_the_clusters_pixels_in_maps_of_any_size() -> None:
+    member_BKhw = torch.zeros(1, 2, 8, 8)
+    member_BKhw[:, 0, :, :4], member_BKhw[:, 1, :, 4:] = 1, 1
+    assert at_resolution(member_BKhw, 4, 4)[0, 0].tolist() == [[1, 1, 0, 0]] * 4
+    assert at_resolution(member_BKhw, 8, 8).equal(member_BKhw)
+    assert at_resolution(member_BKhw, 16, 16)[0, 0, 0, :7].tolist() == [1] * 7
+    torch.testing.assert_close(at_resolution(member_BKhw, 3, 5).sum(dim=1), torch.ones(1, 3, 5))
+
+
+def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> None:
+    config = make_config(names=NAMES, prompt_model="colours", min_margin=0.05, unsure="ignore")
+    sampler, model = make_sampler(), ColourPrompts()
+    fitted = fit_feature_clusters(config, sampler, "a" * 64, model)
+    provenance = fitted.provenance
+    assert fitted.to_bytes() == fit_feature_clusters(config, sampler, "a" * 64, model).to_bytes()
+    assert (provenance.named_by, provenance.prompt_model, provenance.prompt_model_sha256) == (
+        "prompts",
+        "colours",
+        "c" * 64,
+    )
+    assert provenance.classes == ["back", "warm", "cool"]
+    for record in provenance.clusters:
+        assert record.margin is not None and record.similarity is not None
+        assert record.name == (record.nearest if record.margin >= 0.05 else "ignore")
+    labeler = open_labeler(config, sampler, fitted.to_bytes())
+    assert labeler.classes == ("back", "warm", "cool")
+
+    guide = cluster_guide(config, sampler, fitted)
+    assert list(guide) == [*(f"cluster_{number:02d}.png" for number in range(5)), "clusters.yaml"]
+    assert all(content.startswith(b"\x89PNG") for name, content in guide.items() if name.endswith("png"))
+    path = tmp_path / "clusters.yaml"
+    path.write_bytes(guide["clusters.yaml"])
+    assert guide["clusters.yaml"].decode().count("# unsure") == sum(r.is_unsure for r in provenance.clusters)
+    mapping = load_mapping(str(path))
+    assert mapping.clusters == {number: record.name for number, record in enumerate(provenance.clusters)}
+    # The file that was written names just the clusters that it was written for.
+    again = make_config(mapping=str(path))
+    assert not needs_prompt_model(again)
+    named = open_labeler(again, sampler, fit_labeler(again, sampler))
+    batch = sampler.sample([1, 2, 3], labeler.layers)
+    assert torch.equal(named.label(batch).masks_BHW, labeler.label(batch).masks_BHW)
+
+
+def test_classes_in_another_order_are_another_labeler() -> None:
+    config = make_config(names=NAMES, prompt_model="colours")
+    content = fit_feature_clusters(config, make_sampler(), None, ColourPrompts()).to_bytes()
+    turned = make_config(names={name: NAMES[name] for name in ("back", "cool", "warm")}, prompt_model="colours")
+    assert turned == config
+    with pytest.raises(ValueError, match=r"its classes are .*'warm', 'cool'.* in this order; here they are"):
+        open_labeler(turned, make_sampler(), content)
+
+
+def test_prompts_without_a_model() -> None:
+    for settings_ in ({"names": NAMES}, {"discover": [{"prompt": "red", "against": "blue"}]}):
+        with pytest.raises(ValueError, match=r"prompts need a vision-language model; set labeler\.prompt_model"):
+            make_config(**settings_)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"a": ["x"]}, "two classes at least"),
+        ({"a": ["x"], "b": []}, "each class needs a prompt; b has none"),
+        ({"a": ["x"], "b": [" "]}, "each class needs a prompt; b has none"),
+        ({"a": ["x"], "ignore": ["y"]}, "'ignore' cannot name a class"),
+        ({"a": ["x"], "b\n": ["y"]}, "pattern"),
+    ],
+)
+def test_names_that_cannot_be(names: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(names=names, prompt_model="colours")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: [a, b]\nclusters: {0: a, 1: c}", r"clusters of unknown classes: 1: c; there are a, b, ignore"),
+        ("classes: [a, b]\nclusters: {0: a, -1: b}", "numbered from 0"),
+        ("classes: [a]\nclusters: {0: a}", "two classes at least"),
+        ("classes: [a, a]\nclusters: {0: a}", "classes given twice: a"),
+        ("classes: [a, b]", "clusters: is required"),
+        ("classes: [a, b]\nclusters: {0: {similarity: 1}}", "clusters.0"),
+        ("classes: [a, b]\nclusters: {0: a}\nmore: 1", "more: unknown key"),
+        ("- 1", "mapping of keys"),
+        ("classes: [a, b", "not YAML"),
+    ],
+)
+def test_mapping_files_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "clusters.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_mapping(str(path))
+    with pytest.raises(ValueError, match=message):
+        make_config(mapping=str(path))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "message"),
+    [
+        ({0: "a", 1: "a", 2: "a", 3: "b"}, "has no class for clusters 4; there are clusters 0 to 4"),
+        (dict.fromkeys((0, 1, 2, 3, 4, 9), "a"), "names unknown clusters 9; there are clusters 0 to 4"),
+    ],
+)
+def test_mappings_that_miss_the_clusters(clusters: dict[int, str], message: str) -> None:
+    config = make_config(mapping={"classes": ["a", "b"], "clusters": clusters})
+    with pytest.raises(ConfigError, match=rf"labeler\.mapping: {message}"):
+        fit_labeler(config, make_sampler())
+    # Where fit chooses k, it says so as soon as k is known.
+    chosen = make_config(mapping={"classes": ["a", "b"], "clusters": clusters}, clusters=[2, 3])
+    with pytest.raises(ConfigError, match=r"labeler\.mapping: names unknown clusters"):
+        fit_labeler(chosen, make_sampler())
+
+
+NAME = st.from_regex(r"[A-Za-z][A-Za-z0-9_ -]{0,12}", fullmatch=True).filter(lambda name: name != "ignore")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_mapping_survives_its_file(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    classes = data.draw(st.lists(NAME, min_size=2, max_size=6, unique=True))
+    chosen = data.draw(st.lists(st.sampled_from([*classes, "ignore"]), min_size=1, max_size=30))
+    as_section = data.draw(st.lists(st.booleans(), min_size=len(chosen), max_size=len(chosen)))
+    clusters = {
+        number: {"name": name, "similarity": 0.25} if section else name
+        for number, (name, section) in enumerate(zip(chosen, as_section, strict=True))
+    }
+    path = tmp_path_factory.mktemp("mapping") / "clusters.yaml"
+    path.write_text(yaml.safe_dump({"clustering": "a1", "classes": classes, "clusters": clusters}, sort_keys=False))
+    mapping = load_mapping(str(path))
+    assert mapping.classes == classes and mapping.clusters == dict(enumerate(chosen))
+    assert ClusterMapping.model_validate_json(mapping.model_dump_json()) == mapping
+    mapping.check_clusters(len(chosen))
+    for wrong in (len(chosen) - 1, len(chosen) + 1):
+        with pytest.raises(ConfigError, match=r"labeler\.mapping"):
+            mapping.check_clusters(wrong)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet="abclustersing: {}[]0123-\n,", max_size=80))
+def test_any_text_is_a_mapping_or_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("mapping") / "clusters.yaml"
+    path.write_text(text)
+    try:
+        assert load_mapping(str(path)).clusters is not None
+    except ConfigError as error:
+        assert str(path) in str(error)
+
+
+def test_the_bundled_model_names_the_parts_of_portraits() -> None:
+    """On the bundled generator: the clusters that cover most of an image are named as they should be."""
+    loaded = open_checkpoint("bundled:avatars-32", "cpu")
+    sampler = Sampler(loaded.generator, GeneratorConfig(checkpoint="x"), NumericsConfig(threads=1), "cpu")
+    words = ("background", "skin", "hair", "clothes", "mouth")
+    config = FeatureClustersConfig.model_validate(
+        {
+            "method": "feature_clusters",
+            "clusters": 16,
+            "fit_samples": 64,
+            "naming_samples": 32,
+            "iterations": 8,
+            "passes": 1,
+            "names": {word: [word] for word in words},
+            "prompt_model": "bundled:avatars-prompts",
+            "min_margin": 0.08,
+        }
+    )
+    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labels = labeler.label(sampler.sample(range(16), labeler.layers))
+    mask_BHW = labels.masks_BHW
+    assert (mask_BHW[:, :4, :4] == 0).float().mean() > 0.9, "corners are background"
+    assert (mask_BHW[:, 13:16, 13:19] == 1).float().mean() > 0.5, "faces are skin"
+    assert (mask_BHW[:, 30:, 13:19] == 3).float().mean() > 0.5, "shoulders are clothed"
+    assert float(labels.confidence_B.min()) > 0.7
