@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -27,7 +28,7 @@ from pipeline.nightly.webhook import Notice, Webhook
 from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
-from schemas.errors import GateError, LabelmillError, LockedError, VerificationError
+from schemas.errors import GateError, LabelmillError, LockedError, OutputError, VerificationError
 from schemas.nightly import NightlyConfig
 from schemas.nightly_files import GateReport, Latest
 from workers.generate import generate
@@ -143,6 +144,13 @@ class _Night:
             except Interrupted:
                 if self._lease.is_lost:  # which is what interrupted it
                     self._lease.check()
+                raise
+            except (GateError, VerificationError):
+                raise
+            except Exception:
+                # A night that has taken the lock meanwhile may have taken away what this one relied on.
+                with suppress(OutputError):
+                    self._lease.confirm()
                 raise
 
     def _go_locked(self, run: RunConfig) -> Outcome:

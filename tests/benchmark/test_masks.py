@@ -576,12 +576,6 @@ def test_rows_of_another_checkpoint_or_extent_do_not_count(
 # The command
 
 
-def test_the_command_says_what_it_needs(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["benchmark", "--out", str(tmp_path)])
-    assert result.exit_code == 2
-    assert "--masks" in result.output
-
-
 def test_a_generator_that_the_oracles_cannot_judge(write_large: Callable[[], Path], tmp_path: Path) -> None:
     arguments = ["benchmark", "--masks", "--quick", "--checkpoint", str(write_large()), "--out", str(tmp_path / "out")]
     with pytest.raises(LabelmillError, match="64 px; the oracles judge portraits of 32 px"):
