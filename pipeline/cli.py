@@ -6,6 +6,7 @@ Imports are made inside the functions, so that `--help` need not wait for torch.
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -347,10 +348,13 @@ def benchmark(
     quick: Annotated[
         bool, typer.Option("--quick/--full", help="Little enough for a CPU, with wide intervals; or all of it.")
     ] = False,
+    training_seeds: Annotated[
+        int | None, typer.Option(min=1, help="Networks a row of --downstream; by default 1 with --quick, else 3.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
 ) -> None:
     """Measure labelmill on this machine: what the options name, or everything."""
-    from pipeline.benchmark.downstream import benchmark_downstream
+    from pipeline.benchmark.downstream import FULL, QUICK, benchmark_downstream
     from pipeline.benchmark.masks import benchmark_masks
     from pipeline.store import Store
     from schemas.config import ExecutionConfig
@@ -368,7 +372,9 @@ def benchmark(
         benchmark_masks(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
         print(f"{out.rstrip('/')}/masks.md")
     if downstream:
-        benchmark_downstream(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+        extent = QUICK if quick else FULL
+        extent = replace(extent, num_seeds=training_seeds or extent.num_seeds)
+        benchmark_downstream(Store.open(out), checkpoint, choose_device(ExecutionConfig()), extent, tell=print)
         print(f"{out.rstrip('/')}/downstream.md")
     if classes:
         from pipeline.benchmark.classes import benchmark_classes

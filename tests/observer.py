@@ -19,6 +19,8 @@ from obstore.store import S3Store
 
 # What obstore names a put in progress; object stores and labelmill's own listing do not show such files.
 STAGING = re.compile(r".+#\d+")
+# A little more than 20 times a second.
+PERIOD_SECONDS = 0.049
 
 
 def _read_tar(content: bytes) -> None:
@@ -65,15 +67,17 @@ class Observer:
         self._thread.join()
 
     def _watch(self) -> None:
+        due = time.monotonic()
         while not self._stop.is_set():
-            start = time.monotonic()
             try:
                 for path, read in self._files():
                     self._open(path, read)
             except Exception as error:  # a thread's exception would go unseen
                 self.problems.append(f"cannot list: {error!r}")
             self.num_rounds += 1
-            self._stop.wait(max(0.0, 0.05 - (time.monotonic() - start)))
+            # By the clock, so that quick looks make up for slow ones; but not for a machine that slept.
+            due = max(due + PERIOD_SECONDS, time.monotonic() - 1)
+            self._stop.wait(due - time.monotonic())
 
     def _open(self, path: str, read: Callable[[], bytes]) -> None:
         try:

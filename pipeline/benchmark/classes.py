@@ -10,7 +10,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,12 +22,14 @@ from pydantic import ValidationError
 from pipeline.benchmark.classes_report import markdown
 from pipeline.benchmark.classes_results import (
     CLASS_PROMPTS,
+    PROMPTED_CLUSTERS,
     ClassBenchmark,
     ClassResult,
     ClassRow,
     ClusterResult,
     class_rows,
 )
+from pipeline.benchmark.classes_students import RECIPE, StudentsExtent, measure_students
 from pipeline.benchmark.masks_results import Circumstances
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.benchmark.oracle_data import RESOLUTION
@@ -45,19 +47,25 @@ from schemas.sample import IGNORE
 _PIPELINE = Path(__file__).resolve().parents[1]
 # Whatever decides a row's result: when one of these files changes, rows are measured anew.
 _DECISIVE = (
+    "benchmark/avatar*.py",
     "benchmark/classes.py",
+    "benchmark/classes_students.py",
+    "benchmark/downstream_data.py",
+    "benchmark/downstream_training.py",
     "benchmark/oracle*.py",
     "generator/layers.py",
     "generator/networks.py",
     "generator/sampling.py",
     "labelers/*.py",
     "prompt_models/*.py",
+    "segmentation/augment.py",
+    "segmentation/loss.py",
     "segmentation/metrics.py",
+    "segmentation/models.py",
 )
 # Far from the seeds of runs, of training, of `fit`, and of the images that defaults were chosen on.
 _FIRST_SEED = {"dev": 1_000_000_000, "test": 2_500_000_000}
 _LIBRARIES = ("labelmill", "torch", "numpy", "scipy")
-_PROMPT_MODEL, _MIN_MARGIN = "bundled:avatars-prompts", 0.2
 _LAYERS = ("b8.conv1", "b16.conv0", "b16.conv1", "b32.conv0", "b32.conv1")
 
 Counts = NDArray[np.int64]
@@ -73,17 +81,19 @@ class Extent:
     timed_batches: int
     fit: dict[str, int]
     """Settings of the labeler that are not the defaults."""
+    students: StudentsExtent
     only: tuple[str, ...] | None = None
     """Names of rows; None for all."""
 
 
-FULL = Extent(num_dev=256, num_test=1024, timed_batches=16, fit={})
+FULL = Extent(num_dev=256, num_test=1024, timed_batches=16, fit={}, students=StudentsExtent())
 QUICK = Extent(
     num_dev=64,
     num_test=64,
     timed_batches=3,
     fit={"fit_samples": 64, "naming_samples": 32, "edited_samples": 32, "discovery_samples": 400},
     only=("other-judge", "default", "discover-hat", "layer-b16.conv1", "clusters-8"),
+    students=StudentsExtent(replace(RECIPE, steps=20), num_exact=64, num_test=64),
 )
 
 
@@ -116,12 +126,16 @@ def benchmark_classes(
     )
     sampler = Sampler(loaded.generator, config, numerics, device)
     sweep = ClassSweep(store, sampler, circumstances, QUICK if quick else FULL)
+    rows = tuple(sweep.run(tell))
+    torch.set_num_threads(NumericsConfig().threads)
+    students = tuple(measure_students(store, sampler, sweep.default, sweep.extent.students, sweep.key, tell))
     benchmark = ClassBenchmark(
         quick=quick,
         circumstances=circumstances,
         num_dev=sweep.extent.num_dev,
         num_test=sweep.extent.num_test,
-        rows=tuple(sweep.run(tell)),
+        rows=rows,
+        students=students,
     )
     store.replace("classes.md", markdown(benchmark).encode())
     store.replace("classes.json", benchmark.model_dump_json(indent=1).encode())
@@ -135,11 +149,8 @@ class ClassSweep:
         self._store, self._sampler, self.extent = store, sampler, extent
         self._judge, self._other = open_oracle("b", sampler.device), open_oracle("a", sampler.device)
         assert tuple(CLASS_PROMPTS) == self._judge.classes
-        settings = {"names": CLASS_PROMPTS, "prompt_model": _PROMPT_MODEL, "min_margin": _MIN_MARGIN}
-        default = FeatureClustersConfig.model_validate(
-            {"method": "feature_clusters", "unsure": "background", **settings, **extent.fit}
-        )
-        rows = class_rows(default, _LAYERS, sampler.config.truncation_psi)
+        self.default = FeatureClustersConfig.model_validate({**PROMPTED_CLUSTERS.model_dump(), **extent.fit})
+        rows = class_rows(self.default, _LAYERS, sampler.config.truncation_psi)
         self.rows = [row for row in rows if extent.only is None or row.name in extent.only]
         self.key = _key(circumstances, extent)
         self._truths: dict[tuple[float, tuple[int, ...]], tuple[Masks, Masks]] = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, ClassBenchmark, ClassResult
+from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, ClassBenchmark, ClassResult, StudentResult
 
 _GROUPS = {
     "reference": "How far the judges agree",
@@ -39,7 +39,8 @@ def markdown(benchmark: ClassBenchmark) -> str:
             parts += [f"## {title}", _iou_table(rows), *([] if group == "reference" else [_cost_table(rows)])]
         if group in ("discovery", "untruncated") and rows:
             parts += [_changes(rows), *_found(rows)]
-    parts += ["## Clusters of the default", _clusters(benchmark.result(DEFAULT)), _PUBLISHED]
+    parts += ["## Clusters of the default", _clusters(benchmark.result(DEFAULT))]
+    parts += ["## Networks that learned the masks", _students(benchmark.students), _PUBLISHED]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -161,6 +162,26 @@ def _clusters(result: ClassResult) -> str:
         for number, cluster in enumerate(result.clusters)
     ]
     return _table(head, body)
+
+
+def _students(students: Sequence[StudentResult]) -> str:
+    head = ["learns from", "pairs", "mIoU", *CLASS_PROMPTS, "pairs, s", "training, s"]
+    body = [
+        [
+            student.title,
+            str(student.num_pairs),
+            _percent(student.scores.miou),
+            *(_percent(student.scores.iou[name]) for name in CLASS_PROMPTS),
+            "" if student.label_seconds is None else f"{student.label_seconds:.0f}",
+            f"{student.training_seconds:.0f}",
+        ]
+        for student in students
+    ]
+    about = (
+        "The paper's last step: its dilated ResNet-18 by its recipe (classes_students.py), here from random weights, "
+        f"tested on {students[0].scores.num_images} drawings that nothing has seen, with exact masks."
+    )
+    return f"{about}\n\n{_table(head, body)}"
 
 
 def _title(result: ClassResult) -> str:

@@ -16,6 +16,13 @@ CLASS_PROMPTS = {
     )
 }  # fmt: skip
 """The 11 classes of the avatars domain in the oracles' order, each with the one prompt that is its name."""
+PROMPTED_CLUSTERS = FeatureClustersConfig(
+    method="feature_clusters",
+    names=CLASS_PROMPTS,
+    prompt_model="bundled:avatars-prompts",
+    min_margin=0.2,
+    unsure="background",
+)
 RARE = ("hat", "glasses", "beard")
 DEFAULT = "default"
 
@@ -80,6 +87,19 @@ class ClassResult(_Record):
         return sum(cluster.name == cluster.truth for cluster in named) / len(named) if named else None
 
 
+class StudentResult(_Record):
+    """`classes-students/<name>.json`: a network that learned masks, on drawings that nothing has seen."""
+
+    key: str
+    name: str
+    title: str
+    num_pairs: int
+    label_seconds: float | None
+    """That its masks took, fit included; null for exact ones."""
+    training_seconds: float
+    scores: Scores
+
+
 class ClassBenchmark(_Record):
     """`classes.json`."""
 
@@ -90,6 +110,7 @@ class ClassBenchmark(_Record):
     num_dev: int
     num_test: int
     rows: tuple[ClassResult, ...]
+    students: tuple[StudentResult, ...]
 
     def result(self, row: str) -> ClassResult:
         """A row by its name."""

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
+from pipeline.benchmark.classes_results import PROMPTED_CLUSTERS
 from pipeline.benchmark.downstream_data import (
     TEST_SEEDS,
     TRAINING_SEEDS,
@@ -32,7 +33,7 @@ from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig, StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
 
 _LIBRARIES = ("labelmill", "torch", "torchvision", "numpy", "opencv-python-headless")
@@ -87,16 +88,14 @@ def benchmark_downstream(
     store: Store,
     checkpoint: str,
     device: torch.device,
-    quick: bool,
+    extent: Extent,
     tell: Callable[[str], None],
-    extent: Extent | None = None,
 ) -> DownstreamBenchmark:
     """Train what the store does not hold yet, and write downstream.json and downstream.md into it.
 
-    tell: gets a line for each network. extent: instead of the full or the quick one. Raises CheckpointError,
-    ConfigError without the extra `train`, ImportError without `benchmark`.
+    extent: `FULL`, `QUICK` or another. tell: gets a line for each network. Raises CheckpointError, ConfigError without
+    the extra `train`, ImportError without `benchmark`.
     """
-    extent = extent or (QUICK if quick else FULL)
     numerics, generator_config = NumericsConfig(), GeneratorConfig(checkpoint=checkpoint)
     torch.set_num_threads(numerics.threads)
     loaded = open_checkpoint(checkpoint, device)
@@ -117,7 +116,7 @@ def benchmark_downstream(
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     )
     bench = _Bench(store, sampler, circumstances, extent, tell)
-    benchmark = DownstreamBenchmark(quick=quick, circumstances=circumstances, rows=bench.run())
+    benchmark = DownstreamBenchmark(circumstances=circumstances, rows=bench.run())
     store.replace("downstream.json", benchmark.model_dump_json(indent=1).encode())
     store.replace("downstream.md", markdown(benchmark).encode())
     return benchmark
@@ -142,7 +141,7 @@ class _Bench:
 
     def run(self) -> tuple[RowResult, ...]:
         rows = [self._measured(row) for row in self._rows()]
-        rows.insert(2, self._all_background())
+        rows.insert(3, self._all_background())
         return tuple(rows)
 
     def _rows(self) -> list[_Row]:
@@ -157,7 +156,13 @@ class _Bench:
             for count in extent.num_supervised
         ]
         return [
-            _Row("style_mixing", "style mixing", self._style_mixing, True),
+            _Row("style_mixing", "style mixing", lambda: self._labeled(StyleMixingConfig()), True),
+            _Row(
+                "feature_clusters",
+                "feature clusters, named by domain-supervised prompts",
+                lambda: self._labeled(PROMPTED_CLUSTERS),
+                True,
+            ),
             _Row(
                 "single_image",
                 "control: one image's colours clustered",
@@ -196,10 +201,9 @@ class _Bench:
         title = "control: background everywhere"
         return RowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
 
-    def _style_mixing(self) -> Pairs:
-        config = StyleMixingConfig()
+    def _labeled(self, config: LabelerConfig) -> Pairs:
         labeler = open_labeler(config, self._sampler, fit_labeler(config, self._sampler))
-        return labeled_pairs(self._sampler, labeler, self._extent.num_synthetic)
+        return labeled_pairs(self._sampler, labeler, self._extent.num_synthetic).foreground()
 
     @property
     def _resolution(self) -> int:
@@ -207,10 +211,11 @@ class _Bench:
 
     def _supervised(self) -> Pairs:
         seeds = TRAINING_SEEDS[: max(self._extent.num_supervised)]
-        return self._kept("supervised", lambda: drawn_pairs(seeds, self._resolution))
+        return self._kept("supervised", lambda: drawn_pairs(seeds, self._resolution).foreground())
 
     def _test(self) -> Pairs:
-        return self._kept("test", lambda: drawn_pairs(TEST_SEEDS[: self._extent.num_test], self._resolution))
+        seeds = TEST_SEEDS[: self._extent.num_test]
+        return self._kept("test", lambda: drawn_pairs(seeds, self._resolution).foreground())
 
     def _kept(self, name: str, make: Callable[[], Pairs]) -> Pairs:
         """Pairs out of memory, or out of the store if this very benchmark made them, or made now."""

@@ -1,4 +1,4 @@
-"""What networks of the downstream benchmark learn from, and what they are tested on: foreground against background.
+"""What networks of the benchmarks learn from, and what they are tested on.
 
 Shape suffixes: N images, B batch, H height, W width, C channels.
 """
@@ -19,8 +19,9 @@ from pipeline.benchmark.masks_subjects import Pictures, PicturesAlone, Truth
 from pipeline.generator.sampling import Batch, Sampler, to_uint8
 from pipeline.labelers import Labeler
 from schemas.config import StyleMixingConfig
+from schemas.sample import IGNORE
 
-CLASSES = ("background", "foreground")
+FOREGROUND = ("background", "foreground")
 
 TRAINING_SEEDS = range(7_000_000, 7_001_000)
 """Figures that the supervised networks learn from."""
@@ -36,21 +37,30 @@ class Pairs:
     images_NHWC: NDArray[np.uint8]
     """RGB."""
     masks_NHW: NDArray[np.uint8]
-    """0 background, 1 foreground."""
+    """Numbers of classes; 255 is ignored."""
+    classes: tuple[str, ...] = FOREGROUND
+    """The first is the background."""
 
     def __len__(self) -> int:
         return len(self.images_NHWC)
 
     def first(self, count: int) -> "Pairs":
         """The first pairs."""
-        return Pairs(self.images_NHWC[:count], self.masks_NHW[:count])
+        return Pairs(self.images_NHWC[:count], self.masks_NHW[:count], self.classes)
+
+    def foreground(self) -> "Pairs":
+        """The same with every class but the background as one."""
+        masks_NHW = np.where(self.masks_NHW == IGNORE, IGNORE, self.masks_NHW != 0).astype(np.uint8)
+        return Pairs(self.images_NHWC, masks_NHW)
 
 
 def drawn_pairs(seeds: Sequence[int], resolution: int, num_processes: int = 2) -> Pairs:
-    """Avatars with exact masks. Raises ImportError without the benchmark extra."""
+    """Avatars with exact masks of all their classes. Raises ImportError without the benchmark extra."""
+    from pipeline.benchmark.avatars import CLASSES  # needs the extra
+
     with ProcessPoolExecutor(min(num_processes, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
         drawn = list(pool.map(_draw, seeds, [resolution] * len(seeds), chunksize=32))
-    return Pairs(np.stack([image for image, _ in drawn]), np.stack([mask for _, mask in drawn]))
+    return Pairs(np.stack([image for image, _ in drawn]), np.stack([mask for _, mask in drawn]), CLASSES)
 
 
 def _draw(seed: int, resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -58,7 +68,7 @@ def _draw(seed: int, resolution: int) -> tuple[NDArray[np.uint8], NDArray[np.uin
 
     cv2.setNumThreads(1)
     avatar = render(seed, resolution)
-    return avatar.image_HWC, (avatar.mask_HW != 0).astype(np.uint8)
+    return avatar.image_HWC, avatar.mask_HW
 
 
 def labeled_pairs(sampler: Sampler, labeler: Labeler, count: int) -> Pairs:
@@ -68,7 +78,7 @@ def labeled_pairs(sampler: Sampler, labeler: Labeler, count: int) -> Pairs:
     for batch in _batches(sampler, seeds, labeler.layers):
         images.append(to_uint8(batch.images_BCHW).cpu().numpy())
         masks.append(labeler.label(batch).masks_BHW.cpu().numpy())
-    return Pairs(np.concatenate(images), (np.concatenate(masks) != 0).astype(np.uint8))
+    return Pairs(np.concatenate(images), np.concatenate(masks).astype(np.uint8), tuple(labeler.classes))
 
 
 def single_image_pairs(sampler: Sampler, config: StyleMixingConfig, count: int) -> Pairs:

@@ -34,7 +34,6 @@ _PUBLISHED = (
 def _preamble(benchmark: DownstreamBenchmark) -> str:
     known = benchmark.circumstances
     num_seeds = max(len(row.networks) for row in benchmark.rows)
-    quick = " A quick run: one network a row, no deviations." if benchmark.quick else ""
     seeds = f"mean ± standard deviation of {num_seeds} networks" if num_seeds > 1 else "one network a row"
     return (
         f"Each row trains {known.architecture} (images enlarged {known.upscale} times inside it) from random weights "
@@ -42,7 +41,7 @@ def _preamble(benchmark: DownstreamBenchmark) -> str:
         f"{known.num_test} drawings of the avatars domain that nothing has seen, with exact masks, at their 32 px. "
         f"Synthetic rows learn from {known.num_synthetic} images of `{known.checkpoint}` (psi "
         f"{known.truncation_psi}) with the row's masks, unselected; supervised rows from drawings with exact masks. "
-        f"IoU in percent, of one confusion matrix; {seeds}. The trimap is the band of metrics.boundary_band.{quick} "
+        f"IoU in percent, of one confusion matrix; {seeds}. The trimap is the band of metrics.boundary_band. "
         f"Seconds: of making the pairs, and of one training, on {known.device} with {known.threads} threads."
     )
 

@@ -14,6 +14,7 @@ _PIPELINE = Path(__file__).resolve().parents[1]
 # Whatever decides a result: when one of these files changes, networks are trained anew.
 _DECISIVE = (
     "benchmark/avatar*.py",
+    "benchmark/classes_results.py",
     "benchmark/downstream_data.py",
     "benchmark/downstream_training.py",
     "benchmark/masks_methods.py",
@@ -21,6 +22,7 @@ _DECISIVE = (
     "generator/networks.py",
     "generator/sampling.py",
     "labelers/*.py",
+    "prompt_models/*.py",
     "segmentation/augment.py",
     "segmentation/loss.py",
     "segmentation/metrics.py",
@@ -104,7 +106,6 @@ class DownstreamBenchmark(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    quick: bool
     circumstances: Circumstances
     rows: tuple[RowResult, ...]
 

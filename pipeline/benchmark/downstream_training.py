@@ -1,4 +1,4 @@
-"""One network of the downstream benchmark: trained from scratch on pairs, scored on others.
+"""One network of a benchmark: trained from scratch on pairs, scored on others.
 
 Shape suffixes: B batch, N images, H height, W width, C channels.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.benchmark.downstream_data import CLASSES, Pairs
+from pipeline.benchmark.downstream_data import Pairs
 from pipeline.segmentation.augment import Augmentation
 from pipeline.segmentation.loss import segmentation_loss
 from pipeline.segmentation.metrics import MaskEvaluator
@@ -22,7 +22,7 @@ from schemas.segmentation import AugmentationConfig, SegmentationModelConfig
 
 # Images are of the domain's range; one normalisation for all keeps rows alike.
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_ADAM_RATE, _POLY_POWER = 1e-3, 0.9
+_POLY_POWER = 0.9
 _TEST_BATCH = 100
 AUGMENTATION = AugmentationConfig(flip=0.5, scale=(0.8, 1.25), colour_jitter=0.2)
 
@@ -34,20 +34,23 @@ class Regime:
     model: SegmentationModelConfig
     steps: int
     batch_size: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    augmentation: AugmentationConfig = AUGMENTATION
 
 
 def train_on(pairs: Pairs, regime: Regime, seed: int, device: torch.device) -> tuple[Segmenter, float]:
     """A network from random weights, in eval mode, and the seconds that its training took. Adam with poly decay."""
-    segmenter = build(regime.model, num_classes=len(CLASSES), mean=_MEAN, std=_STD, seed=seed).to(device)
+    segmenter = build(regime.model, num_classes=len(pairs.classes), mean=_MEAN, std=_STD, seed=seed).to(device)
     segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(segmenter.parameters(), _ADAM_RATE)
+    optimiser = torch.optim.Adam(segmenter.parameters(), regime.learning_rate, weight_decay=regime.weight_decay)
     started = time.monotonic()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)  # dropout
         for step, (images_BCHW, masks_BHW) in enumerate(_batches(pairs, regime, seed)):
             for group in optimiser.param_groups:
-                group["lr"] = _ADAM_RATE * (1 - step / regime.steps) ** _POLY_POWER
+                group["lr"] = regime.learning_rate * (1 - step / regime.steps) ** _POLY_POWER
             images_BCHW = images_BCHW.to(device).contiguous(memory_format=torch.channels_last)
             loss = segmentation_loss(segmenter(images_BCHW), masks_BHW.to(device))
             optimiser.zero_grad(set_to_none=True)
@@ -58,7 +61,7 @@ def train_on(pairs: Pairs, regime: Regime, seed: int, device: torch.device) -> t
 
 def _batches(pairs: Pairs, regime: Regime, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images float32 in [0, 1] and masks int64, in an order that reshuffles whenever all pairs have been seen."""
-    augment = Augmentation(AUGMENTATION, pairs.images_NHWC.shape[1])
+    augment = Augmentation(regime.augmentation, pairs.images_NHWC.shape[1])
     random = np.random.default_rng([seed, len(pairs)])
     order: list[int] = []
     for _ in range(regime.steps):
@@ -76,7 +79,7 @@ def _batches(pairs: Pairs, regime: Regime, seed: int) -> Iterator[tuple[Tensor, 
 @torch.no_grad()
 def score_on(segmenter: Segmenter, pairs: Pairs) -> Scores:
     """How well a network, in eval mode, labels pairs."""
-    device, evaluator = segmenter.mean_C11.device, MaskEvaluator(CLASSES)
+    device, evaluator = segmenter.mean_C11.device, MaskEvaluator(pairs.classes)
     for start in range(0, len(pairs), _TEST_BATCH):
         images_BHWC = torch.from_numpy(pairs.images_NHWC[start : start + _TEST_BATCH])
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).to(device).float() / 255
@@ -88,7 +91,7 @@ def score_on(segmenter: Segmenter, pairs: Pairs) -> Scores:
 
 def score_all_background(pairs: Pairs) -> Scores:
     """What a network scores that answers background everywhere."""
-    evaluator = MaskEvaluator(CLASSES)
+    evaluator = MaskEvaluator(pairs.classes)
     for truth_HW in pairs.masks_NHW:
         evaluator.add(np.zeros_like(truth_HW), truth_HW)
     return evaluator.scores()

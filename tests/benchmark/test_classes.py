@@ -1,6 +1,7 @@
 """The class benchmark: rows, what they count, going on where it was, and the page."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 
 from pipeline.benchmark import classes as benchmark
 from pipeline.benchmark.classes_report import markdown
-from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, class_rows
+from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, StudentResult, class_rows
+from pipeline.benchmark.classes_students import RECIPE, StudentsExtent, measure_students
+from pipeline.benchmark.downstream_training import Regime
 from pipeline.benchmark.masks_results import Circumstances
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.generator.checkpoints import open_checkpoint
@@ -17,9 +20,12 @@ from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
-from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
+from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig, RunConfig
 from schemas.errors import LabelmillError
+from schemas.run_file import load_config
+from schemas.segmentation import SegmentationModelConfig, SegmentationTrainingConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 TINY = benchmark.Extent(
     num_dev=16,
     num_test=16,
@@ -32,7 +38,11 @@ TINY = benchmark.Extent(
         "passes": 1,
         "restarts": 1,
         "edited_samples": 16,
+        "discovery_samples": 400,
     },
+    students=StudentsExtent(
+        Regime(SegmentationModelConfig(architecture="resnet18_8s"), steps=3, batch_size=4), num_exact=4, num_test=5
+    ),
     only=("other-judge", "default", "clusters-8"),
 )
 CIRCUMSTANCES = Circumstances(
@@ -110,14 +120,42 @@ def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path
     elsewhere = CIRCUMSTANCES.model_copy(update={"device": "another"})
     assert benchmark.ClassSweep(store, sampler, elsewhere, TINY).key != sweep.key
 
+    # Networks that learn the masks: each once.
+    def learned(tell: Callable[[str], None]) -> tuple[StudentResult, ...]:
+        return tuple(measure_students(store, sampler, sweep.default, TINY.students, sweep.key, tell))
+
+    students = learned(told.append)
+    assert [student.name for student in students] == ["distilled", "distilled-discover-all", "supervised"]
+    assert [student.num_pairs for student in students] == [12, 12, 4]
+    assert all(student.scores.num_images == 5 for student in students)
+    assert len(told) == 6 and learned(lambda line: pytest.fail(line)) == students
+
     page = markdown(
         benchmark.ClassBenchmark(
-            quick=True, circumstances=CIRCUMSTANCES, num_dev=16, num_test=16, rows=tuple(results.values())
+            quick=True,
+            circumstances=CIRCUMSTANCES,
+            num_dev=16,
+            num_test=16,
+            rows=tuple(results.values()),
+            students=students,
         )
     )
+    assert f"| distilled from the default's masks | 12 | {100 * (students[0].scores.miou or 0):.1f} |" in page
     assert f"| {100 * (result.scores.miou or 0):.1f} |" in page and "32 px" in page and "domain-supervised" in page
     assert "73.1" in page and all(f"| {name} |" in page for name in CLASS_PROMPTS)
     json.loads((tmp_path / "out" / "classes-rows" / "default.json").read_text())
+
+
+def test_the_training_file_is_the_recipe_that_is_measured() -> None:
+    config = load_config(ROOT / "deploy" / "distil.yaml", SegmentationTrainingConfig)
+    found = config.optimisation
+    assert (config.model, config.augmentation) == (RECIPE.model, RECIPE.augmentation)
+    assert (found.optimiser, found.learning_rate, found.weight_decay, found.poly_power, found.batch_size) == (
+        "adam", RECIPE.learning_rate, RECIPE.weight_decay, 0.9, RECIPE.batch_size
+    )  # fmt: skip
+    assert found.steps == RECIPE.steps
+    made = load_config(ROOT / "deploy" / "runs" / "feature_clusters.yaml", RunConfig)
+    assert config.data.dataset == made.output
 
 
 def test_a_generator_that_the_oracles_cannot_judge(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.benchmark.avatars import render
+from pipeline.benchmark.avatars import CLASSES, render
 from pipeline.benchmark.downstream import Extent, benchmark_downstream
 from pipeline.benchmark.downstream_data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs
 from pipeline.benchmark.downstream_report import PUBLISHED, markdown
@@ -26,7 +26,15 @@ def test_pairs_are_the_drawings_with_exact_foreground() -> None:
     for index, seed in enumerate(range(9, 12)):
         avatar = render(seed, 32)
         assert np.array_equal(pairs.images_NHWC[index], avatar.image_HWC)
-        assert np.array_equal(pairs.masks_NHW[index] == 1, avatar.mask_HW != 0)
+        assert np.array_equal(pairs.masks_NHW[index], avatar.mask_HW)
+        assert np.array_equal(pairs.foreground().masks_NHW[index] == 1, avatar.mask_HW != 0)
+    assert pairs.classes == CLASSES and pairs.foreground().classes == ("background", "foreground")
+
+
+def test_what_is_ignored_is_no_foreground() -> None:
+    masks_NHW = np.array([[[0, 1, 7, 255]]], np.uint8)
+    pairs = Pairs(np.zeros((1, 1, 4, 3), np.uint8), masks_NHW, CLASSES)
+    assert pairs.foreground().masks_NHW.tolist() == [[[0, 1, 1, 255]]]
 
 
 def test_no_figure_is_both_learned_from_and_tested_on() -> None:
@@ -60,20 +68,20 @@ def test_a_network_learns_its_pairs_and_follows_from_its_seed() -> None:
 @pytest.mark.slow
 def test_a_benchmark_is_measured_once_and_written(tmp_path: Path) -> None:
     store, told, device = Store.open(str(tmp_path)), [], torch.device("cpu")
-    first = benchmark_downstream(store, "bundled:avatars-32", device, True, told.append, TINY)
+    first = benchmark_downstream(store, "bundled:avatars-32", device, TINY, told.append)
     assert [row.row for row in first.rows] == [
-        "style_mixing", "single_image", "all_background", "supervised_3", "supervised_1"
+        "style_mixing", "feature_clusters", "single_image", "all_background", "supervised_3", "supervised_1"
     ]  # fmt: skip
-    assert [len(row.networks) for row in first.rows] == [2, 2, 1, 2, 2]
-    assert len(told) == 8
-    assert first.rows[0].networks[0].label_seconds is not None and first.rows[3].networks[0].label_seconds is None
+    assert [len(row.networks) for row in first.rows] == [2, 2, 2, 1, 2, 2]
+    assert len(told) == 10
+    assert first.rows[0].networks[0].label_seconds is not None and first.rows[4].networks[0].label_seconds is None
     assert all(network.scores.num_images == 3 for row in first.rows for network in row.networks)
     assert DownstreamBenchmark.model_validate_json(store.read("downstream.json")) == first
 
     # A lost result is made again, equal but for the time; the others are not.
     store.delete("downstream/style_mixing-1.json")
-    again = benchmark_downstream(store, "bundled:avatars-32", device, True, told.append, TINY)
-    assert len(told) == 9
+    again = benchmark_downstream(store, "bundled:avatars-32", device, TINY, told.append)
+    assert len(told) == 11
     assert [n.scores for row in again.rows for n in row.networks] == [
         n.scores for row in first.rows for n in row.networks
     ]
