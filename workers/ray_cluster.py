@@ -37,6 +37,7 @@ from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
 from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
+from workers.last_resort import last_resort
 from workers.metrics import RunMetrics
 from workers.prepare import PreparedRun, open_prepared_worker, prepare
 from workers.shard_worker import ShardWorker, open_sampler
@@ -45,6 +46,8 @@ from workers.watchdog import Watchdog
 
 # Longest silences of Ray, in seconds: it kills a driver itself when the cluster's head is gone for 60.
 _CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 55.0, 20.0
+# Longer than the watchdog's, which forgives a driver that was frozen and has better last words.
+_LAST_RESORT_SECONDS = 90
 _LOOK_SECONDS = 2.0
 # What Ray says of an actor whose machine went down, in ActorDiedError.
 _NODE_DIED = "node has died"
@@ -121,6 +124,7 @@ class RayCluster:
                 exit_code=EXIT_RESUMABLE,
                 last_words=f"Ray did not start or answer in {_INIT_SECONDS:g} s; look at `ray status`, then run again",
             ),
+            last_resort(_LAST_RESORT_SECONDS, exit_code=EXIT_RESUMABLE),
         ):
             _connect()
         # Ray's C++ has put a handler of SIGTERM over Python's.
