@@ -35,8 +35,9 @@ from pipeline.prompt_models.avatars_captions import (
 )
 from pipeline.prompt_models.avatars_networks import IMAGE_SIZE, fit_images
 
-TRAINING_SEEDS = range(8_000_000, 8_012_000)
-"""Apart from all seeds of pipeline/benchmark/oracle_data: the generators', the oracles', and those that judge."""
+TRAINING_SEEDS = range(10_000_000, 10_012_000)
+"""Apart from all seeds of pipeline/benchmark's oracle_data and downstream_data: what generators, oracles and networks
+learn from, and all that judges."""
 
 _FINE = 0.3  # share of images drawn at 64 px; the others are 32 px enlarged
 _RARE = 0.55  # share of images picked for a hat, glasses or a beard, which are rare

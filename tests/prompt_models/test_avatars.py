@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from pipeline.benchmark import oracle_data
+from pipeline.benchmark import downstream_data, oracle_data
 from pipeline.benchmark.avatar_svg import CLASSES
 from pipeline.benchmark.oracle_data import Renders
 from pipeline.benchmark.oracle_images import rendered_images
@@ -195,6 +195,8 @@ def test_seeds_are_those_of_nothing_else() -> None:
         oracle_data.VALIDATION_SEEDS,
         oracle_data.HELD_OUT_SEEDS,
         *oracle_data.DISTANCE_SEEDS,
+        downstream_data.TRAINING_SEEDS,
+        downstream_data.TEST_SEEDS,
         avatars_data.TRAINING_SEEDS,
         FRESH_SEEDS,
     ]
