@@ -26,8 +26,7 @@ FOREGROUND = ("background", "foreground")
 TRAINING_SEEDS = range(7_000_000, 7_001_000)
 """Figures that the supervised networks learn from."""
 TEST_SEEDS = range(8_000_000, 8_001_000)
-"""Figures that every network is tested on; neither generator, oracle, prompt model nor network has seen
-them."""
+"""Figures that every network is tested on; neither generator, oracle, prompts nor network have seen them."""
 FIRST_SYNTHETIC_SEED = 3_000_000_000
 
 

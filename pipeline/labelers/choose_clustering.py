@@ -32,6 +32,9 @@ from pipeline.labelers.streamed_kmeans import squared_distances
 # Pixels of the sample, over all images, and numbers that it may hold.
 _SAMPLE_PIXELS, _SAMPLE_NUMBERS = 32768, 2**26
 
+START_POINTS = 8192
+"""Pixels of the sample that k-means starts are drawn from: small parts are in few of them."""
+
 # Deviations below this share of the largest belong to dead channels.
 _DEAD = 1e-4
 
@@ -57,8 +60,7 @@ class SampleCollector:
     def __init__(self, layers: Sequence[str], num_features: int, size: int, num_images: int) -> None:
         """num_features: of a pixel over all layers. size: resolution at which pixels are read."""
         self._layers, self._size, self._num_images = tuple(layers), size, 0
-        most = min(_SAMPLE_PIXELS, _SAMPLE_NUMBERS // num_features)
-        self._per_image = max(1, most // num_images)
+        self._per_image = pixels_of_image(num_features, size, num_images)
         self._read: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._colours: list[Tensor] = []
         self._images: list[Tensor] = []
@@ -78,6 +80,12 @@ class SampleCollector:
         """All that was read."""
         features = {name: torch.cat(read).contiguous() for name, read in self._read.items()}
         return PixelSample(features, torch.cat(self._colours), torch.cat(self._images))
+
+
+def pixels_of_image(num_features: int, size: int, num_images: int) -> int:
+    """How many pixels of each image the sample holds."""
+    most = min(_SAMPLE_PIXELS, _SAMPLE_NUMBERS // num_features)
+    return min(size**2, max(1, most // num_images))
 
 
 def at_size(images_BCHW: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ Shape suffixes: B batch, N variants, C channels, H height, W width, L rows of w,
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,38 +57,74 @@ class CrossoverTable:
 
 def measure_crossovers(
     generator: Generator,
-    batch: Batch,
+    batches: Sequence[Batch],
     donors_NLD: Tensor,
     clusterer: VariantClusterer,
     resolution: int | None = None,
 ) -> CrossoverTable:
-    """Mix the batch with the donors from every row on, and compare edges, foregrounds and colours.
+    """Mix the images with the donors from every row on, and compare edges, foregrounds and colours.
 
-    resolution: where synthesis stops; None for the whole image.
+    batches: of two images or more together, which are measured as one set. resolution: where synthesis stops; None
+    for the whole image.
     """
     stop = resolution or generator.spec.resolution
-    with repeatable_kernels():
-        images_BCHW = generator.synthesize(batch.ws_BLD, batch.noise, resolution=stop).images_BCHW
-    edges_B2HW = edge_field(images_BCHW)
+    originals = [_originals(generator, batch, stop) for batch in batches]
+    edges_B2HW = torch.cat([original.edges_B2HW for original in originals])
     strangers = field_agreement(edges_B2HW, edges_B2HW.roll(1, dims=0)).mean().item()
-    own_BHW = _foreground(clusterer.of_colours(images_BCHW), border_share)
+    own_BHW = _foreground(Clusters.joined([clusterer.of_colours(o.images_BCHW) for o in originals]), border_share)
+    affinity = functools.partial(border_affinity, num_variants=len(donors_NLD))
     layout: dict[int, float] = {}
     foreground: dict[int, float] = {}
     colour: dict[int, float] = {}
     for row in range(1, num_rows(stop)):
-        agreements, changes, clusters = [], [], []
-        for positions, variants_BNCHW in mix_in_passes(generator, batch, donors_NLD, row, resolution):
-            clusters.append(clusterer(variants_BNCHW))
-            part, count = slice(positions.start, positions.stop), len(positions)
-            agreements.append(_edge_agreement(variants_BNCHW[:count], edges_B2HW[part]))
-            changes.append((variants_BNCHW[:count] - images_BCHW[part, None]).abs().mean(dim=(1, 2, 3, 4)))
-        mean = torch.cat(agreements).mean().item()
-        layout[row] = round((mean - strangers) / (1 - strangers), 4)
-        affinity = functools.partial(border_affinity, num_variants=len(donors_NLD))
-        masks_BHW = _foreground(Clusters.joined(clusters)[: len(batch)], affinity)
+        mixed = [_mixed(generator, original, donors_NLD, clusterer, row, resolution) for original in originals]
+        mean = torch.cat([part.agreement_BN for part in mixed]).mean().item()
+        layout[row] = round((mean - strangers) / max(1 - strangers, _LEAST_STRANGENESS), 4)
+        masks_BHW = _foreground(Clusters.joined([part.clusters for part in mixed]), affinity)
         foreground[row] = round(soft_iou(masks_BHW, own_BHW).mean().item(), 4)
-        colour[row] = round(torch.cat(changes).mean().item() / 2, 4)
+        colour[row] = round(torch.cat([part.change_BN for part in mixed]).mean().item() / 2, 4)
     return CrossoverTable(layout, foreground, colour)
+
+
+@dataclass(frozen=True)
+class _Originals:
+    """Images before anything is mixed, and their edges, at the resolution where variants stop."""
+
+    batch: Batch
+    images_BCHW: Tensor
+    edges_B2HW: Tensor
+
+
+def _originals(generator: Generator, batch: Batch, resolution: int) -> _Originals:
+    with repeatable_kernels():
+        images_BCHW = generator.synthesize(batch.ws_BLD, batch.noise, resolution=resolution).images_BCHW
+    return _Originals(batch, images_BCHW, edge_field(images_BCHW))
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """How variants from one row on differ from their images."""
+
+    agreement_BN: Tensor
+    change_BN: Tensor
+    clusters: Clusters
+
+
+def _mixed(
+    generator: Generator,
+    original: _Originals,
+    donors_NLD: Tensor,
+    clusterer: VariantClusterer,
+    row: int,
+    resolution: int | None,
+) -> _Mixed:
+    agreements, changes, clusters = [], [], []
+    for positions, variants_BNCHW in mix_in_passes(generator, original.batch, donors_NLD, row, resolution):
+        clusters.append(clusterer(variants_BNCHW))
+        part, count = slice(positions.start, positions.stop), len(positions)
+        agreements.append(_edge_agreement(variants_BNCHW[:count], original.edges_B2HW[part]))
+        changes.append((variants_BNCHW[:count] - original.images_BCHW[part, None]).abs().mean(dim=(2, 3, 4)))
+    return _Mixed(torch.cat(agreements), torch.cat(changes), Clusters.joined(clusters)[: len(original.batch)])
 
 
 def _foreground(clusters: Clusters, affinity: Callable[[Clusters], Tensor]) -> Tensor:

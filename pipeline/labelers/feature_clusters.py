@@ -24,6 +24,7 @@ from torch.nn import functional
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.generator.spec import GeneratorSpec
 from pipeline.labelers.base import Labels
+from pipeline.labelers.choose_clustering import START_POINTS, pixels_of_image
 from pipeline.labelers.cluster_model import layer_channels, layer_resolutions
 from pipeline.labelers.decision import decide
 from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
@@ -55,10 +56,14 @@ def layer_candidates(config: FeatureClustersConfig, spec: GeneratorSpec) -> list
     return [layers]
 
 
+def num_clusters_asked(config: FeatureClustersConfig) -> int:
+    """The largest k, without clusters of rare classes."""
+    return config.clusters if isinstance(config.clusters, int) else max(config.clusters)
+
+
 def num_clusters_at_most(config: FeatureClustersConfig) -> int:
     """The largest k, clusters of rare classes included."""
-    asked = config.clusters if isinstance(config.clusters, int) else max(config.clusters)
-    return asked + sum(rare.extra_clusters for rare in config.discover)
+    return num_clusters_asked(config) + sum(rare.extra_clusters for rare in config.discover)
 
 
 def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> None:
@@ -84,6 +89,21 @@ def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> N
             f"labeler.clusters: {most} clusters need {needed / 1e9:.1f} GB beside the generator, and the "
             f"{sampler.device.type.upper()} has {free / 1e9:.1f} GB left; {remedy}, or take a lower layer"
         )
+    _check_sample(config, spec, candidates)
+
+
+def _check_sample(config: FeatureClustersConfig, spec: GeneratorSpec, candidates: list[tuple[str, ...]]) -> None:
+    """Raises ConfigError where either half of the sample has fewer pixels than there are to be clusters."""
+    resolutions, channels = layer_resolutions(spec), layer_channels(spec)
+    names = {name for layers in candidates for name in layers}
+    num_features, size = sum(channels[name] for name in names), max(resolutions[name] for name in names)
+    pixels = config.fit_samples // 2 * pixels_of_image(num_features, size, config.fit_samples)
+    asked = num_clusters_asked(config)
+    if asked > pixels:
+        raise ConfigError(
+            f"labeler.clusters: {asked} clusters, but half of the {config.fit_samples} images of fit_samples give "
+            f"{pixels} pixels of {' '.join(candidates[-1])} to start them from; lower it, or raise labeler.fit_samples"
+        )
 
 
 def _needs(
@@ -108,7 +128,7 @@ def bytes_needed(
     num_features = sum(channels[name] for name in layers)
     num_pixels = min(32768, 2**26 // num_features)
     starts = num_clusters * config.restarts
-    fitting = 4 * (3 * starts * num_pixels + starts * (1024 + num_features) + 3 * num_pixels * num_features)
+    fitting = 4 * (3 * starts * num_pixels + starts * (START_POINTS + num_features) + 3 * num_pixels * num_features)
     return max(labeling, fitting)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.generator.sampling import Batch, Sampler, repeatable_kernels
 from pipeline.labelers.choose_clustering import (
+    START_POINTS,
     PixelSample,
     SampleClusters,
     SampleCollector,
@@ -159,7 +160,13 @@ class _Fit:
         raw_SD = sample.of(layers)
         scales_D = channel_scales(raw_SD, config.normalisation)
         x_SD = raw_SD * scales_D
-        kmeans = KMeans(number, restarts=config.restarts, iterations=config.iterations, device=self.sampler.device)
+        kmeans = KMeans(
+            number,
+            restarts=config.restarts,
+            iterations=config.iterations,
+            device=self.sampler.device,
+            start_points=START_POINTS,
+        )
         return _Chosen(layers, scales_D, x_SD, cluster_sample(sample, x_SD, kmeans), None, None)
 
     def _refined(self, chosen: _Chosen, starts_KD: Tensor, edit: Edit | None = None, num_fixed: int = 0) -> Tensor:

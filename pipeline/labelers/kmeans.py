@@ -9,12 +9,13 @@ drawn from.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-# Starts are drawn from so many evenly spaced points; more of them change no result that can be told apart.
-_START_POINTS = 1024
+START_POINTS = 1024
+"""Starts are drawn from so many points at most: enough for a few clusters of one image."""
 _RACE_SEED = 20230618
 
 
@@ -53,19 +54,28 @@ class KMeans:
     """k-means with k-means++ starts (Arthur and Vassilvitskii, 2007) and a fixed number of Lloyd iterations."""
 
     def __init__(
-        self, num_clusters: int, *, restarts: int, iterations: int, device: str | torch.device = "cpu"
+        self,
+        num_clusters: int,
+        *,
+        restarts: int,
+        iterations: int,
+        device: str | torch.device = "cpu",
+        start_points: int = START_POINTS,
     ) -> None:
+        """start_points: starts are drawn from so many of the points, at least as many as clusters."""
         if min(num_clusters, restarts, iterations) < 1:
             raise ValueError(
                 f"clusters, restarts and iterations must be at least 1, got {num_clusters}, {restarts}, {iterations}"
             )
+        if num_clusters > start_points:
+            raise ValueError(f"{num_clusters} clusters cannot start from {start_points} points; raise start_points")
         self.num_clusters, self.restarts, self.iterations = num_clusters, restarts, iterations
         source = torch.Generator().manual_seed(_RACE_SEED)
-        race_KRS = torch.empty(num_clusters, restarts, _START_POINTS).exponential_(generator=source)
+        race_KRS = torch.empty(num_clusters, restarts, start_points).exponential_(generator=source)
         self._race_KRS = race_KRS.to(device)
 
     def __call__(self, x_BPD: Tensor) -> Clusters:
-        """Cluster points [B, P, D] float32, P at least 1."""
+        """Cluster points [B, P, D] float32, P at least 1. Of fewer points than clusters, some clusters are copies."""
         centroids_BCD = self._starts(x_BPD)
         for _ in range(self.iterations):
             centroids_BCD = self._improve(x_BPD, centroids_BCD)
@@ -77,14 +87,12 @@ class KMeans:
         Drawing is a race: the greatest of odds over exponential variables wins with just those odds. The variables
         are fixed, so an item's starts never depend on its batch, and no cumulative sum is needed.
         """
-        num_points = x_BPD.shape[1]
-        count = min(num_points, _START_POINTS)
-        chosen_S = (torch.arange(count, device=x_BPD.device) * num_points) // count
+        chosen_S = start_points(x_BPD.shape[1], self._race_KRS.shape[2]).to(x_BPD.device)
         x_BSD = x_BPD[:, chosen_S]
         square_BS = x_BSD.square().sum(dim=2)
         odds_BRS = torch.ones_like(square_BS)[:, None]
         centres: list[Tensor] = []
-        for race_RS in self._race_KRS[:, :, :count]:
+        for race_RS in self._race_KRS[:, :, : len(chosen_S)]:
             winner_BR = (odds_BRS / race_RS).argmax(dim=2)
             centre_BRD = torch.gather(x_BSD, 1, winner_BR[:, :, None].expand(-1, -1, x_BSD.shape[2]))
             distance_BRS = square_BS[:, None] + _scores(x_BSD, centre_BRD)
@@ -116,6 +124,18 @@ class KMeans:
 
     def _by_start(self, values: Tensor) -> Tensor:
         return values.unflatten(1, (self.restarts, self.num_clusters))
+
+
+@lru_cache(maxsize=64)
+def start_points(num_points: int, most: int) -> Tensor:
+    """Which points starts are drawn from [S] int64, in rising order: all, or `most` at random, always the same ones.
+
+    Evenly spaced ones would lie in a few columns of an image: its width and their distance are powers of two.
+    """
+    if num_points <= most:
+        return torch.arange(num_points)
+    order_P = torch.randperm(num_points, generator=torch.Generator().manual_seed(_RACE_SEED))
+    return order_P[:most].sort().values
 
 
 def one_hot(assignment_BP: Tensor, num_clusters: int) -> Tensor:

@@ -214,6 +214,15 @@ def test_more_clusters_than_memory_holds_are_refused_before_any_work() -> None:
         fit_labeler(config, sampler)
 
 
+def test_more_clusters_than_pixels_to_start_from_are_refused_before_any_work() -> None:
+    names = {"a": ["red"], "b": ["blue"]}
+    config = make_config(clusters=[2, 129], layers="b4.conv1", names=names, prompt_model="bundled:x")
+    message = r"labeler\.clusters: 129 clusters, but half of the 16 images of fit_samples give 128 pixels of b4\.conv1"
+    with pytest.raises(ConfigError, match=message):
+        check_labeler(config, make_sampler())
+    check_labeler(config.model_copy(update={"clusters": 128}), make_sampler())
+
+
 def test_more_clusters_than_mask_values_need_names() -> None:
     with pytest.raises(ConfigError, match=r"labeler\.clusters: 256 clusters without names, but masks hold 255"):
         check_labeler(make_config(clusters=256), make_sampler())

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.labelers.kmeans import Clusters, KMeans, one_hot
+from pipeline.labelers.kmeans import START_POINTS, Clusters, KMeans, one_hot, start_points
 
 
 def blobs(seed: int, num_blobs: int, per_blob: int, num_dims: int, spread: float) -> tuple[torch.Tensor, np.ndarray]:
@@ -106,6 +106,29 @@ def test_fewer_distinct_points_than_clusters() -> None:
     assert bool(torch.isfinite(clusters.centroids_BKD).all())
 
 
+@pytest.mark.parametrize(("num_rows", "width"), [(8 * 256, 8), (16 * 128, 16), (1024, 1024), (256, 256)])
+def test_starts_come_from_everywhere_in_an_image(num_rows: int, width: int) -> None:
+    chosen_S = start_points(num_rows * width, START_POINTS)
+    assert len(chosen_S) == len(set(chosen_S.tolist())) == START_POINTS
+    columns, rows = {int(point) % width for point in chosen_S}, {int(point) // width for point in chosen_S}
+    assert len(columns) > width / 2 and len(rows) > min(num_rows, START_POINTS) / 3
+    assert torch.equal(chosen_S, start_points(num_rows * width, START_POINTS))
+
+
+def test_starts_come_from_all_points_of_small_images() -> None:
+    for num_points in (1, 7, START_POINTS):
+        assert start_points(num_points, START_POINTS).tolist() == list(range(num_points))
+
+
+def test_what_the_left_most_column_does_not_show_is_found() -> None:
+    """Stripes of four colours, one of which is all of the column that evenly spaced points would be."""
+    stripes_W = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat_interleave(4)
+    x_BPD = stripes_W.repeat(1024)[None, :, None]
+    clusters = KMeans(4, restarts=1, iterations=1)(x_BPD)
+    assert clusters.inertia_B.item() == 0
+    assert sorted(clusters.centroids_BKD.flatten().tolist()) == [0, 1, 2, 3]
+
+
 def test_slices_and_joined_undo_each_other() -> None:
     x_BPD = torch.from_numpy(np.random.default_rng(7).standard_normal((4, 30, 2)).astype(np.float32))
     clusters = KMeans(3, restarts=2, iterations=3)(x_BPD)
@@ -122,6 +145,15 @@ def test_one_hot() -> None:
 def test_impossible_settings(clusters: int, restarts: int, iterations: int) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         KMeans(clusters, restarts=restarts, iterations=iterations)
+
+
+def test_more_clusters_than_start_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="9 clusters cannot start from 8 points; raise start_points"):
+        KMeans(9, restarts=1, iterations=1, start_points=8)
+    with pytest.raises(ValueError, match="1025 clusters cannot start from 1024 points"):
+        KMeans(START_POINTS + 1, restarts=1, iterations=1)
+    points_BPD = torch.arange(20.0)[None, :, None]
+    assert len(KMeans(9, restarts=1, iterations=1, start_points=9)(points_BPD).centroids_BKD.unique()) == 9
 
 
 def test_padding_repeats_the_last_item() -> None:
