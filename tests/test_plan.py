@@ -1,11 +1,16 @@
 """Planning: exactly N samples, disjoint seeds, growth by whole shards."""
 
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from records import make_record
 
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
+from pipeline.shard_publisher import load_records, parquet_path, record_path, tar_path
+from pipeline.store import Store
 from schemas.config import DatasetConfig, RunConfig
 from schemas.errors import OutputError
 from schemas.run_file import validate
@@ -71,3 +76,22 @@ def test_splits_follow_the_index_alone_and_keep_their_shares() -> None:
     for name, share in shares.items():
         assert splits.count(name) / 20_000 == pytest.approx(share, abs=0.01)
     assert split_of(3, {"all": 1.0}) == "all"
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_hundred_thousand_shards_are_planned_against_within_ten_seconds(tmp_path: Path, count: int) -> None:
+    for folder in ("shards", "records"):
+        (tmp_path / folder).mkdir()
+    for index in range(count):
+        record = make_record(index, 5, {"fragmented": 1})
+        (tmp_path / tar_path(record.name)).touch()
+        (tmp_path / parquet_path(record.name)).touch()
+        (tmp_path / record_path(index)).write_text(record.model_dump_json())
+    config = _config(5 * count + 50, per_shard=5)
+    start = time.process_time()
+    done = load_records(Store.open(str(tmp_path)))
+    check_extension(config.dataset, done)
+    tasks = remaining_tasks(shard_tasks(config), done)
+    seconds = time.process_time() - start
+    assert [task.index for task in tasks] == list(range(count, count + 10))
+    assert seconds < 10 * count / 100_000

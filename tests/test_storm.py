@@ -83,7 +83,6 @@ def test_a_summary_names_what_went_wrong() -> None:
     assert line_of(right).endswith("right") and line_of(wrong).endswith("lost: a")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_handful_of_storms(tmp_path: Path) -> None:
     prepare(tmp_path / "reference")

@@ -71,7 +71,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
 
 def _make_missing(config: RunConfig, cluster: Cluster, store: Store, done: list[ShardRecord]) -> list[ShardRecord]:
     clock = AwakeClock()
-    supervisor = Supervisor(remaining_tasks(shard_tasks(config), done), cluster.limits(), clock.now())
+    supervisor = Supervisor(remaining_tasks(shard_tasks(config), done), cluster.limits(), clock.now(), len(done))
     made = []
     samples = config.dataset.samples
     with RunProgress(store, supervisor, total_samples=samples, done=done, show=cluster.show) as progress:

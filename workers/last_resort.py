@@ -44,19 +44,21 @@ def last_resort(seconds: int, *, exit_code: int) -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
+    # Before 2.34 glibc had timers in a library of their own, which is an empty one since.
     libc = ctypes.CDLL(None, use_errno=True)
+    timers = libc if hasattr(libc, "timer_create") else ctypes.CDLL("librt.so.1", use_errno=True)
     exits = ctypes.cast(libc._exit, ctypes.c_void_p)
     notice = _Notice(value=exit_code, kind=_SIGEV_THREAD, function=exits.value)
     timer = ctypes.c_void_p()
-    _check(libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(notice), ctypes.byref(timer)))
+    _check(timers.timer_create(_CLOCK_MONOTONIC, ctypes.byref(notice), ctypes.byref(timer)))
     try:
         faulthandler.dump_traceback_later(seconds, file=_STDERR)
         # A second for the stacks.
         times = _Times(value=(seconds + 1, 0))
-        _check(libc.timer_settime(timer, 0, ctypes.byref(times), None))
+        _check(timers.timer_settime(timer, 0, ctypes.byref(times), None))
         yield
     finally:
-        libc.timer_delete(timer)
+        timers.timer_delete(timer)
         faulthandler.cancel_dump_traceback_later()
 
 

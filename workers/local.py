@@ -5,12 +5,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from pipeline.interruption import Interrupted
 from schemas.config import RunConfig
+from schemas.errors import EXIT_RESUMABLE
 from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
 from workers.prepare import PreparedRun, prepare, worker_of
 from workers.shard_worker import ShardWorker, open_sampler
 from workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
+from workers.watchdog import Watchdog
+
+# For the shard that is on its way when the run is interrupted; a store that is down may take minutes to say so.
+_LAST_PUT_SECONDS = 15.0
+_LAST_WORDS = "interrupted, and the output does not answer; the same command goes on from here"
 
 
 class LocalCluster:
@@ -82,6 +89,8 @@ class LocalCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._publisher.shutdown(wait=True, cancel_futures=True)
+        seconds = _LAST_PUT_SECONDS if isinstance(error, Interrupted) else float("inf")
+        with Watchdog().limit(seconds, exit_code=EXIT_RESUMABLE, last_words=_LAST_WORDS):
+            self._publisher.shutdown(wait=True, cancel_futures=True)
         if self._worker is not None:
             self._worker.__exit__(kind, error, trace)

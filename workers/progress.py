@@ -126,7 +126,10 @@ class RunProgress:
 
 
 class _StateFile:
-    """Writes `progress.json` beside the run: a store that is down for minutes must not hold the run up."""
+    """Writes `progress.json` beside the run: a store that is down for minutes must not hold the run up.
+
+    A state that nothing follows is written anew, with the time: a shard may take minutes, and its driver lives.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -145,15 +148,24 @@ class _StateFile:
         self._thread.join(_LAST_WRITE_SECONDS)
 
     def _work(self) -> None:
+        latest: RunState | None = None
         is_last = False
         while not is_last:
-            states = [self._states.get()]
-            while not self._states.empty():
-                states.append(self._states.get())
+            states = self._news()
             is_last = None in states
-            latest = [state for state in states if state is not None][-1:]
-            for state in latest:
-                self._replace(state)
+            latest = next((state for state in reversed(states) if state is not None), latest)
+            if latest is not None and states != [None]:
+                self._replace(latest.model_copy(update={"unix_time": round(time.time(), 1)}))
+
+    def _news(self) -> list[RunState | None]:
+        """States that have come, None at the end; none after a while without any."""
+        try:
+            states = [self._states.get(timeout=LINE_SECONDS)]
+        except queue.Empty:
+            return []
+        while not self._states.empty():
+            states.append(self._states.get())
+        return states
 
     def _replace(self, state: RunState) -> None:
         try:

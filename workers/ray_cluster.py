@@ -6,6 +6,7 @@ comes back.
 """
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -49,6 +50,8 @@ _CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 55.0, 20.0
 # Longer than the watchdog's, which forgives a driver that was frozen and has better last words.
 _LAST_RESORT_SECONDS = 90
 _LOOK_SECONDS = 2.0
+# Between lines that say that no node can take a worker.
+_NO_ROOM_SECONDS = 60.0
 # What Ray says of an actor whose machine went down, in ActorDiedError.
 _NODE_DIED = "node has died"
 
@@ -81,6 +84,31 @@ class _Needs:
         gpus = resources.get("GPU", 0)
         by_gpu = int(gpus) * int(1 / self.gpus) if self.gpus < 1 else int(gpus / self.gpus)
         return min(by_cpu, by_gpu)
+
+
+class _Room:
+    """Watches whether the cluster has a node for a worker, before there is any."""
+
+    def __init__(self, needs: _Needs, patience: float) -> None:
+        self._needs, self._patience = needs, patience
+        self._since: float | None = None
+        self._said = -math.inf
+
+    def look(self, nodes: list[dict[str, Any]], now: float) -> None:
+        """Says once a minute that there is none. Raises StalledError when there has been none for `patience` s."""
+        if any(self._needs.fit_into(node) for node in nodes):
+            self._since = None
+            return
+        self._since = now if self._since is None else self._since
+        wanted = f"{self._needs.gpus:g} GPUs, {self._needs.cpus} CPU cores and the labels {self._needs.labels}"
+        if now - self._since > self._patience:
+            raise StalledError(
+                f"for {self._patience:g} s (2 execution.start_timeout_s) no node of the cluster has had {wanted}, "
+                "which execution.gpus_per_worker, cpus_per_worker and node_labels ask for. Add one, or ask for less"
+            )
+        if now - self._said >= _NO_ROOM_SECONDS:
+            self._said = now
+            say(f"waiting for a node with {wanted}", level="warning")
 
 
 def _prepare(config: RunConfig) -> PreparedRun:
@@ -179,12 +207,14 @@ class RayCluster:
         task: Any = ray.remote(_prepare).options(max_retries=0, **self._needs.options())
         with self._expecting_an_answer():
             ref = task.remote(self._config)
+        room = _Room(self._needs, patience=2 * execution.start_timeout_s)
         for _ in range(max(1, round(seconds / _LOOK_SECONDS))):
             with self._expecting_an_answer():
                 if ray.wait([ref], timeout=_LOOK_SECONDS)[0]:
                     prepared: PreparedRun = ray.get(ref)
                     return prepared
-                ray.nodes()  # without a head, waiting would never end
+                nodes = ray.nodes()  # without a head, waiting would never end
+            room.look(nodes, time.monotonic())
         with self._expecting_an_answer():
             ray.cancel(ref, force=True)
         raise StalledError(
@@ -294,14 +324,12 @@ class RayCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        words = "done" if error is None else str(error)
+        left = f"Ray did not shut down in {_SHUTDOWN_SECONDS:g} s and was left alone"
+        words = f"{left}; the same command goes on from here" if error is None else f"{error}\nlabelmill: {left}"
+        # To go on beside it is no way out: Ray ends a process whose cluster has been silent for a minute.
         with (
             postponed(),
-            self._watchdog.limit(
-                _SHUTDOWN_SECONDS,
-                exit_code=_exit_code(error),
-                last_words=f"{words}\nlabelmill: Ray did not shut down in {_SHUTDOWN_SECONDS:g} s and was left alone",
-            ),
+            self._watchdog.limit(_SHUTDOWN_SECONDS, exit_code=_exit_code(error), last_words=words),
         ):
             _disconnect()
         self._signals.__exit__(None, None, None)
@@ -319,6 +347,8 @@ def _connect() -> None:
                 "it, or correct RAY_ADDRESS (and set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
                 "where it asks for one)"
             ) from error
+        if str(error).startswith("Version mismatch"):
+            raise ConfigError(f"execution.executor: ray, but this is another Ray or Python. {error}") from error
         raise StalledError(f"Ray did not start: {_first_line(error)} Look at `ray status`, then run again") from error
 
 
@@ -404,9 +434,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _exit_code(error: BaseException | None) -> int:
-    """What the process would end with."""
-    if error is None:
-        return 0
+    """What the process would end with. Without an error that is not known yet: a night has still to publish."""
     if isinstance(error, LabelmillError):
         return error.exit_code
-    return EXIT_RESUMABLE if isinstance(error, Interrupted) else 1
+    return EXIT_RESUMABLE if error is None or isinstance(error, Interrupted) else 1

@@ -132,7 +132,8 @@ class _Worker:
 class Supervisor:
     """The state of a pool. `now` is seconds on any clock that never goes back."""
 
-    def __init__(self, tasks: Sequence[ShardTask], limits: Limits, now: float) -> None:
+    def __init__(self, tasks: Sequence[ShardTask], limits: Limits, now: float, num_done: int = 0) -> None:
+        """tasks: what is missing. num_done: shards that earlier runs have made."""
         self._tasks = {task.index: task for task in tasks}
         self._limits = limits
         self._queue = deque(task.index for task in tasks)
@@ -151,7 +152,7 @@ class Supervisor:
         self._failures_alike: Counter[str] = Counter()
         self._refused_in_a_row: set[int] = set()
         self._dead_in_a_row: set[int] = set()
-        self._num_made = 0
+        self._num_made = num_done
         self._ever_loaded = False
         self._failed_starts = 0
         self._last_start_error: Lost | None = None
@@ -289,7 +290,7 @@ class Supervisor:
         self._failures_alike[kind] += 1
         alike = self._failures_alike[kind]
         if alike >= ALIKE and alike > self._num_made and self._num_open:
-            self._end(ShardError(f"{alike} shards failed alike, {self._num_made} succeeded; the rest was left: {text}"))
+            self._end(ShardError(f"{alike} shards failed alike, {self._num_made} are made; the rest was left: {text}"))
 
     def _refused(self, index: int, error: OutputError) -> None:
         """The store refused a shard: not the shard's fault, but no reason to try for ever."""

@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("storm.py")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every schedule went right."""
+    """0 when every schedule ran and went right."""
     parser = argparse.ArgumentParser(description="Runs on Ray that are killed, frozen and refused, by seed.")
     parser.add_argument("--count", type=int, default=200, help="how many schedules")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_all([seed for seed in seeds if seed not in done], folder, options.jobs, options.minutes)
     lines = [line for line in read_results(folder) if line["seed"] in seeds]
     print("\n".join(summary(lines)))
-    return 0 if all(not line["problems"] for line in lines) else 1
+    unfinished = set(seeds) - {line["seed"] for line in lines}
+    if unfinished:
+        print(f"no result: {sorted(unfinished)}: it crashed, or the time was up")
+    return 0 if not unfinished and not any(line["problems"] or line["skipped"] for line in lines) else 1
 
 
 def run_here(seed: int, folder: Path) -> int:

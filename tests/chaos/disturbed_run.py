@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -92,16 +92,12 @@ def _run_and_rerun(
     start = time.monotonic()
     with place.observer() as observer:
         storm = _Storm(schedule, reference, place, outcome)
-        _one_run(storm, reference, place, spared, outcome, logs / "1")
-        if outcome.exits[0] not in schedule.exit_statuses:
-            outcome.problems.append(f"exit status {outcome.exits[0]} instead of {sorted(schedule.exit_statuses)}")
+        _one_run(storm, reference, place, spared, outcome, logs / "1", schedule.exit_statuses)
         if outcome.exits[0] != 0:
             place.heal()
             # Workers that were stopped wake up beside the next run, and may go on writing.
             processes.resume_all(processes.descendants(spared))
-            _one_run(_Calm(), reference, place, spared, outcome, logs / "2")
-            if outcome.exits[1] != 0:
-                outcome.problems.append(f"exit status {outcome.exits[1]} of the rerun")
+            _one_run(_Calm(), reference, place, spared, outcome, logs / "2", {0})
     outcome.looks_per_second = round(observer.num_rounds / (time.monotonic() - start), 1)
     outcome.problems += observer.problems
     outcome.problems += differences(place.files(), reference)
@@ -248,7 +244,13 @@ class _Storm:
 
 
 def _one_run(
-    storm: _Storm | _Calm, reference: Reference, place: Place, spared: Sequence[int], outcome: Outcome, logs: Path
+    storm: _Storm | _Calm,
+    reference: Reference,
+    place: Place,
+    spared: Sequence[int],
+    outcome: Outcome,
+    logs: Path,
+    exit_statuses: Collection[int],
 ) -> None:
     """From the command's start to the end of its last process, or the moment when that is not awaited any more."""
     logs.mkdir(parents=True, exist_ok=True)
@@ -279,6 +281,8 @@ def _one_run(
             driver.kill()
             driver.wait()
         outcome.exits.append(None if is_late else driver.returncode)
+        if is_late or driver.returncode not in exit_statuses:
+            outcome.problems.append(f"exit status {outcome.exits[-1]} instead of {sorted(exit_statuses)}")
         outcome.seconds.append(round(ended - start, 1))
         storm.end(ended)
         rest = processes.await_end(_AFTERWARDS_SECONDS, [*spared])

@@ -9,6 +9,7 @@ import pytest
 from drivers import Driver, wait_until
 from ray_nodes import RayNodes, raylet_of, workers_on
 from ray_runs import RAY, num_tars, shards_of, state_of
+from s3_server import S3Server
 
 from pipeline.store import Store
 from pipeline.verify import verify
@@ -16,9 +17,15 @@ from pipeline.verify import verify
 RunFileWriter = Callable[..., Path]
 Shards = dict[str, bytes]
 _CLUSTERS = {"masks_from": "clusters", "restarts": 16, "iterations": 100}
-# A shard that takes a second or two, and two that take longer than Ray takes to give a silent node up.
-SLOW = {"labeler": {"variants": 64, **_CLUSTERS}, "dataset": {"samples": 12, "samples_per_shard": 12}}
+# Shards that take a second or two, and two that take longer than Ray takes to give a silent node up.
+SLOW = {"labeler": {"variants": 64, **_CLUSTERS}, "dataset": {"samples": 48, "samples_per_shard": 12}}
 SLOWER = {"labeler": {"variants": 256, **_CLUSTERS}, "dataset": {"samples": 64, "samples_per_shard": 32}}
+
+
+@pytest.fixture(params=["disk", "S3"])
+def output(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> str:
+    """A place for a dataset, which nodes that start later can reach."""
+    return str(tmp_path / "out") if request.param == "disk" else f"{s3.create_bucket()}/datasets/tiny"
 
 
 @pytest.fixture
@@ -42,16 +49,18 @@ def _assert_same(output: str, expected: Shards) -> None:
     assert verify(Store.open(output), repair=False).problems == ()
 
 
-def test_no_shard_is_blamed_for_its_nodes(nodes: RayNodes, write_run_file: RunFileWriter, tmp_path: Path) -> None:
-    expected, output = _made_locally(write_run_file, tmp_path, SLOW), str(tmp_path / "out")
+def test_no_shard_is_blamed_for_its_nodes(
+    output: str, nodes: RayNodes, write_run_file: RunFileWriter, tmp_path: Path
+) -> None:
+    expected = _made_locally(write_run_file, tmp_path, SLOW)
     node = nodes.add(num_cpus=1)
-    with Driver("generate", write_run_file(**SLOW, execution=RAY)) as driver:
+    with Driver("generate", write_run_file(**SLOW, output=output, execution=RAY)) as driver:
         # As often as quarantines a shard that kills its workers.
         for _ in range(3):
             wait_until(lambda node=node: workers_on(node, ".make"))  # type: ignore[misc]
             nodes.remove(node)
             node = nodes.add(num_cpus=1)
-        assert num_tars(output) == 0
+        assert num_tars(output) < 4
         assert driver.wait() == 0, driver.text
     _assert_same(output, expected)
     state = state_of(output)

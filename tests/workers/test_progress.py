@@ -92,6 +92,21 @@ def test_a_driver_that_fell_silent(tmp_path: Path) -> None:
     assert "`labelmill generate` goes on from here" in status_lines(found)[-1]
 
 
+def test_a_driver_that_makes_one_long_shard_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody ticks meanwhile."""
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
+    with _progress(tmp_path):
+        first = _saved(tmp_path)["unix_time"]
+        deadline = time.monotonic() + 10
+        while _saved(tmp_path)["unix_time"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    state, last = (_saved(tmp_path)[key] for key in ("state", "unix_time"))
+    assert state == "finished"
+    time.sleep(0.3)
+    assert _saved(tmp_path)["unix_time"] == last
+
+
 def test_an_output_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no run has started there"):
         status(Store.open(str(tmp_path)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from drivers import Driver, wait_until
 from ray_nodes import RayNodes, raylet_of, workers_on
 from ray_runs import RAY, NamedWorker, meanwhile, num_tars, shards_of, state_of, workers_in
@@ -16,6 +17,7 @@ from pipeline.process_settings import PROCESS_SETTINGS
 from pipeline.store import Store
 from pipeline.verify import verify
 from schemas.config import RunConfig
+from schemas.errors import ConfigError, StalledError
 from schemas.run_file import load_config
 from workers.generate import generate
 
@@ -106,6 +108,26 @@ def test_two_workers_share_a_gpu(
     generate(_config(write_run_file, gpus_per_worker=0.5))
     gpus = [worker.gpus for worker in workers_in(capfd.readouterr().err)]
     assert gpus in (["0", "0"], ["1", "1"])
+
+
+def test_a_cluster_without_room_is_not_waited_for_long(
+    ray_cluster: RayNodes, write_run_file: RunFileWriter, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(write_run_file, device="cuda", gpus_per_worker=64, start_timeout_s=2)
+    with pytest.raises(StalledError, match=r"for 4 s .* no node of the cluster has had 64 GPUs, 1 CPU cores"):
+        generate(config)
+    assert "waiting for a node with 64 GPUs" in capfd.readouterr().err
+
+
+def test_another_ray_is_no_reason_to_try_again(write_run_file: RunFileWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Version mismatch: The cluster was started with:\n    Ray: 2.50.0\nThis process was started with: ..."
+
+    def init(**options: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match=r"(?s)another Ray or Python\. .*Ray: 2\.50\.0"):
+        generate(_config(write_run_file))
 
 
 def test_a_worker_that_is_killed_mid_shard(
