@@ -97,7 +97,8 @@ class RetentionConfig(Section):
     """
 
     keep_last: int = Field(7, ge=1)
-    """Newest snapshots that passed the gates."""
+    """Snapshots that passed the gates: what is live and what was, the last one first. Those that never were, and then
+    those that a rollback left, stay as long as there is room."""
     keep_rejected: int = Field(2, ge=0)
     """Newest snapshots that did not, to look at."""
 

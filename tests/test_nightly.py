@@ -513,7 +513,7 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
 
     prune = ("nightly", "prune", nightly_file, "--set", "run.dataset.first_seed=99")
     dry = labelmill(*prune, "--dry-run").stdout
-    assert f"{first}: would be deleted: older than those that are kept" in dry
+    assert f"{first}: would be deleted: not among the last 1 that passed" in dry
     assert labelmill("nightly", "pin", root, "2026-11-01").stdout == f"{first} is pinned\n"
     assert f"{first}: kept: pinned" in labelmill(*prune).stdout
     assert f"{first} is live" in labelmill("nightly", "rollback", root).stdout

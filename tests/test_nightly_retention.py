@@ -40,7 +40,11 @@ def test_what_is_kept(given_states: list[State], keep_last: int, keep_rejected: 
     live = data.draw(st.sampled_from([None, *names]))
     tonight = data.draw(st.sampled_from([None, *names]))
     pins = data.draw(some)
-    latest = Latest(snapshot=live, pins=tuple(pins))
+    once_live = [name for name in data.draw(st.permutations(names)) if name != live]
+    num_history = data.draw(st.integers(0, len(once_live)))
+    history, rest = once_live[:num_history], once_live[num_history:]
+    withdrawn = rest[: data.draw(st.integers(0, len(rest)))]
+    latest = Latest(snapshot=live, pins=tuple(pins), history=tuple(history), withdrawn=tuple(withdrawn))
     config = RetentionConfig(keep_last=keep_last, keep_rejected=keep_rejected)
     result = fates(snapshots, latest, tonight, config)
     assert [fate.snapshot for fate in result] == snapshots
@@ -48,7 +52,10 @@ def test_what_is_kept(given_states: list[State], keep_last: int, keep_rejected: 
     always = {live, tonight, *pins} - {None}
     assert always <= kept
     newest_first = snapshots[::-1]
-    passed = [snapshot.name for snapshot in newest_first if snapshot.state == "passed"]
+    never_live = [name for name in names[::-1] if name not in (live, *history, *withdrawn)]
+    by_worth = [live, *history, *never_live, *sorted(withdrawn, reverse=True)]
+    state_by_name = dict(zip(names, given_states, strict=True))
+    passed = [name for name in by_worth if name is not None and state_by_name[name] == "passed"]
     others = [snapshot.name for snapshot in newest_first if snapshot.state in ("rejected", "complete")]
     assert kept - always == {*passed[:keep_last], *others[:keep_rejected]} - always
 
@@ -65,12 +72,17 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     template, _ = write_dataset(tmp_path / "template", samples=5)
     files = {file.path: template.read(file.path) for file in template.list()}
     for number in range(4):
-        snapshot = open_snapshot(store, name_of(number))
-        for path, content in files.items():
-            snapshot.create(path, content)
-        snapshot.create("gates.json", report_of(number, passed=True))
-        change_latest(store, publish(name_of(number), name_of(number - 1) if number else None, f"{number}"))
+        add_live(store, number, files)
     return store
+
+
+def add_live(root: Store, number: int, files: dict[str, bytes]) -> None:
+    """Publish one more snapshot, of these files."""
+    snapshot = open_snapshot(root, name_of(number))
+    for path, content in files.items():
+        snapshot.create(path, content)
+    snapshot.replace("gates.json", report_of(number, passed=True))
+    change_latest(root, publish(name_of(number), read_latest(root).snapshot, f"{number}"))
 
 
 def report_of(number: int, *, passed: bool) -> bytes:
@@ -97,7 +109,7 @@ def test_old_snapshots_go_and_history_with_them(root: Store) -> None:
         result = prune(root, lease, None, RetentionConfig(keep_last=2))
     assert {fate.snapshot.name: (fate.is_kept, fate.reason) for fate in result} == {
         name_of(0): (True, "pinned"),
-        name_of(1): (False, "older than those that are kept"),
+        name_of(1): (False, "not among the last 2 that passed"),
         name_of(2): (True, "among the last 2 that passed"),
         name_of(3): (True, "live, among the last 2 that passed"),
     }
@@ -107,6 +119,27 @@ def test_old_snapshots_go_and_history_with_them(root: Store) -> None:
     assert (latest.snapshot, latest.history, latest.retiring) == (name_of(3), (name_of(2), name_of(0)), ())
     if root.folder is not None:
         assert not (root.folder / "snapshots" / name_of(1)).exists()
+
+
+def test_what_was_live_stays_for_longer_than_what_a_rollback_left(root: Store) -> None:
+    """The night after a rollback: trainings have read the older snapshot until then, and nobody should the newer."""
+    rollback(root, None, "now")
+    template = open_snapshot(root, name_of(0))
+    add_live(root, 4, {file.path: template.read(file.path) for file in template.list()})
+    with lease_of(root) as lease:
+        prune(root, lease, None, RetentionConfig(keep_last=4))
+        assert [snapshot.name for snapshot in list_snapshots(root)] == [name_of(number) for number in (0, 1, 2, 4)]
+        prune(root, lease, None, RetentionConfig(keep_last=2))
+    assert [snapshot.name for snapshot in list_snapshots(root)] == [name_of(2), name_of(4)]
+    assert rollback(root, None, "now").snapshot == name_of(2)
+
+
+def test_what_a_rollback_left_stays_while_there_is_room(root: Store) -> None:
+    """It was a mistake, perhaps."""
+    rollback(root, name_of(0), "now")
+    with lease_of(root) as lease:
+        prune(root, lease, None, RetentionConfig(keep_last=4))
+    assert rollback(root, name_of(3), "now").snapshot == name_of(3)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +200,7 @@ def test_a_rollback_while_retention_decides(root: Store, monkeypatch: pytest.Mon
         monkeypatch.setattr(Store, "compare_and_swap", disturbed)
         prune(root, lease, None, RetentionConfig(keep_last=1))
     assert read_latest(root).snapshot == name_of(1)
-    assert [snapshot.name for snapshot in list_snapshots(root)] == [name_of(1), name_of(3)]
+    assert [snapshot.name for snapshot in list_snapshots(root)] == [name_of(1)]
 
 
 def test_a_run_that_lost_its_lock_deletes_nothing_more(root: Store) -> None:

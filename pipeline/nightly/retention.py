@@ -35,7 +35,7 @@ class Fate:
 
 def fates(snapshots: Sequence[Snapshot], latest: Latest, tonight: str | None, config: RetentionConfig) -> list[Fate]:
     """What becomes of each snapshot, the oldest first. `tonight` is the one that may not be finished yet."""
-    passed = [snapshot.name for snapshot in snapshots if snapshot.state == "passed"][-config.keep_last :]
+    passed = _passed(snapshots, latest)[: config.keep_last]
     others = [snapshot.name for snapshot in snapshots if snapshot.state in ("rejected", "complete")]
     rejected = others[-config.keep_rejected :] if config.keep_rejected else []
 
@@ -49,10 +49,22 @@ def fates(snapshots: Sequence[Snapshot], latest: Latest, tonight: str | None, co
             (name in rejected, f"among the last {config.keep_rejected} that did not pass"),
         ]
         reasons = [reason for holds, reason in keeps if holds]
-        goes = {"unfinished": "never finished", "passed": "older than those that are kept"}
+        goes = {"unfinished": "never finished", "passed": f"not among the last {config.keep_last} that passed"}
         return Fate(snapshot, bool(reasons), ", ".join(reasons) or goes.get(snapshot.state, "did not pass"))
 
     return [fate(snapshot) for snapshot in snapshots]
+
+
+def _passed(snapshots: Sequence[Snapshot], latest: Latest) -> list[str]:
+    """Those that passed, in the order in which they are worth keeping.
+
+    What is live and what was, the last one first: trainings may still read it, and rollbacks turn to it. Then what
+    never was, then what a rollback left, the newest one first each.
+    """
+    passed = [snapshot.name for snapshot in reversed(snapshots) if snapshot.state == "passed"]
+    live = [name for name in (latest.snapshot, *latest.history) if name in passed]
+    others = [name for name in passed if name not in live]
+    return [*live, *sorted(others, key=lambda name: name in latest.withdrawn)]
 
 
 def prune(root: Store, lease: Lease, tonight: str | None, config: RetentionConfig) -> list[Fate]:
