@@ -202,7 +202,7 @@ class _Night:
         """Publish a whole snapshot if verification and gates let it pass. Raises GateError or VerificationError."""
         for _ in range(_MOST_COMPARISONS):
             say(f"verifying {name} and comparing it with {latest.snapshot or 'nothing: no snapshot is live'}")
-            self._report = judge(self._root, name, latest.snapshot, self._config, self._lease.confirm)
+            self._report = judge(self._root, name, latest.snapshot, self._config, self._clock, self._lease.confirm)
             _refuse(self._root, self._report)
             self._lease.confirm()
             try:

@@ -1,10 +1,11 @@
 """Whether a finished snapshot may be live: every byte verified, then compared with the one that is."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from pipeline.nightly.gates import ask_gates
 from pipeline.nightly.gates_page import figure, gates_page
+from pipeline.nightly.lease import Clock
+from pipeline.nightly.lock import iso_time
 from pipeline.nightly.measure import measure
 from pipeline.nightly.snapshots import GATES_PAGE_PATH, GATES_PATH, open_snapshot
 from pipeline.store import Store
@@ -17,12 +18,12 @@ _LISTED_PROBLEMS = 20
 
 
 def judge(
-    root: Store, snapshot: str, live: str | None, config: NightlyConfig, confirm: Callable[[], None]
+    root: Store, snapshot: str, live: str | None, config: NightlyConfig, clock: Clock, confirm: Callable[[], None]
 ) -> GateReport:
     """Verify a snapshot and ask the gates. Writes gates.html, then gates.json, into it.
 
-    `confirm` is called before anything is written, and may raise. Raises OutputError where the store fails, or the
-    live snapshot cannot be measured.
+    `clock` says when that was. `confirm` is called before anything is written, and may raise. Raises OutputError where
+    the store fails, or the live snapshot cannot be measured.
     """
     tonight = open_snapshot(root, snapshot)
     problems = verify(tonight).problems[:_LISTED_PROBLEMS]
@@ -37,7 +38,7 @@ def judge(
         results=results,
         tonight=measures,
         live_measures=live_measures,
-        judged=datetime.now(UTC).isoformat(timespec="seconds"),
+        judged=iso_time(clock()),
     )
     page = None if problems else gates_page(tonight, None if live is None else open_snapshot(root, live), report)
     confirm()

@@ -32,7 +32,11 @@ def prometheus_text(status: NightlyStatus) -> str:
         ),
         ("generation", "Runs that have had the lock.", [({}, status.generation)]),
         ("snapshots", "Snapshots by state.", [({"state": state}, states.count(state)) for state in get_args(State)]),
-        ("gates_passed", "Whether the newest judged snapshot passed.", [({}, None if gates is None else gates.passed)]),
+        (
+            "gates_passed",
+            "Whether what was judged last passed, or a night has ended well since.",
+            [({}, None if gates is None else gates.passed)],
+        ),
         ("gate_value", "A gate's value.", [({"gate": result.name}, result.value) for result in results]),
         ("gate_limit", "Its highest value that passes.", [({"gate": result.name}, result.limit) for result in results]),
     ]

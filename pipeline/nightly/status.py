@@ -1,12 +1,13 @@
 """How a nightly root stands: what is live, what else there is, and who works on it."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.nightly.latest import read_latest
 from pipeline.nightly.lock import LOCK_PATH, iso_time, read_lock
-from pipeline.nightly.snapshots import State, list_snapshots, open_snapshot, read_report
+from pipeline.nightly.snapshots import Snapshot, State, list_snapshots, open_snapshot, read_report
 from pipeline.store import Store
 from schemas.nightly_files import GateReport
 
@@ -48,7 +49,7 @@ class NightlyStatus(BaseModel):
     generation: int
     snapshots: tuple[SnapshotStatus, ...]
     newest_gates: GateReport | None
-    """What verification and gates said of the newest snapshot that they were asked about."""
+    """What verification and gates said last. A refusal is left out once a night has ended well after it."""
 
 
 def nightly_status(root: Store, now: float) -> NightlyStatus:
@@ -57,7 +58,6 @@ def nightly_status(root: Store, now: float) -> NightlyStatus:
     lock = read_lock(root)[0] if root.exists(LOCK_PATH) else None
     held = lock is not None and lock.owner is not None
     snapshots = list_snapshots(root)
-    judged = [snapshot.name for snapshot in snapshots if snapshot.state in ("passed", "rejected")]
     return NightlyStatus(
         root=root.url,
         unix_time=now,
@@ -81,8 +81,17 @@ def nightly_status(root: Store, now: float) -> NightlyStatus:
             )
             for snapshot in snapshots
         ),
-        newest_gates=read_report(open_snapshot(root, judged[-1])) if judged else None,
+        newest_gates=_newest_report(root, snapshots, latest.succeeded),
     )
+
+
+def _newest_report(root: Store, snapshots: Sequence[Snapshot], succeeded: str | None) -> GateReport | None:
+    """By the time of the judgement: a snapshot of an earlier date may have been judged again."""
+    judged = [open_snapshot(root, snapshot.name) for snapshot in snapshots if snapshot.state in ("passed", "rejected")]
+    reports = [report for report in map(read_report, judged) if report is not None]
+    # A refusal is over when the next night publishes another snapshot, or finds what is live unchanged.
+    standing = [report for report in reports if report.passed or succeeded is None or report.judged >= succeeded]
+    return max(standing, key=lambda report: report.judged, default=None)
 
 
 def status_lines(status: NightlyStatus) -> list[str]:
