@@ -30,6 +30,9 @@ from pipeline.labelers.kmeans import Clusters
 from pipeline.labelers.mixing import mix_in_passes
 from pipeline.labelers.variant_clusters import VariantClusterer
 
+# Images that are all alike, as with a psi of 0, leave nothing between strangers and an image itself to measure by.
+_LEAST_STRANGENESS = 1e-6
+
 
 @dataclass(frozen=True)
 class CrossoverTable:
@@ -82,7 +85,7 @@ def measure_crossovers(
         layout[row] = round((mean - strangers) / max(1 - strangers, _LEAST_STRANGENESS), 4)
         masks_BHW = _foreground(Clusters.joined([part.clusters for part in mixed]), affinity)
         foreground[row] = round(soft_iou(masks_BHW, own_BHW).mean().item(), 4)
-        colour[row] = round(torch.cat([part.change_BN for part in mixed]).mean().item() / 2, 4)
+        colour[row] = round(torch.cat([part.change_B for part in mixed]).mean().item() / 2, 4)
     return CrossoverTable(layout, foreground, colour)
 
 
@@ -106,7 +109,7 @@ class _Mixed:
     """How variants from one row on differ from their images."""
 
     agreement_BN: Tensor
-    change_BN: Tensor
+    change_B: Tensor
     clusters: Clusters
 
 
@@ -123,7 +126,7 @@ def _mixed(
         clusters.append(clusterer(variants_BNCHW))
         part, count = slice(positions.start, positions.stop), len(positions)
         agreements.append(_edge_agreement(variants_BNCHW[:count], original.edges_B2HW[part]))
-        changes.append((variants_BNCHW[:count] - original.images_BCHW[part, None]).abs().mean(dim=(2, 3, 4)))
+        changes.append((variants_BNCHW[:count] - original.images_BCHW[part, None]).abs().mean(dim=(1, 2, 3, 4)))
     return _Mixed(torch.cat(agreements), torch.cat(changes), Clusters.joined(clusters)[: len(original.batch)])
 
 

@@ -91,10 +91,10 @@ class _Fit:
         config = self.config
         if config.crossover != "auto":
             return config.crossover, None
-        batch = self.sampler.sample(self._seeds(min(_CROSSOVER_IMAGES, self.sampler.numerics.batch_size)))
+        batches = list(self._samples(_CROSSOVER_IMAGES))
         resolution = None if config.variant_resolution == "auto" else config.variant_resolution
         donors_NLD = self.donors_NLD[:_CROSSOVER_DONORS]
-        table = measure_crossovers(self.sampler.generator, batch, donors_NLD, self.clusterer, resolution)
+        table = measure_crossovers(self.sampler.generator, batches, donors_NLD, self.clusterer, resolution)
         return table.choose(config.min_layout_agreement, config.max_foreground_loss), table
 
     def _choose_resolution(self, crossover: int) -> tuple[int, dict[int, float] | None]:
@@ -122,12 +122,18 @@ class _Fit:
         return torch.cat([some.decision.masks_BHW for some in found]).float()
 
     def _clusters(self, crossover: int, resolution: int, count: int) -> Clusters:
-        seeds, size = self._seeds(count), self.sampler.numerics.batch_size
-        batches = (self.sampler.sample(seeds[start : start + size]) for start in range(0, count, size))
         generator, donors_NLD = self.sampler.generator, self.donors_NLD
         return Clusters.joined(
-            [self.clusterer.of_batch(generator, batch, donors_NLD, crossover, resolution) for batch in batches]
+            [
+                self.clusterer.of_batch(generator, batch, donors_NLD, crossover, resolution)
+                for batch in self._samples(count)
+            ]
         )
+
+    def _samples(self, count: int) -> Iterator[Batch]:
+        """The first images, in batches."""
+        seeds, size = self._seeds(count), self.sampler.numerics.batch_size
+        return (self.sampler.sample(seeds[start : start + size]) for start in range(0, count, size))
 
     def _batches(self, clusters: Clusters, layers: tuple[str, ...] = ()) -> Iterator[tuple[Clusters, Batch]]:
         """The images that were clustered, again, in batches: variants were too many to keep, and so are features."""

@@ -1,5 +1,8 @@
 """The measures of where layout ends and foregrounds still agree, and the choice between rows by both."""
 
+from collections.abc import Sequence
+
+import pytest
 import torch
 
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
@@ -56,11 +59,11 @@ def test_flat_images_agree_with_nothing_and_divide_by_nothing() -> None:
     assert field_agreement(flat, flat).tolist() == [0.0]
 
 
-def measured(resolution: int | None = None) -> CrossoverTable:
+def measured(resolution: int | None = None, batches: Sequence[Sequence[int]] = ((1, 2, 3, 4),)) -> CrossoverTable:
     sampler = make_sampler()
     donors_NLD, _ = sampler.ws([10, 11, 12])
-    batch = sampler.sample([1, 2, 3, 4])
-    return measure_crossovers(sampler.generator, batch, donors_NLD, VariantClusterer(CONFIG), resolution)
+    samples = [sampler.sample(seeds) for seeds in batches]
+    return measure_crossovers(sampler.generator, samples, donors_NLD, VariantClusterer(CONFIG), resolution)
 
 
 def test_agreement_grows_with_the_crossover_and_ends_near_one() -> None:
@@ -74,6 +77,19 @@ def test_agreement_grows_with_the_crossover_and_ends_near_one() -> None:
 
 def test_variants_that_stop_early_have_fewer_rows_to_mix() -> None:
     assert sorted(measured(resolution=8).layout_agreement) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("batches", [[[1], [2], [3], [4]], [[1, 2, 3], [4]]])
+def test_images_in_several_batches_are_measured_as_one_set(batches: list[list[int]]) -> None:
+    whole, parts = measured(), measured(batches=batches)
+    for name in ("layout_agreement", "foreground_agreement", "colour_change"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), abs=2e-3)
+
+
+def test_images_that_are_all_alike_have_no_layout_in_common_with_variants() -> None:
+    table = measured(batches=[[1], [1]])
+    assert all(value < 0 for value in table.layout_agreement.values())
+    assert table.choose(0.5, 0.01) == 5
 
 
 def test_foreground_agreement_is_that_of_masks_with_and_without_variants() -> None:

@@ -31,6 +31,7 @@ def make_sampler(
     batch_size: int = 4,
     noise: str = "const",
     architecture: Architecture = "skip",
+    psi: float = 0.7,
 ) -> Sampler:
     torch.manual_seed(3)
     spec = GeneratorSpec(
@@ -42,7 +43,7 @@ def make_sampler(
         channels=channels_by_resolution(resolution, channel_base=128, channel_max=8),
         architecture=architecture,
     )
-    config = GeneratorConfig.model_validate({"checkpoint": "test", "noise": noise})
+    config = GeneratorConfig.model_validate({"checkpoint": "test", "noise": noise, "truncation_psi": psi})
     return Sampler(Generator(spec), config, NumericsConfig(batch_size=batch_size), "cpu")
 
 
@@ -240,6 +241,29 @@ def test_auto_crossover_is_recorded_with_what_it_was_chosen_from() -> None:
         else:
             assert values["crossover"] == expected
         open_labeler(config, make_sampler(), fitted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_image_a_batch_chooses_the_row_that_sixteen_choose(mode: str) -> None:
+    config = make_config(masks_from=mode, crossover="auto")
+    alone, together = (make_sampler(batch_size=size) for size in (1, 16))
+    fitted = fit_labeler(config, alone)
+    found, expected = (json.loads(header(content)["labelmill"]) for content in (fitted, fit_labeler(config, together)))
+    assert found["crossover"] == expected["crossover"]
+    for name in ("layout_agreement", "foreground_agreement", "colour_change"):
+        assert found[name] == pytest.approx(expected[name], abs=2e-3)
+    labeler = open_labeler(config, alone, fitted)
+    assert labeler.label(alone.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_images_that_are_all_alike_can_be_fitted(mode: str) -> None:
+    """With a psi of 0 the last row is what is left: it changes colour only."""
+    config, sampler = make_config(masks_from=mode, crossover="auto"), make_sampler(psi=0)
+    fitted = fit_labeler(config, sampler)
+    assert json.loads(header(fitted)["labelmill"])["crossover"] == 5
+    labeler = open_labeler(config, sampler, fitted)
+    assert labeler.label(sampler.sample([1, 2], labeler.layers)).confidence_B.isfinite().all()
 
 
 @pytest.mark.parametrize("crossover", [0, 6, 99, -1])
