@@ -72,11 +72,17 @@ class ClusterMapping(BaseModel):
             raise ValueError(f"clusters are numbered from 0, got {negative}")
         return self
 
-    def check_clusters(self, num_clusters: int) -> None:
-        """Raises ConfigError unless exactly these clusters have a class."""
+    def check_clusters(self, num_clusters: int, at_least: int | None = None) -> None:
+        """Raises ConfigError unless exactly these clusters have a class.
+
+        at_least: so many there are for certain, where `fit` has yet to find how many of the others are kept.
+        """
+        least = num_clusters if at_least is None else at_least
         unknown = sorted(set(self.clusters) - set(range(num_clusters)))
-        missing = sorted(set(range(num_clusters)) - set(self.clusters))
-        there = f"there are clusters 0 to {num_clusters - 1}"
+        missing = sorted(set(range(least)) - set(self.clusters))
+        there = f"there are clusters 0 to {least - 1}"
+        if least < num_clusters:
+            there += f", and up to {num_clusters - 1} with those of rare classes"
         if unknown:
             raise ConfigError(f"labeler.mapping: names unknown clusters {_numbers(unknown)}; {there}")
         if missing:

@@ -66,6 +66,11 @@ def num_clusters_at_most(config: FeatureClustersConfig) -> int:
     return num_clusters_asked(config) + sum(rare.extra_clusters for rare in config.discover)
 
 
+def num_rare_for_certain(config: FeatureClustersConfig) -> int:
+    """Clusters of rare classes that are kept whatever prompts call them."""
+    return sum(rare.extra_clusters for rare in config.discover if rare.name is None)
+
+
 def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> None:
     """Raises ConfigError, before any work, where configuration, generator and memory do not go together."""
     spec, most = sampler.generator.spec, num_clusters_at_most(config)
@@ -76,7 +81,7 @@ def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> N
             f"give labeler.names or labeler.mapping, which join clusters"
         )
     if isinstance(config.clusters, int) and isinstance(config.mapping, ClusterMapping):
-        config.mapping.check_clusters(most)
+        config.mapping.check_clusters(most, at_least=config.clusters + num_rare_for_certain(config))
     free = free_bytes(sampler.device)
     needed = max(bytes_needed(config, spec, layers, most, sampler.numerics.batch_size) for layers in candidates)
     if needed > free:

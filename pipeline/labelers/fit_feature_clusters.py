@@ -195,8 +195,9 @@ class _Fit:
         config, num_new, first = self.config, discover.extra_clusters, len(centroids_KD)
         new_KD = starts_of_rare(edit, num_new, config, self.sampler, chosen.layers, chosen.scales_D)
         joined_KD = self._refined(chosen, torch.cat([centroids_KD, new_KD]), edit, num_fixed=first)
-        if discover.name is None or config.names is None or config.mapping is not None:
+        if discover.name is None or config.names is None:
             return joined_KD
+        # With a mapping too: it is for just the clusters that a fit without one keeps.
         assert self.prompt_model is not None
         model = ClusterModel(chosen.layers, joined_KD, chosen.scales_D, torch.tensor(1.0))
         pooled_KE = self._pooled(model, self._edited(chosen.layers, edit))

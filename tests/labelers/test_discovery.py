@@ -1,6 +1,7 @@
 """Rare classes: regression, edits, and clusters of their own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import open_labeler
+from pipeline.labelers import check_labeler, open_labeler
 from pipeline.labelers.cluster_guide import cluster_guide
 from pipeline.labelers.discovery import edited_seeds, find_edits, starts_of_rare
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters
@@ -23,7 +24,8 @@ NAMES = {"back": ["grey"], "warm": ["red"], "cool": ["green", "blue"]}
 
 
 def config_with(**settings: object) -> FeatureClustersConfig:
-    return make_config(discover=DISCOVER, prompt_model="colours", discovery_samples=200, edited_samples=16, **settings)
+    rare = {"discover": DISCOVER, "prompt_model": "colours", "discovery_samples": 200, "edited_samples": 16}
+    return make_config(**{**rare, **settings})
 
 
 def rare_samples() -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,10 +128,41 @@ def test_rare_classes_get_clusters_and_the_others_stay_to_the_bit() -> None:
     assert [name for name in sheets if name.startswith("discovery")] == ["discovery_00.png", "discovery_01.png"]
 
 
+@pytest.mark.parametrize("name", ["back", "warm", "cool"])
+def test_what_a_fit_with_discovery_writes_is_a_mapping_for_its_clusters(name: str, tmp_path: Path) -> None:
+    """Whether all new clusters were kept, or some, or none: the mapping goes with the settings that it comes from."""
+    sampler, settings = make_sampler(), {"names": NAMES, "min_margin": 0.0}
+    rare = [{**DISCOVER[0], "name": name, "extra_clusters": 3}, DISCOVER[1]]
+    config = config_with(**settings, discover=rare)
+    fitted = fit_feature_clusters(config, sampler, None, ColourPrompts())
+    assert len(fitted.provenance.clusters) < 5 + 3 + 1, "some are dropped"
+    path = tmp_path / "clusters.yaml"
+    path.write_bytes(cluster_guide(config, sampler, fitted)["clusters.yaml"])
+
+    again = config_with(**settings, discover=rare, mapping=str(path))
+    check_labeler(again, sampler)
+    mapped = fit_feature_clusters(again, sampler, None, ColourPrompts())
+    assert mapped.provenance.named_by == "mapping" and mapped.model.clustering == fitted.model.clustering
+    plain, named = open_labeler(config, sampler, fitted.to_bytes()), open_labeler(again, sampler, mapped.to_bytes())
+    batch = sampler.sample([1, 2, 3], plain.layers)
+    assert torch.equal(plain.label(batch).masks_BHW, named.label(batch).masks_BHW)
+
+
+def test_mappings_that_no_discovery_can_fit_are_refused_before_any_work() -> None:
+    rare = [{**DISCOVER[0], "name": "warm", "extra_clusters": 3}, DISCOVER[1]]
+    for count, message in (
+        (5, r"has no class for clusters 5; there are clusters 0 to 5, and up to 8 with those of rare classes"),
+        (10, r"names unknown clusters 9; there are clusters 0 to 5, and up to 8"),
+    ):
+        mapping = {"classes": ["a", "b"], "clusters": dict.fromkeys(range(count), "a")}
+        with pytest.raises(ConfigError, match=rf"labeler\.mapping: {message}"):
+            check_labeler(config_with(names=NAMES, discover=rare, mapping=mapping), make_sampler())
+
+
 def test_new_clusters_that_prompts_name_otherwise_are_dropped() -> None:
     sampler = make_sampler()
     plain = fit_feature_clusters(make_config(names=NAMES, prompt_model="colours"), sampler, None, ColourPrompts())
-    kept: set[int] = set()
+    kept: list[int] = []
     for name in NAMES:
         config = make_config(
             names=NAMES,
@@ -145,7 +178,7 @@ def test_new_clusters_that_prompts_name_otherwise_are_dropped() -> None:
         assert {found.provenance.clusters[number].name for number in new} <= {name}
         if not new:
             assert torch.equal(found.model.centroids_KD, plain.model.centroids_KD)
-        kept.add(len(new))
+        kept.append(len(new))
     assert sum(kept) <= 3 and 0 in kept and max(kept) > 0
     with pytest.raises(ValueError, match="discover: hat not among the classes of names"):
         make_config(names=NAMES, prompt_model="colours", discover=[{**DISCOVER[0], "name": "hat"}])
