@@ -47,7 +47,9 @@ def cluster_guide(config: FeatureClustersConfig, sampler: Sampler, fitted: Fitte
 
 def mapping_file(fitted: FittedFeatureClusters, records: Sequence[ClusterRecord]) -> bytes:
     """`clusters.yaml`, which `schemas.cluster_mapping.load_mapping` reads back."""
-    clusters = {number: record.model_dump(exclude_none=True) for number, record in enumerate(records)}
+    clusters = {
+        number: record.model_dump(exclude_none=True, exclude={"is_unsure"}) for number, record in enumerate(records)
+    }
     for entry in clusters.values():
         entry["share"], entry["border_share"] = round(entry["share"], 4), round(entry["border_share"], 4)
     head = {"clustering": fitted.model.clustering, "classes": list(fitted.provenance.classes)}

@@ -46,11 +46,9 @@ class ClusterRecord(_Record):
     """Cosine of the nearest prompt."""
     margin: float | None = None
     """By how much that is more than any other class's."""
-
-    @property
-    def is_unsure(self) -> bool:
-        """Whether prompts left it without the name that they are nearest to."""
-        return self.nearest is not None and self.name != self.nearest
+    is_unsure: bool = False
+    """Whether prompts left it without a name of its own: another class is about as near, or no image shows it. Its
+    name is then `ignore` or the background, by the configuration's `unsure`."""
 
 
 class DiscoveryRecord(_Record):

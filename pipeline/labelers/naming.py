@@ -91,6 +91,7 @@ def by_prompts(
                 nearest=nearest,
                 similarity=round(best, 4),
                 margin=round(margin, 4),
+                is_unsure=not is_sure,
             )
         )
     return records

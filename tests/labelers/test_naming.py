@@ -66,7 +66,16 @@ def test_unsure_clusters_are_reported_and_left(unsure: str, left_as: str) -> Non
     assert first.name == left_as and first.is_unsure and first.margin == 0
     assert second.name == second.nearest == "warm" and not second.is_unsure
     nothing = by_prompts(torch.zeros(1, 4), NAMES, ColourPrompts(), 0.0, unsure, shares(1))
-    assert nothing[0].name == left_as, "a cluster that no image shows cannot be named"
+    assert nothing[0].name == left_as and nothing[0].is_unsure, "a cluster that no image shows cannot be named"
+
+
+def test_clusters_about_as_near_to_the_background_are_unsure_too() -> None:
+    """Though the background is the name that they get, and the nearest."""
+    grey_KE = torch.nn.functional.normalize(torch.tensor([[0.3, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]]), dim=1)
+    first, second = by_prompts(grey_KE, NAMES, ColourPrompts(), 0.7, "background", shares(2))
+    assert first.name == first.nearest == "back" and first.margin is not None and 0 < first.margin < 0.7
+    assert first.is_unsure
+    assert second.name == "back" and not second.is_unsure
 
 
 def test_pooling_keeps_to_the_clusters_pixels_in_maps_of_any_size() -> None:
@@ -79,7 +88,7 @@ def test_pooling_keeps_to_the_clusters_pixels_in_maps_of_any_size() -> None:
 
 
 def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> None:
-    config = make_config(names=NAMES, prompt_model="colours", min_margin=0.05, unsure="ignore")
+    config = make_config(names=NAMES, prompt_model="colours", min_margin=0.45, unsure="background")
     sampler, model = make_sampler(), ColourPrompts()
     fitted = fit_feature_clusters(config, sampler, "a" * 64, model)
     provenance = fitted.provenance
@@ -92,7 +101,8 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
     assert provenance.classes == ["back", "warm", "cool"]
     for record in provenance.clusters:
         assert record.margin is not None and record.similarity is not None
-        assert record.name == (record.nearest if record.margin >= 0.05 else "ignore")
+        assert record.is_unsure == (record.margin < 0.45)
+        assert record.name == ("back" if record.is_unsure else record.nearest)
     labeler = open_labeler(config, sampler, fitted.to_bytes())
     assert labeler.classes == ("back", "warm", "cool")
 
@@ -101,7 +111,11 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
     assert all(content.startswith(b"\x89PNG") for name, content in guide.items() if name.endswith("png"))
     path = tmp_path / "clusters.yaml"
     path.write_bytes(guide["clusters.yaml"])
-    assert guide["clusters.yaml"].decode().count("# unsure") == sum(r.is_unsure for r in provenance.clusters)
+    assert (
+        guide["clusters.yaml"].decode().count("# unsure")
+        == sum((r.margin or 0) < 0.45 for r in provenance.clusters)
+        > 0
+    )
     mapping = load_mapping(str(path))
     assert mapping.clusters == {number: record.name for number, record in enumerate(provenance.clusters)}
     # The file that was written names just the clusters that it was written for.
