@@ -1,6 +1,7 @@
 """Nights one after the other: what is made, what is published, and who may do so."""
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from drivers import Driver, wait_until
 from nightly_runs import ANYTHING_PASSES, Trap, check_live, finish, nightly_config, start_night, wait_until_stopped
-from s3_server import S3Server
+from s3_server import Fault, S3Server
 from tiny_run import tiny_run
 from typer.testing import CliRunner, Result
 
@@ -78,6 +79,8 @@ def test_five_nights(root: Store, environment: dict[str, str], tiny_checkpoint: 
     first = check_live(root, deep=True)
     assert first is not None and first.startswith("2026-11-01-") and seeds(root, first) == 0
     in_training = shard_urls(root, None)
+    read_at_first = {url: _read(root, url) for url in in_training}
+    assert len(read_at_first) == 2
 
     # The second one is killed after a shard. Its lock outlives it; later it is finished, and that shard stays.
     trap = Trap(0, path=r"create .*records/", after=True)
@@ -91,6 +94,8 @@ def test_five_nights(root: Store, environment: dict[str, str], tiny_checkpoint: 
         night(config, 2, NOON + 59)
     assert night(config, 2, NOON + 61).snapshot == unfinished.name
     assert check_live(root, deep=True) == unfinished.name and seeds(root, unfinished.name) == 1000
+    # A job that reads the first one goes on reading it.
+    assert {url: _read(root, url) for url in in_training} == read_at_first
     assert before.items() < tars(root, unfinished.name).items()
 
     # The third one draws nearly the same image again and again: somebody has changed the truncation.
@@ -117,7 +122,9 @@ def test_five_nights(root: Store, environment: dict[str, str], tiny_checkpoint: 
     assert fourth is not None and fourth.startswith("2026-11-04-")
     # What a job has read since the first night is gone by now, two nights later, as retention was told.
     assert [snapshot.name for snapshot in list_snapshots(root)] == [unfinished.name, rejected.name, fourth]
-    assert not any(_exists(root, url) for url in in_training)
+    for url in in_training:
+        with pytest.raises(FileNotFoundError):
+            _read(root, url)
 
     # The fifth is rolled back: it is not published again by itself, and is by hand.
     assert night(config, 5).kind == "published"
@@ -143,9 +150,10 @@ def _continue(process: Any) -> None:
     os.kill(process.pid, signal.SIGCONT)
 
 
-def _exists(root: Store, url: str) -> bool:
+def _read(root: Store, url: str) -> bytes:
+    """A shard as a training job would read it. Raises FileNotFoundError."""
     base = root.url if root.folder is None else str(root.folder)
-    return root.exists(url.removeprefix(base).lstrip("/"))
+    return root.read(url.removeprefix(base).lstrip("/"))
 
 
 def test_a_run_that_slept_through_its_lock_changes_nothing(
@@ -414,6 +422,51 @@ def test_the_webhook_is_told_of_a_night_without_seeds(
     (posted,) = hook.posted
     assert (posted["exit_status"], posted["snapshot"], posted["live"]) == (2, None, None)
     assert "fresh_seeds.since: 2026-11-02 is after the night of 2026-11-01" in posted["text"]
+
+
+def test_snapshots_that_cannot_be_deleted_stop_no_night(
+    s3: S3Server, tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What may be written but not deleted: nights go on, and say so until it may be deleted."""
+    root = Store.open(f"{s3.create_bucket()}/nightly")
+
+    def config(first_seed: int) -> NightlyConfig:
+        seeds, retention = {"dataset": {"first_seed": first_seed}}, {"keep_last": 1}
+        return nightly_config(tiny_checkpoint, root.url, gates=ANYTHING_PASSES, retention=retention, run=seeds)
+
+    first = night(config(0), 1).snapshot
+    s3.inject(Fault("answer", status=403), times=1000, method="POST")  # S3 deletes by lists
+    second = night(config(500), 2)
+    assert (second.kind, second.fates) == ("published", ())
+    assert check_live(root, deep=True) == second.snapshot
+    refused = rf"old snapshots are not deleted, .*snapshots/{first}/manifest\.json: cannot be deleted: .*403"
+    assert len(re.findall(refused, capfd.readouterr().err)) == 1
+    third = night(config(900), 3)
+    assert third.kind == "published" and check_live(root, deep=True) == third.snapshot
+    assert len(re.findall(refused, capfd.readouterr().err)) == 2  # at its beginning and at its end
+    with pytest.raises(OutputError, match=f"snapshots/{first}/manifest.json: cannot be deleted"):
+        night(config(0), 4)  # the very snapshot that is half gone
+    assert check_live(root, deep=True) == third.snapshot
+    s3.clear()
+    assert night(config(900), 5).kind == "unchanged"
+    assert [snapshot.name for snapshot in list_snapshots(root)] == [third.snapshot]
+    assert read_latest(root).retiring == ()
+
+
+def test_the_webhook_knows_what_is_live_after_publication(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices: list[Notice] = []
+
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Webhook, "post", lambda self, notice: notices.append(notice))
+    monkeypatch.setattr(nightly, "prune", broken)
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=ANYTHING_PASSES)
+    with pytest.raises(ZeroDivisionError):
+        night(config, 1)
+    assert [notice.live for notice in notices] == [live_snapshot(Store.open(config.root))]
 
 
 def test_a_webhook_that_never_answers_holds_nothing_up(

@@ -155,10 +155,12 @@ class _Night:
 
     def _go_locked(self, run: RunConfig) -> Outcome:
         latest = self._fence()
-        finish_retiring(self._root, self._lease)
+        self._finish_retiring()
         self._warn_of_seeds()
         snapshots = list_snapshots(self._root)
         name = self._name = _name_of(run, self._night, snapshots)
+        if name in read_latest(self._root).retiring:  # what could not be deleted is wanted again
+            finish_retiring(self._root, self._lease)
         nothing_new = self._nothing_new(name, snapshots, latest)
         if nothing_new is not None:
             change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
@@ -169,7 +171,7 @@ class _Night:
         try:
             self._publish(name, latest)
         except (GateError, VerificationError):
-            self._tidy_quietly(name)
+            self._tidy(name)
             raise
         return Outcome("published", name, self._tidy(name))
 
@@ -207,7 +209,7 @@ class _Night:
             self._lease.confirm()
             try:
                 change = publish(name, latest.snapshot, iso_time(self._clock()))
-                change_latest(self._root, change, self._lease.generation)
+                self._live = change_latest(self._root, change, self._lease.generation).snapshot
                 return
             except LiveMovedError:
                 latest = self._fence()
@@ -218,20 +220,29 @@ class _Night:
         self._live = latest.snapshot
         return latest
 
-    def _tidy(self, name: str) -> tuple[Fate, ...]:
-        return tuple(prune(self._root, self._lease, name, self._config.retention))
-
-    def _tidy_quietly(self, name: str) -> None:
-        """What is wrong with the night matters more than what is wrong with deleting old ones."""
+    def _finish_retiring(self) -> None:
+        """What cannot be deleted keeps no night from being made."""
         try:
-            self._tidy(name)
+            finish_retiring(self._root, self._lease)
+        except OutputError as error:
+            _warn_of_remains(error)
+
+    def _tidy(self, name: str) -> tuple[Fate, ...]:
+        """Retention. How the night went matters more, so that what is wrong here is only said."""
+        try:
+            return tuple(prune(self._root, self._lease, name, self._config.retention))
         except LabelmillError as error:
-            say(f"old snapshots are not deleted: {error}", level="warning")
+            _warn_of_remains(error)
+            return ()
 
     def _warn_of_seeds(self) -> None:
         left = nights_left(self._config, self._night)
         if self._config.seeds == "fresh" and left <= _FEW_NIGHTS:
             say(f"fresh_seeds: seeds are left for {left} nights, this one included; see fresh_seeds.since")
+
+
+def _warn_of_remains(error: LabelmillError) -> None:
+    say(f"old snapshots are not deleted, and the next night tries again: {error}", level="warning")
 
 
 def _refuse(root: Store, report: GateReport) -> None:
