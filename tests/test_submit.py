@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+
+from schemas.nightly import load_nightly_config
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -104,6 +108,7 @@ def submit(api: ApiServer, account: Path, **environment: str) -> subprocess.Comp
         "ACCOUNT": str(account),
         "POLL_SECONDS": "0.02",
         "PATIENCE_SECONDS": "5",
+        "LOCK_SECONDS": "0.02",
         **environment,
     }
     command = [sys.executable, str(KUBERAY / "submit.py"), str(KUBERAY / "rayjob.yaml")]
@@ -151,6 +156,30 @@ def test_the_commands_own_status_comes_back(code: int, api: ApiServer, account: 
     assert done.returncode == code and message.strip() in done.stdout
 
 
+@pytest.mark.parametrize("code", [-9, 137, 143])
+def test_a_night_that_was_killed_goes_on(code: int, api: ApiServer, account: Path) -> None:
+    """By the kernel, short of memory, or with its node. -9 where the shell has made room for the command."""
+    api.course = [RUNNING, failed(f"Job entrypoint command failed with exit code {code}, last available logs")]
+    assert submit(api, account).returncode == 75
+
+
+def test_the_next_try_waits_for_the_lock_of_the_one_before(api: ApiServer, account: Path) -> None:
+    """A driver that was killed let nothing go, and its lock would end the next one with 6, which nothing repeats."""
+    api.course = [failed("Job entrypoint command failed with exit code 137, ...")]
+    assert submit(api, account, LOCK_SECONDS="3600").returncode == 75  # the first one waits for nobody
+    api.course = [DONE]
+    start = time.monotonic()
+    done = submit(api, account, LOCK_SECONDS="2")
+    assert done.returncode == 0 and "waiting 2 s for the lock" in done.stdout
+    assert time.monotonic() - start >= 2
+    assert len(api.rayjobs) == 2
+
+
+def test_it_waits_for_as_long_as_a_lock_lives() -> None:
+    default = re.search(r'"LOCK_SECONDS", "(\d+)"', (KUBERAY / "submit.py").read_text())
+    assert default is not None and int(default[1]) > load_nightly_config(KUBERAY / "nightly.yaml").lock.ttl_s
+
+
 def test_those_are_rays_own_words() -> None:
     import ray.dashboard.modules.job.job_supervisor as module
 
@@ -181,7 +210,7 @@ def test_a_pod_that_is_started_again_waits_for_the_same_night(api: ApiServer, ac
     assert sorted(api.rayjobs) == ["labelmill-nightly-29398380-0", "labelmill-nightly-29398380-1"]
     api.rayjobs["labelmill-nightly-29398380-1"]["status"] = RUNNING  # its pod was lost before that had ended
     api.course = [RUNNING, DONE]
-    assert submit(api, account).returncode == 0
+    assert submit(api, account, LOCK_SECONDS="3600").returncode == 0
     assert len(api.rayjobs) == 2
 
 

@@ -23,6 +23,9 @@ RESUMABLE = 75
 POLL_SECONDS = float(os.environ.get("POLL_SECONDS", "15"))
 # A control plane may be away for minutes while it is updated.
 PATIENCE_SECONDS = float(os.environ.get("PATIENCE_SECONDS", "1800"))
+# A night that was killed leaves its lock behind, which expires after lock.ttl_s (600). Until then the next one would
+# end with 6, for good.
+LOCK_SECONDS = float(os.environ.get("LOCK_SECONDS", "660"))
 ACCOUNT = Path(os.environ.get("ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 API = os.environ.get("KUBERNETES_API", "https://kubernetes.default.svc")
 LABEL = "labelmill/job"
@@ -33,6 +36,9 @@ def main(path: str) -> int:
     url = f"{API}/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
     found = _insist("GET", f"{url}?labelSelector={LABEL}%3D{job}")["items"]
     running = [each for each in found if not _has_ended(each)]
+    if found and not running:
+        print(f"an earlier try has ended; waiting {LOCK_SECONDS:g} s for the lock that it may have left", flush=True)
+        time.sleep(LOCK_SECONDS)
     rayjob = running[0] if running else _create(url, path, job, len(found))
     name = rayjob["metadata"]["name"]
     print(f"waiting for rayjob/{name}", flush=True)
@@ -64,9 +70,10 @@ def _status_of(status: dict[str, Any]) -> int:
         return 0
     message = status.get("message") or ""
     print(f"{status.get('reason', 'failed')}: {message}", flush=True)
-    code = re.search(r"exit code (\d+)", message)
+    # Negative, or above 128 as shells have it, when a signal ended it: it was killed.
+    code = re.search(r"exit code (-?\d+)", message)
     if code is not None:
-        return int(code[1])
+        return int(code[1]) if 0 <= int(code[1]) <= 128 else RESUMABLE
     return 1 if status.get("reason") in ("AppFailed", "ValidationFailed") else RESUMABLE
 
 
