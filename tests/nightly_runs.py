@@ -51,7 +51,7 @@ def nightly_config(checkpoint: Path, root: Path | str, **changes: Any) -> Nightl
     """A nightly file's values: 12 samples in 2 shards. Keyword arguments replace sections; `run` adds to its own."""
     run: dict[str, Any] = {**tiny_run(checkpoint, "ignored"), "dataset": {"samples": 12, "samples_per_shard": 6}}
     for key, section in changes.pop("run", {}).items():
-        run[key] = {**run[key], **section}
+        run[key] = {**run.get(key, {}), **section}
     values = {"run": run, "root": str(root), "lock": {"ttl_s": 60, "heartbeat_s": 20}, **changes}
     return validate(values, "nightly.yaml", NightlyConfig)
 

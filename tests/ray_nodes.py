@@ -17,7 +17,7 @@ from typing import Any, Self
 import psutil
 import ray
 from ray._private.authentication_test_utils import reset_auth_token_state
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
 
@@ -102,6 +102,17 @@ class RayNodes:
 def raylet_of(node: Any) -> psutil.Process:
     """A node's own process, the parent of its workers."""
     return psutil.Process(node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid)
+
+
+@contextmanager
+def silent(nodes: RayNodes) -> Iterator[None]:
+    """Within it the cluster's head (its GCS) is frozen."""
+    head = psutil.Process(nodes.head.all_processes[PROCESS_TYPE_GCS_SERVER][0].process.pid)
+    head.suspend()
+    try:
+        yield
+    finally:
+        head.resume()
 
 
 def workers_on(node: Any, title: str = "") -> list[psutil.Process]:
