@@ -100,7 +100,8 @@ class SegmentationTrainingConfig(Section):
     output: Path
     """Folder for model.safetensors, metrics.json, curves.png, log.jsonl and the resumable state."""
     held_out: HeldOut | None = None
-    """What to score on: a split that training does not see, or photos with true masks. null: nothing."""
+    """What to score on: a split that training does not see, or photos with true masks. null: nothing. A training
+    that goes on with another one forgets the scores on the former."""
     model: SegmentationModelConfig = SegmentationModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: SegmentationOptimisationConfig = SegmentationOptimisationConfig()
@@ -171,4 +172,4 @@ class TrainingMetrics(BaseModel):
     final: Scores | None
     """Scores of model.safetensors on held_out; null without held_out, and before the end."""
     evaluations: tuple[Evaluation, ...]
-    """Every score, in order."""
+    """Every score on what is held out now, in order."""

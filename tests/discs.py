@@ -3,13 +3,14 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from small_dataset import CHECKPOINT, RESOLUTION, config_of, context_of, publish, sample_of, samples_of, tar_of
+from torch import Tensor, nn
 
 from pipeline.manifest import finish_dataset
 from pipeline.plan import shard_tasks
@@ -50,6 +51,26 @@ def write_discs(folder: Path, samples: int = 39) -> str:
             publish(store, task, tar, context.fingerprint)
     finish_dataset(store, load_records(store), context)
     return str(folder)
+
+
+def write_photos(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> Path:
+    """Photos of several (height, width) in `photos`, which is returned, and their true masks beside it in `truth`."""
+    for name in ("photos", "truth"):
+        (folder / name).mkdir()
+    for seed, (name, (height, width)) in enumerate(sizes.items()):
+        image_HWC, mask_HW = disc(seed, 64)
+        image_HWC = cv2.resize(image_HWC, (width, height), interpolation=cv2.INTER_AREA)
+        mask_HW = cv2.resize(mask_HW, (width, height), interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(folder / "photos" / f"{name}.png"), image_HWC[:, :, ::-1])
+        cv2.imwrite(str(folder / "truth" / f"{name}.png"), mask_HW)
+    return folder / "photos"
+
+
+class ByColour(nn.Module):
+    """A network to which green, blue and red pixels are classes 0, 1 and 2: right on discs without noise."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return images_BCHW[:, [1, 2, 0]]
 
 
 def add_alpha(folder: str, num_shards: int) -> None:

@@ -36,8 +36,8 @@ def evaluate(
     names = _class_names(pred, truth, classes, matching)
     limit = None if names is None else len(names)
     pairs = _Pairs(
-        _Side(pred, positive, limit if matching is None else None),
-        _Side(truth, positive, limit),
+        MaskSide(pred, positive, limit if matching is None else None),
+        MaskSide(truth, positive, limit),
         same_values=matching is None and names is None,
     )
     table = np.arange(IGNORE + 1, dtype=np.uint8)
@@ -76,12 +76,20 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
 
 
-class _Side:
+class MaskSide:
     """The masks of one side, and which values they were seen to hold."""
 
-    def __init__(self, source: MaskSource, positive: int | None, num_classes: int | None) -> None:
+    def __init__(
+        self,
+        source: MaskSource,
+        positive: int | None,
+        num_classes: int | None,
+        positive_key: str = "--positive",
+    ) -> None:
+        """positive: of masks that are not from a dataset, the value that counts as 1. positive_key: where to say it."""
         self.source = source
         self._positive = positive if source.classes is None else None
+        self._positive_key = positive_key
         self._num_classes = num_classes
         self._first_holder: dict[int, str] = {}
 
@@ -113,8 +121,8 @@ class _Side:
         if set(values) <= {0, 1}:
             return mask_HW
         raise MaskError(
-            f"{self.source.name(key)}: holds {', '.join(map(str, values[:_NUM_NAMED]))}; with --positive "
-            f"{self._positive} a mask holds 0 and {self._positive} alone (or 0 and 1)"
+            f"{self.source.name(key)}: holds {', '.join(map(str, values[:_NUM_NAMED]))}; with "
+            f"{self._positive_key} {self._positive} a mask holds 0 and {self._positive} alone (or 0 and 1)"
         )
 
     def check_all(self) -> None:
@@ -123,10 +131,10 @@ class _Side:
         if self._positive is None and self.source.classes is None and held <= {0, IGNORE} and IGNORE in held:
             raise MaskError(
                 f"{self.source.place}: every mask holds only 0 and 255, such as {self._first_holder[IGNORE]}, and 255 "
-                f"is what is ignored. If 255 is the foreground, say --positive 255"
+                f"is what is ignored. If 255 is the foreground, say {self._positive_key} 255"
             )
 
-    def check_values_of(self, other: "_Side") -> None:
+    def check_values_of(self, other: "MaskSide") -> None:
         """Without class names, this side's values say how many classes there are. Raises MaskError."""
         strange = sorted(value for value in other._first_holder if self.highest_class < value < IGNORE)
         if strange and other._positive is None:
@@ -139,7 +147,7 @@ class _Side:
 class _Pairs:
     """Predicted and true masks in the order of their names; read anew each time it is iterated."""
 
-    def __init__(self, pred: _Side, truth: _Side, same_values: bool) -> None:
+    def __init__(self, pred: MaskSide, truth: MaskSide, same_values: bool) -> None:
         self.pred, self.truth, self._same_values = pred, truth, same_values
         _check_names(pred.source, truth.source)
 

@@ -1,9 +1,8 @@
-"""Photos to masks: what `labelmill predict` does, and the scores of a network on what it has not seen.
+"""Photos to masks: what `labelmill predict` does.
 
 Shape suffixes: H height, W width, C channels, K classes; 1 a batch of one.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -14,13 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.generator.checkpoints.native import write_atomically
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.segmentation.models import Segmenter
-from pipeline.segmentation.reading import open_split, read_samples
 from schemas.errors import LabelmillError, OutputError
-from schemas.scores import Scores
-from schemas.segmentation import DatasetSplit, PhotoFolder
 
 Pixels = NDArray[np.uint8]
 
@@ -105,51 +99,10 @@ def read_photo(path: Path) -> Pixels:
         content = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         raise PhotoError(f"{path}: cannot be read: {error.strerror or error}") from error
-    image_HWC = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+    try:
+        image_HWC = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
+    except cv2.error as error:
+        raise PhotoError(f"{path}: has more pixels than OpenCV takes; make it smaller or take it out") from error
     if image_HWC is None:
         raise PhotoError(f"{path}: is no readable image; repair it or take it out")
     return np.asarray(image_HWC, np.uint8)
-
-
-def score(segmenter: Segmenter, held_out: DatasetSplit | PhotoFolder, classes: tuple[str, ...], side: int) -> Scores:
-    """How well a network, in eval mode, labels what it has not seen, one image at a time.
-
-    side: photos' shorter side in the network. Raises LabelmillError kinds naming the file that does not fit.
-    """
-    pairs = _dataset_pairs(held_out, classes) if isinstance(held_out, DatasetSplit) else _photo_pairs(held_out)
-    evaluator = MaskEvaluator(classes)
-    for name, image_HWC, truth_HW in pairs:
-        try:
-            evaluator.add(predict(segmenter, image_HWC, side), truth_HW)
-        except ValueError as error:
-            raise PhotoError(f"{name}: {error}") from error
-    return evaluator.scores()
-
-
-def _dataset_pairs(held_out: DatasetSplit, classes: tuple[str, ...]) -> Iterator[tuple[str, Pixels, Pixels]]:
-    split = open_split(held_out.dataset, held_out.split)
-    if split.classes != classes:
-        raise PhotoError(
-            f"held_out.dataset: {held_out.dataset} has the classes {', '.join(split.classes)}, the network "
-            f"{', '.join(classes)}"
-        )
-    for sample in read_samples(split):
-        yield sample.key, sample.image_HWC, sample.mask_HW
-
-
-def _photo_pairs(held_out: PhotoFolder) -> Iterator[tuple[str, Pixels, Pixels]]:
-    files, masks = photo_files(held_out.photos), open_masks(held_out.masks)
-    alone = sorted(files.keys() ^ set(masks.keys))
-    if alone:
-        side = "mask" if alone[0] in files else "photo"
-        raise PhotoError(
-            f"held_out: {alone[0]} has no {side} ({len(alone)} names of {held_out.photos} and {held_out.masks} differ)"
-        )
-    for key in masks.keys:
-        truth_HW = masks.read(key)
-        if held_out.positive is not None:
-            strange = truth_HW[(truth_HW != 0) & (truth_HW != held_out.positive)]
-            if strange.size:
-                raise PhotoError(f"{masks.name(key)}: holds {strange[0]}, not just 0 and {held_out.positive}")
-            truth_HW = (truth_HW != 0).astype(np.uint8)
-        yield str(files[key]), read_photo(files[key]), truth_HW

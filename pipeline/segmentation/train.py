@@ -28,9 +28,9 @@ from pipeline.generator.training_state import (
 from pipeline.interruption import postponed
 from pipeline.segmentation.augment import Augmentation
 from pipeline.segmentation.curves import draw_curves
+from pipeline.segmentation.held_out import check_photos, open_held_out_split, score
 from pipeline.segmentation.loss import segmentation_loss
 from pipeline.segmentation.models import build, save_segmenter
-from pipeline.segmentation.predict import score
 from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
 from schemas.errors import ConfigError
@@ -38,6 +38,7 @@ from schemas.fingerprint import differing_keys
 from schemas.segmentation import (
     DatasetSplit,
     Evaluation,
+    PhotoFolder,
     SegmentationModelCard,
     SegmentationTrainingConfig,
     TrainingMetrics,
@@ -245,6 +246,7 @@ class Trainer:
             "seconds": self.seconds,
             "scaler": self.scaler.state_dict(),
             "log_sums": self.log.sums(),
+            "held_out": self._held_out(),
             "evaluations": [evaluation.model_dump(mode="json") for evaluation in self.evaluations],
         }
         tensors = {"model": self.segmenter.state_dict(), "optimiser": self._optimiser_tensors()}
@@ -283,7 +285,9 @@ class Trainer:
         self._load_optimiser(read_tensors(state, "optimiser"))
         self.scaler.load_state_dict(progress["scaler"])
         self.num_steps, self.seconds = int(progress["num_steps"]), float(progress["seconds"])
-        self.evaluations = [Evaluation.model_validate(evaluation) for evaluation in progress["evaluations"]]
+        # Scores on something else would be taken for scores on this.
+        if progress.get("held_out") == self._held_out():
+            self.evaluations = [Evaluation.model_validate(evaluation) for evaluation in progress["evaluations"]]
         if self.ranks.is_first:
             self.log.truncate(self.num_steps, progress["log_sums"])
 
@@ -294,6 +298,11 @@ class Trainer:
         values["data"]["fingerprint"] = self.split.fingerprint
         values["data"]["samples"] = self.split.num_samples
         return {**values, "ranks": self.ranks.count}
+
+    def _held_out(self) -> dict[str, Any] | None:
+        """What scores are of, as JSON-ready values."""
+        held_out = self.config.held_out
+        return None if held_out is None else held_out.model_dump(mode="json")
 
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """`NAME/PARAMETER`, such as momentum_buffer/network.classifier.weight. Empty before the first step."""
@@ -329,13 +338,21 @@ def _optimiser(module: nn.Module, config: SegmentationTrainingConfig) -> torch.o
 
 
 def _check(config: SegmentationTrainingConfig, split: Split, device: torch.device) -> None:
-    """Raises ConfigError for what would fail, or score nonsense, only later."""
+    """Raises ConfigError, or what a score would raise, for what would fail, or score nonsense, only later."""
     held_out, precision = config.held_out, config.optimisation.precision
     if precision != "float32" and device.type == "cpu":
         raise ConfigError(f"optimisation.precision: {precision} needs a GPU; on a CPU use float32")
-    if config.data.split is None and isinstance(held_out, DatasetSplit) and held_out.dataset == config.data.dataset:
-        raise ConfigError("held_out: is part of data, whose split is null (all shards); set data.split: train")
-    if held_out == config.data:
-        raise ConfigError("held_out: is what data names, too; a score there says nothing. Take another split")
+    if isinstance(held_out, PhotoFolder):
+        check_photos(held_out, split.classes)
     if isinstance(held_out, DatasetSplit):
-        open_split(held_out.dataset, held_out.split)
+        _check_apart(split, open_held_out_split(held_out, split.classes))
+
+
+def _check_apart(learned: Split, held_out: Split) -> None:
+    """By the shards' bytes: one dataset goes by many paths."""
+    shared = {shard.sha256 for shard in learned.shards} & {shard.sha256 for shard in held_out.shards}
+    if shared:
+        raise ConfigError(
+            f"held_out: {len(shared)} of its {len(held_out.shards)} shards are what data names, too; a score there "
+            f"says nothing. Take another split: data.split: train, held_out.split: val"
+        )

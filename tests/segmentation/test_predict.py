@@ -1,54 +1,37 @@
-"""Photos to masks: exact ids, the photos' names and sizes; scores equal to those of the masks."""
+"""Photos to masks: exact ids, the photos' names and sizes."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from discs import disc, write_discs
-from torch import Tensor, nn
+from discs import ByColour, disc, write_photos
 from torch.nn import functional
 
 from pipeline.segmentation.evaluate import evaluate
 from pipeline.segmentation.mask_source import open_masks
 from pipeline.segmentation.models import Segmenter, build, save_segmenter
-from pipeline.segmentation.predict import PhotoError, photo_files, predict, predict_folder, score
-from pipeline.segmentation.reading import open_split, read_samples
-from schemas.segmentation import DatasetSplit, PhotoFolder, SegmentationModelCard, SegmentationModelConfig
+from pipeline.segmentation.predict import PhotoError, photo_files, predict, predict_folder, read_photo
+from schemas.segmentation import SegmentationModelCard, SegmentationModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("background", "skin", "hair")
 SIZES = {"wide": (24, 40), "tall": (50, 17), "square": (16, 16)}
 
 
-class _ByColour(nn.Module):
-    """Green, blue and red pixels are classes 0, 1 and 2: right on discs without noise."""
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        return images_BCHW[:, [1, 2, 0]]
-
-
 @pytest.fixture
 def segmenter() -> Segmenter:
-    return Segmenter(_ByColour(), upscale=1, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    return Segmenter(ByColour(), upscale=1, mean=(0, 0, 0), std=(1, 1, 1)).eval()
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Photos of several sizes, and their true masks beside them."""
-    for folder in ("photos", "truth"):
-        (tmp_path / folder).mkdir()
-    for seed, (name, (height, width)) in enumerate(SIZES.items()):
-        image_HWC, mask_HW = disc(seed, 64)
-        size = (width, height)
-        image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(tmp_path / "photos" / f"{name}.png"), image_HWC[:, :, ::-1])
-        mask_HW = cv2.resize(mask_HW, size, interpolation=cv2.INTER_NEAREST)
-        cv2.imwrite(str(tmp_path / "truth" / f"{name}.png"), mask_HW)
-    return tmp_path / "photos"
+    return write_photos(tmp_path, SIZES)
 
 
 def test_at_its_own_size_a_photo_gets_the_argmax_of_logits(segmenter: Segmenter) -> None:
@@ -77,42 +60,7 @@ def test_a_folder_of_photos_becomes_a_folder_of_masks(segmenter: Segmenter, phot
     assert scores.miou is not None and scores.miou > 0.7
 
 
-def test_scores_on_photos_are_those_of_their_masks(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
-    held_out = PhotoFolder(kind="photos", photos=photos, masks=str(tmp_path / "truth"))
-    predict_folder(segmenter, photos, tmp_path / "out", 12)
-    expected = evaluate(open_masks(str(tmp_path / "out")), open_masks(str(tmp_path / "truth")), classes=CLASSES)
-    assert score(segmenter, held_out, CLASSES, 12) == expected
-
-
-def test_scores_on_a_split_are_those_of_its_samples(segmenter: Segmenter, tmp_path: Path) -> None:
-    dataset = write_discs(tmp_path / "out", samples=12)
-    found = score(segmenter, DatasetSplit(dataset=dataset, split=None), CLASSES, 16)
-    right = total = 0
-    for sample in read_samples(open_split(dataset, None)):
-        right += int((sample.image_HWC[:, :, [1, 2, 0]].argmax(-1) == sample.mask_HW).sum())
-        total += sample.mask_HW.size
-    assert found.num_images == 12 and found.num_pixels == total
-    # With every pixel counted, the mean over classes of one-against-the-rest accuracy tells the share that is right.
-    assert found.accuracy == pytest.approx(1 - 2 * (1 - right / total) / 3)
-
-
-def test_masks_of_two_values_need_their_positive_one(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
-    for path in (tmp_path / "truth").iterdir():
-        mask_HW = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        assert mask_HW is not None
-        cv2.imwrite(str(path), np.where(mask_HW > 0, 255, 0).astype(np.uint8))
-    held_out = PhotoFolder(kind="photos", photos=photos, masks=str(tmp_path / "truth"), positive=255)
-    scores = score(segmenter, held_out, CLASSES, 16)
-    assert scores.iou["background"] is not None and scores.iou["background"] > 0.7
-    with pytest.raises(PhotoError, match=r"holds 255, not just 0 and 7"):
-        score(segmenter, held_out.model_copy(update={"positive": 7}), CLASSES, 16)
-
-
 def test_photos_that_do_not_fit_are_named(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
-    held_out = PhotoFolder(kind="photos", photos=photos, masks=str(tmp_path / "truth"))
-    (tmp_path / "truth" / "tall.png").rename(tmp_path / "truth" / "other.png")
-    with pytest.raises(PhotoError, match="other has no photo"):
-        score(segmenter, held_out, CLASSES, 16)
     with pytest.raises(PhotoError, match="is the folder of the photos"):
         predict_folder(segmenter, photos, photos, 16)
     (photos / "wide.jpg").write_bytes(b"no image")
@@ -124,6 +72,17 @@ def test_photos_that_do_not_fit_are_named(segmenter: Segmenter, photos: Path, tm
     (tmp_path / "empty").mkdir()
     with pytest.raises(PhotoError, match="holds no photo"):
         photo_files(tmp_path / "empty")
+
+
+def test_a_photo_that_is_too_large_for_opencv_is_named(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header, data = struct.pack(">IIBBBBB", 2**16, 2**16, 8, 2, 0, 0, 0), zlib.compress(bytes(100))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    (tmp_path / "large.png").write_bytes(png)
+    with pytest.raises(PhotoError, match=r"large\.png: has more pixels than OpenCV takes"):
+        read_photo(tmp_path / "large.png")
 
 
 def test_the_command_labels_photos(photos: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from discs import add_alpha, alpha_of, disc, write_discs
+from discs import add_alpha, alpha_of, disc, write_discs, write_photos
 from safetensors.torch import load_file
 
 from pipeline.generator.training_state import TrainingStateError
+from pipeline.segmentation.predict import PhotoError
 from pipeline.segmentation.ranks import Ranks
 from pipeline.segmentation.reading import open_split, read_samples, training_loader
 from pipeline.segmentation.train import Stop, Trainer, train
@@ -134,6 +135,42 @@ def test_a_finished_training_is_left_as_it_is(dataset: str, tmp_path: Path) -> N
     assert (tmp_path / "model.safetensors").read_bytes() == content
 
 
+def _held_out(dataset: str, split: str | None) -> dict[str, object]:
+    return {"kind": "dataset", "dataset": dataset, "split": split}
+
+
+def test_scores_are_those_of_what_is_held_out_now(dataset: str, tmp_path: Path) -> None:
+    """Finished, or on the way: scores on something else are left out, not passed off."""
+    photos = {
+        "kind": "photos",
+        "photos": str(write_photos(tmp_path, {"a": (16, 16)})),
+        "masks": str(tmp_path / "truth"),
+    }
+    config = _config(dataset, tmp_path / "out", steps=2, held_out=_held_out(dataset, "val"))
+    on_val = train(config)
+    assert on_val.final is not None and on_val.final.num_images == open_split(dataset, "val").num_samples > 1
+    on_photos = train(_config(dataset, tmp_path / "out", steps=2, held_out=photos))
+    assert on_photos.final is not None and on_photos.final.num_images == 1
+    assert [evaluation.step for evaluation in on_photos.evaluations] == [2]
+    assert on_photos == TrainingMetrics.model_validate_json((tmp_path / "out" / "metrics.json").read_text())
+    assert train(_config(dataset, tmp_path / "out", steps=2)).final is None
+    common = {"steps": 4, "evaluation_interval_steps": 1}
+    _train_until(_config(dataset, tmp_path / "half", held_out=_held_out(dataset, "val"), **common), 2)
+    resumed = train(_config(dataset, tmp_path / "half", held_out=photos, **common))
+    assert [evaluation.step for evaluation in resumed.evaluations] == [3, 4]
+
+
+def test_what_it_learns_from_is_not_held_out(dataset: str, tmp_path: Path) -> None:
+    """Whatever the splits are called, and by whatever path the dataset goes."""
+    (tmp_path / "link").symlink_to(dataset)
+    for place in (dataset, f"{dataset}/", f"file://{dataset}", str(tmp_path / "link")):
+        with pytest.raises(ConfigError, match=r"held_out: \d+ of its \d+ shards are what data names, too"):
+            train(_config(dataset, tmp_path / "out", held_out=_held_out(place, None)))
+    with pytest.raises(ConfigError, match=r"are what data names, too"):
+        data = {"dataset": dataset, "split": None}
+        train(_config(dataset, tmp_path / "out", data=data, held_out=_held_out(dataset, "val")))
+
+
 def test_another_training_in_the_output_is_refused(dataset: str, tmp_path: Path) -> None:
     train(_config(dataset, tmp_path, steps=1))
     with pytest.raises(TrainingStateError, match=r"seed: 9 in the run file, 0 in the output"):
@@ -249,8 +286,9 @@ def test_alpha_in_some_samples_only_is_refused(tmp_path: Path) -> None:
     ("others", "message"),
     [
         ({"optimisation": {"precision": "bfloat16"}}, "bfloat16 needs a GPU"),
-        ({"held_out": "train"}, "held_out: is what data names, too"),
+        ({"held_out": "train"}, "are what data names, too"),
         ({"held_out": "nowhere"}, "split 'nowhere' holds no sample"),
+        ({"held_out": {"kind": "photos", "photos": "typo", "masks": "typo"}}, "typo: cannot be read: No such file"),
         ({"device": "cuda:7"}, "device: cuda:7 asks for GPU 7"),
         ({"augmentation": {"scale": [2, 1]}}, "the smaller one first"),
         ({"model": {"architecture": "vgg"}}, "model.architecture"),
@@ -261,7 +299,7 @@ def test_settings_that_cannot_work_are_refused_at_once(
     dataset: str, tmp_path: Path, others: dict[str, object], message: str
 ) -> None:
     if isinstance(others.get("held_out"), str):
-        others = {"held_out": {"kind": "dataset", "dataset": dataset, "split": others["held_out"]}}
-    with pytest.raises((ConfigError, OutputError), match=message):
+        others = {"held_out": _held_out(dataset, str(others["held_out"]))}
+    with pytest.raises((ConfigError, OutputError, PhotoError), match=message):
         train(_config(dataset, tmp_path / "out", **others))
     assert not (tmp_path / "out").exists()

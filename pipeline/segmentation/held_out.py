@@ -1,0 +1,78 @@
+"""What a network is scored on: a split of a dataset that it does not learn from, or photos with true masks.
+
+Shape suffixes: H height, W width, C channels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.segmentation.evaluate import Mask, MaskSide
+from pipeline.segmentation.mask_source import open_masks
+from pipeline.segmentation.metrics import MaskEvaluator
+from pipeline.segmentation.models import Segmenter
+from pipeline.segmentation.predict import PhotoError, Pixels, photo_files, predict, read_photo
+from pipeline.segmentation.reading import Split, open_split, read_samples
+from schemas.scores import Scores
+from schemas.segmentation import DatasetSplit, PhotoFolder
+
+Classes = tuple[str, ...]
+
+
+def score(segmenter: Segmenter, held_out: DatasetSplit | PhotoFolder, classes: Classes, side: int) -> Scores:
+    """How well a network, in eval mode, labels what it has not seen, one image at a time.
+
+    side: photos' shorter side in the network. Raises LabelmillError kinds naming the file that does not fit.
+    """
+    evaluator = MaskEvaluator(classes)
+    for name, image_HWC, truth_HW in _pairs(held_out, classes):
+        try:
+            evaluator.add(predict(segmenter, image_HWC, side), truth_HW)
+        except ValueError as error:
+            raise PhotoError(f"{name}: {error}") from error
+    return evaluator.scores()
+
+
+def open_held_out_split(held_out: DatasetSplit, classes: Classes) -> Split:
+    """Raises OutputError for a split that cannot be read, PhotoError for one of other classes than the network's."""
+    split = open_split(held_out.dataset, held_out.split)
+    if split.classes != classes:
+        raise PhotoError(
+            f"held_out.dataset: {held_out.dataset} has the classes {', '.join(split.classes)}, the network "
+            f"{', '.join(classes)}"
+        )
+    return split
+
+
+def check_photos(held_out: PhotoFolder, classes: Classes) -> None:
+    """Reads names and masks, but no photo: what does not fit is told before a training, not at its first score.
+
+    Raises PhotoError or MaskError naming the key or the file.
+    """
+    _, truth = _open_photos(held_out, classes)
+    for key in truth.source.keys:
+        truth.read(key)
+    truth.check_all()
+
+
+def _pairs(held_out: DatasetSplit | PhotoFolder, classes: Classes) -> Iterator[tuple[str, Pixels, Mask]]:
+    """(name, image, true mask), one at a time."""
+    if isinstance(held_out, DatasetSplit):
+        for sample in read_samples(open_held_out_split(held_out, classes)):
+            yield sample.key, sample.image_HWC, sample.mask_HW
+        return
+    files, truth = _open_photos(held_out, classes)
+    for key in truth.source.keys:
+        yield str(files[key]), read_photo(files[key]), truth.read(key)
+    truth.check_all()
+
+
+def _open_photos(held_out: PhotoFolder, classes: Classes) -> tuple[dict[str, Path], MaskSide]:
+    """Photos and masks of the same names."""
+    files, masks = photo_files(held_out.photos), open_masks(held_out.masks)
+    alone = sorted(files.keys() ^ set(masks.keys))
+    if alone:
+        side = "mask" if alone[0] in files else "photo"
+        raise PhotoError(
+            f"held_out: {alone[0]} has no {side} ({len(alone)} names of {held_out.photos} and {held_out.masks} differ)"
+        )
+    return files, MaskSide(masks, held_out.positive, len(classes), positive_key="held_out.positive:")

@@ -1,0 +1,104 @@
+"""Scores on what a network has not seen: equal to those of its masks, and refused where they would be nonsense."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from discs import ByColour, write_discs, write_photos
+
+from pipeline.segmentation.evaluate import evaluate
+from pipeline.segmentation.held_out import check_photos, open_held_out_split, score
+from pipeline.segmentation.mask_png import MaskError
+from pipeline.segmentation.mask_source import open_masks
+from pipeline.segmentation.models import Segmenter
+from pipeline.segmentation.predict import PhotoError, predict_folder
+from pipeline.segmentation.reading import open_split, read_samples
+from schemas.segmentation import DatasetSplit, PhotoFolder
+
+CLASSES = ("background", "skin", "hair")
+SIZES = {"wide": (24, 40), "tall": (50, 17), "square": (16, 16)}
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    return Segmenter(ByColour(), upscale=1, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> PhotoFolder:
+    return PhotoFolder(kind="photos", photos=write_photos(tmp_path, SIZES), masks=str(tmp_path / "truth"))
+
+
+def rewrite_masks(held_out: PhotoFolder, values: tuple[int, int, int]) -> None:
+    """Other values in place of 0, 1 and 2."""
+    for path in Path(held_out.masks).iterdir():
+        mask_HW = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.asarray(values, np.uint8)[mask_HW])
+
+
+def with_positive(held_out: PhotoFolder, positive: int) -> PhotoFolder:
+    return held_out.model_copy(update={"positive": positive})
+
+
+def test_scores_on_photos_are_those_of_their_masks(segmenter: Segmenter, held_out: PhotoFolder, tmp_path: Path) -> None:
+    predict_folder(segmenter, held_out.photos, tmp_path / "out", 12)
+    expected = evaluate(open_masks(str(tmp_path / "out")), open_masks(held_out.masks), classes=CLASSES)
+    assert score(segmenter, held_out, CLASSES, 12) == expected
+
+
+def test_scores_on_a_split_are_those_of_its_samples(segmenter: Segmenter, tmp_path: Path) -> None:
+    dataset = write_discs(tmp_path / "out", samples=12)
+    found = score(segmenter, DatasetSplit(dataset=dataset, split=None), CLASSES, 16)
+    right = total = 0
+    for sample in read_samples(open_split(dataset, None)):
+        right += int((sample.image_HWC[:, :, [1, 2, 0]].argmax(-1) == sample.mask_HW).sum())
+        total += sample.mask_HW.size
+    assert found.num_images == 12 and found.num_pixels == total
+    # With every pixel counted, the mean over classes of one-against-the-rest accuracy tells the share that is right.
+    assert found.accuracy == pytest.approx(1 - 2 * (1 - right / total) / 3)
+
+
+def test_masks_of_two_values_need_their_positive_one(segmenter: Segmenter, held_out: PhotoFolder) -> None:
+    rewrite_masks(held_out, (0, 255, 255))
+    scores = score(segmenter, with_positive(held_out, 255), CLASSES, 16)
+    assert scores.iou["background"] is not None and scores.iou["background"] > 0.7
+    assert scores.num_pixels == sum(height * width for height, width in SIZES.values())
+    for look in (
+        lambda held_out: score(segmenter, held_out, CLASSES, 16),
+        lambda held_out: check_photos(held_out, CLASSES),
+    ):
+        with pytest.raises(MaskError, match=r"every mask holds only 0 and 255, .* say held_out\.positive: 255"):
+            look(held_out)
+        with pytest.raises(MaskError, match=r"holds 0, 255; with held_out\.positive: 7 a mask holds 0 and 7 alone"):
+            look(with_positive(held_out, 7))
+
+
+def test_pixels_to_ignore_among_classes_are_ignored(segmenter: Segmenter, held_out: PhotoFolder) -> None:
+    rewrite_masks(held_out, (0, 255, 2))
+    check_photos(held_out, CLASSES)
+    masks = open_masks(held_out.masks)
+    counted = sum(int((masks.read(key) != 255).sum()) for key in masks.keys)
+    assert score(segmenter, held_out, CLASSES, 16).num_pixels == counted
+
+
+def test_what_does_not_fit_is_named_before_a_network_is_asked(held_out: PhotoFolder, tmp_path: Path) -> None:
+    check_photos(held_out, CLASSES)
+    with pytest.raises(MaskError, match=r"holds 2, but there are 2 classes, 0 to 1"):
+        check_photos(held_out, CLASSES[:2])
+    with pytest.raises(PhotoError, match="typo: cannot be read: No such file"):
+        check_photos(held_out.model_copy(update={"photos": tmp_path / "typo"}), CLASSES)
+    with pytest.raises(MaskError, match="typo: does not exist"):
+        check_photos(held_out.model_copy(update={"masks": str(tmp_path / "typo")}), CLASSES)
+    (tmp_path / "truth" / "tall.png").rename(tmp_path / "truth" / "other.png")
+    with pytest.raises(PhotoError, match="other has no photo"):
+        check_photos(held_out, CLASSES)
+    dataset = write_discs(tmp_path / "out", samples=8)
+    with pytest.raises(PhotoError, match=r"has the classes background, .*, the network a, b"):
+        open_held_out_split(DatasetSplit(dataset=dataset, split=None), ("a", "b"))
+
+
+def test_a_mask_of_another_size_is_named(segmenter: Segmenter, held_out: PhotoFolder, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "truth" / "tall.png"), np.zeros((17, 50), np.uint8))
+    with pytest.raises(PhotoError, match=r"photos/tall\.png: "):
+        score(segmenter, held_out, CLASSES, 16)
