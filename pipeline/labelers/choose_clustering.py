@@ -8,15 +8,24 @@ other image, and those of the images between.
 - Explained colour: how much of the variance of an image's colours lies between its clusters. Clusters of coarse layers
   are cut where no edge is.
 
-`layers: auto` takes the layer with the highest product of the two, at the same k. Of a list of `clusters` the largest k
-is taken that is at least `min_stability` times as stable as the best, because naming can join clusters but not part
-them. The paper chooses both by eye. On the bundled generator the product rises with the mIoU of the best possible
-naming over the layers; stability between two k close to each other is noisy.
+`layers: auto` takes the layer with the highest product of the two, at the same k. On the bundled generator the product
+rises with the mIoU of the best possible naming over the layers.
 
-Shape suffixes: S pixels, D features of a pixel, K clusters.
+Of a list of `clusters` that prompts name, the k is taken whose named clusters bear most classes; of equals, the one
+with the least share of pixels in unsure clusters; of equals, the least. A mean over classes loses more by a class that
+no cluster bears than by anything within classes, and what too large a k cuts to pieces becomes unsure. Stability would
+not tell: it counts pairs of pixels, most of which lie in the background, however it is cut.
+
+Without prompts, every cluster counts alike: it is stable where the halves' clusters of it share more than half of the
+pixels that either has (Jaccard), and dissolved otherwise (Hennig, 2007). The k with the most stable clusters less
+dissolved ones is taken; of equals, the largest, because a person can join clusters but not part them.
+
+The paper chooses layer and k by eye.
+
+Shape suffixes: S pixels, F pixels of the first images, D features of a pixel, E embedding, K clusters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +57,8 @@ class PixelSample:
     colours_SC: Tensor
     image_S: Tensor
     """Number of each pixel's image, int64."""
+    dense_FE: Tensor | None = None
+    """What the prompt model sees there, of the first pixels only, float32; None where nobody asks."""
 
     def of(self, layers: Sequence[str]) -> Tensor:
         """Features of the layers side by side [S, D]."""
@@ -57,29 +68,49 @@ class PixelSample:
 class SampleCollector:
     """Collects the sample, a batch at a time."""
 
-    def __init__(self, layers: Sequence[str], num_features: int, size: int, num_images: int) -> None:
-        """num_features: of a pixel over all layers. size: resolution at which pixels are read."""
+    def __init__(
+        self,
+        layers: Sequence[str],
+        num_features: int,
+        size: int,
+        num_images: int,
+        dense: Callable[[Tensor], Tensor] | None = None,
+        num_dense: int = 0,
+    ) -> None:
+        """num_features: of a pixel over all layers. size: resolution at which pixels are read.
+
+        dense: from images [B, 3, H, W] to a prompt model's dense features [B, E, h, h], which are read of the first
+        `num_dense` images.
+        """
         self._layers, self._size, self._num_images = tuple(layers), size, 0
         self._per_image = pixels_of_image(num_features, size, num_images)
         self._read: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._colours: list[Tensor] = []
         self._images: list[Tensor] = []
+        self._dense, self._num_dense = dense, num_dense
+        self._read_dense: list[Tensor] = []
 
     def add(self, batch: Batch) -> None:
         """Read a batch that has the layers' features."""
         colours_BChw = at_size(batch.images_BCHW.float(), self._size)
+        dense_BEhw = None
+        if self._dense is not None and self._num_images < self._num_dense:
+            dense_BEhw = self._dense(batch.images_BCHW.float())
         for index in range(len(batch)):
             pixels_S = some_pixels(self._size**2, self._num_images, self._per_image).to(colours_BChw.device)
             for name in self._layers:
                 self._read[name].append(read_pixels(batch.features[name][index], pixels_S, self._size).T)
             self._colours.append(colours_BChw[index].flatten(1)[:, pixels_S].T)
             self._images.append(torch.full_like(pixels_S, self._num_images))
+            if dense_BEhw is not None and self._num_images < self._num_dense:
+                self._read_dense.append(read_pixels(dense_BEhw[index], pixels_S, self._size).T)
             self._num_images += 1
 
     def sample(self) -> PixelSample:
         """All that was read."""
         features = {name: torch.cat(read).contiguous() for name, read in self._read.items()}
-        return PixelSample(features, torch.cat(self._colours), torch.cat(self._images))
+        dense_FE = torch.cat(self._read_dense) if self._read_dense else None
+        return PixelSample(features, torch.cat(self._colours), torch.cat(self._images), dense_FE)
 
 
 def pixels_of_image(num_features: int, size: int, num_images: int) -> int:
@@ -100,6 +131,12 @@ class Trial(BaseModel):
 
     stability: float
     explained_colour: float
+    stable_clusters: int
+    """Clusters that come out of both halves."""
+    classes_found: int | None = None
+    """Classes of `names` that a cluster bears; null where k was not chosen, or not by prompts."""
+    unsure_share: float | None = None
+    """Of the sample's pixels in clusters that prompts are unsure about."""
 
     @property
     def merit(self) -> float:
@@ -111,8 +148,8 @@ class SampleClusters:
     """Clusters of a sample."""
 
     centroids_KD: Tensor
-    halves: tuple[Tensor, Tensor]
-    """Centroids [K, D] of every other image's pixels, and of the others'."""
+    cluster_S: Tensor
+    """The cluster of each pixel, int64."""
     trial: Trial
 
 
@@ -132,11 +169,13 @@ def cluster_sample(sample: PixelSample, x_SD: Tensor, kmeans: KMeans) -> SampleC
     whole_KD, even_KD, odd_KD = (kmeans(part_SD[None]).centroids_BKD[0] for part_SD in parts)
     whole_S, even_S, odd_S = (squared_distances(x_SD, c_KD).argmin(dim=1) for c_KD in (whole_KD, even_KD, odd_KD))
     num_clusters = len(whole_KD)
+    counts_KK = contingency(even_S, odd_S, num_clusters)
     trial = Trial(
-        stability=round(adjusted_rand_index(contingency(even_S, odd_S, num_clusters)), 4),
+        stability=round(adjusted_rand_index(counts_KK), 4),
         explained_colour=round(explained_colour(sample, whole_S, num_clusters), 4),
+        stable_clusters=num_stable(counts_KK),
     )
-    return SampleClusters(whole_KD, (even_KD, odd_KD), trial)
+    return SampleClusters(whole_KD, whole_S, trial)
 
 
 def contingency(first_S: Tensor, second_S: Tensor, num_clusters: int) -> Tensor:
@@ -158,6 +197,13 @@ def adjusted_rand_index(counts_KK: Tensor) -> float:
     return 1.0 if most == expected else (pairs(counts_KK) - expected) / (most - expected)
 
 
+def num_stable(counts_KK: Tensor) -> int:
+    """Clusters of either clustering that share more than half of their joint pixels with one of the other's, which then
+    can be one only."""
+    joint_KK = counts_KK.sum(dim=1, keepdim=True) + counts_KK.sum(dim=0, keepdim=True) - counts_KK
+    return int((2 * counts_KK > joint_KK).sum())
+
+
 def explained_colour(sample: PixelSample, cluster_S: Tensor, num_clusters: int) -> float:
     """Share of the variance of colours within images that lies between an image's clusters."""
     colours_SC = sample.colours_SC.double().cpu()
@@ -174,10 +220,16 @@ def _variance_within(values_SC: Tensor, group_S: Tensor) -> float:
     return float((values_SC - (sums / counts[:, None])[group_S]).square().sum())
 
 
-def most_clusters(trials: Mapping[int, Trial], min_stability: float) -> int:
-    """The largest k that is stable enough."""
-    best = max(trial.stability for trial in trials.values())
-    return max(k for k, trial in trials.items() if trial.stability >= min_stability * best)
+def best_number(trials: Mapping[int, Trial]) -> int:
+    """The k whose clusters bear most classes, or without prompts the one with most stable clusters less dissolved."""
+
+    def merit(number: int) -> tuple[float, float, int]:
+        trial = trials[number]
+        if trial.classes_found is not None and trial.unsure_share is not None:
+            return trial.classes_found, -trial.unsure_share, -number
+        return 2 * trial.stable_clusters - number, 0.0, number
+
+    return max(trials, key=merit)
 
 
 def best_layers(trials: Mapping[str, Trial]) -> str:

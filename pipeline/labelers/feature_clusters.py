@@ -66,9 +66,13 @@ def num_clusters_at_most(config: FeatureClustersConfig) -> int:
     return num_clusters_asked(config) + sum(rare.extra_clusters for rare in config.discover)
 
 
-def num_rare_for_certain(config: FeatureClustersConfig) -> int:
-    """Clusters of rare classes that are kept whatever prompts call them."""
-    return sum(rare.extra_clusters for rare in config.discover if rare.name is None)
+def check_mapping(config: FeatureClustersConfig, number: int) -> None:
+    """Raises ConfigError where the mapping can be for no clusters that are so many without those of rare classes."""
+    if isinstance(config.mapping, ClusterMapping):
+        # Clusters of rare classes with a name are kept where prompts give it to them.
+        certain = sum(rare.extra_clusters for rare in config.discover if rare.name is None)
+        possible = sum(rare.extra_clusters for rare in config.discover)
+        config.mapping.check_clusters(number + possible, at_least=number + certain)
 
 
 def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> None:
@@ -80,8 +84,8 @@ def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> N
             f"labeler.clusters: {most} clusters without names, but masks hold {MOST_CLASSES} classes; lower it, or "
             f"give labeler.names or labeler.mapping, which join clusters"
         )
-    if isinstance(config.clusters, int) and isinstance(config.mapping, ClusterMapping):
-        config.mapping.check_clusters(most, at_least=config.clusters + num_rare_for_certain(config))
+    if isinstance(config.clusters, int):
+        check_mapping(config, config.clusters)
     free = free_bytes(sampler.device)
     needed = max(bytes_needed(config, spec, layers, most, sampler.numerics.batch_size) for layers in candidates)
     if needed > free:

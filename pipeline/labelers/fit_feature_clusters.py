@@ -4,7 +4,7 @@ Shape suffixes: B batch, S pixels, D features of a pixel, K clusters, h w resolu
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -18,16 +18,16 @@ from pipeline.labelers.choose_clustering import (
     SampleCollector,
     Trial,
     best_layers,
+    best_number,
     channel_scales,
     cluster_sample,
-    most_clusters,
 )
 from pipeline.labelers.cluster_model import ClusterModel, layer_channels, layer_resolutions, read_layers
 from pipeline.labelers.discovery import Edit, edited_seeds, find_edits, starts_of_rare
-from pipeline.labelers.feature_clusters import check_feature_clusters, layer_candidates
+from pipeline.labelers.feature_clusters import check_feature_clusters, check_mapping, layer_candidates
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters, Provenance
 from pipeline.labelers.kmeans import KMeans
-from pipeline.labelers.naming import ClusterPool, ClusterShares, by_mapping, by_number, by_prompts
+from pipeline.labelers.naming import ClusterPool, ClusterShares, by_mapping, by_number, by_prompts, coverage, of_sample
 from pipeline.labelers.pixel_reading import some_pixels
 from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
 from pipeline.prompt_models.base import PromptModel
@@ -42,8 +42,15 @@ _SOFTNESS = 0.3
 
 
 def needs_prompt_model(config: FeatureClustersConfig) -> bool:
-    """Whether `fit` asks a vision-language model: a mapping spares it the names, not the rare classes."""
-    return bool(config.discover) or (config.names is not None and config.mapping is None)
+    """Whether `fit` asks a vision-language model: a mapping spares it the names, not the rare classes nor the choice
+    of k."""
+    named = config.names is not None and config.mapping is None
+    return bool(config.discover) or named or chooses_by_names(config)
+
+
+def chooses_by_names(config: FeatureClustersConfig) -> bool:
+    """Whether k is chosen by how many classes its clusters bear; with a mapping too, which is for just that k."""
+    return isinstance(config.clusters, list) and config.names is not None
 
 
 def fit_feature_clusters(
@@ -140,7 +147,9 @@ class _Fit:
             chosen, cluster_trials = tried[numbers[0]], None
         else:
             cluster_trials = {number: one.clusters.trial for number, one in tried.items()}
-            chosen = tried[most_clusters(cluster_trials, self.config.min_stability)]
+            number = best_number(cluster_trials)
+            check_mapping(self.config, number)
+            chosen = tried[number]
         return _Chosen(layers, chosen.scales_D, chosen.x_SD, chosen.clusters, layer_trials, cluster_trials)
 
     def _sample(self, layers: tuple[str, ...]) -> PixelSample:
@@ -150,6 +159,8 @@ class _Fit:
             num_features=sum(channels[name] for name in layers),
             size=max(resolutions[name] for name in layers),
             num_images=self.config.fit_samples,
+            dense=self.prompt_model.dense if self.prompt_model and chooses_by_names(self.config) else None,
+            num_dense=self.config.naming_samples,
         )
         for batch in self._images(layers):
             collector.add(batch)
@@ -167,7 +178,19 @@ class _Fit:
             device=self.sampler.device,
             start_points=START_POINTS,
         )
-        return _Chosen(layers, scales_D, x_SD, cluster_sample(sample, x_SD, kmeans), None, None)
+        clusters = cluster_sample(sample, x_SD, kmeans)
+        if sample.dense_FE is not None:
+            clusters = replace(clusters, trial=self._named_trial(sample, clusters))
+        return _Chosen(layers, scales_D, x_SD, clusters, None, None)
+
+    def _named_trial(self, sample: PixelSample, clusters: SampleClusters) -> Trial:
+        """The trial with what prompts make of its clusters."""
+        config = self.config
+        assert self.prompt_model is not None and config.names is not None
+        pooled_KE, shares = of_sample(sample, clusters.cluster_S, len(clusters.centroids_KD))
+        records = by_prompts(pooled_KE, config.names, self.prompt_model, config.min_margin, config.unsure, shares)
+        classes_found, unsure_share = coverage(records)
+        return clusters.trial.model_copy(update={"classes_found": classes_found, "unsure_share": unsure_share})
 
     def _refined(self, chosen: _Chosen, starts_KD: Tensor, edit: Edit | None = None, num_fixed: int = 0) -> Tensor:
         """Centroids after the passes over all images, with an edit over the edited ones too."""

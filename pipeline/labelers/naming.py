@@ -20,10 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.generator.sampling import Batch
+from pipeline.labelers.choose_clustering import PixelSample
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord
 from pipeline.prompt_models.base import PromptModel
 from schemas.cluster_mapping import IGNORED, ClusterMapping
+
+# Of all pixels, from which on a cluster counts for its class when k is chosen.
+_LEAST_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,23 @@ def by_prompts(
             )
         )
     return records
+
+
+def of_sample(sample: PixelSample, cluster_S: Tensor, num_clusters: int) -> tuple[Tensor, ClusterShares]:
+    """Each cluster's mean dense feature [K, E] as `ClusterPool` has it, and its share, of a sample's pixels alone."""
+    assert sample.dense_FE is not None
+    dense_FE, clusters_S = sample.dense_FE.double().cpu(), cluster_S.cpu()
+    # By index on the CPU, where sums have a fixed order. Their length goes with normalising.
+    sums_KE = torch.zeros(num_clusters, dense_FE.shape[1], dtype=torch.float64)
+    sums_KE.index_add_(0, clusters_S[: len(dense_FE)], dense_FE)
+    share_K = torch.bincount(clusters_S, minlength=num_clusters).double() / len(clusters_S)
+    return functional.normalize(sums_KE, dim=1).float(), ClusterShares(share_K.tolist(), [0.0] * num_clusters)
+
+
+def coverage(records: Sequence[ClusterRecord]) -> tuple[int, float]:
+    """How many classes have a cluster that is no speck, and the share of pixels whose cluster is unsure."""
+    found = {record.name for record in records if not record.is_unsure and record.share >= _LEAST_SHARE}
+    return len(found), round(sum(record.share for record in records if record.is_unsure), 4)
 
 
 def class_similarities(pooled_KE: Tensor, names: Mapping[str, Sequence[str]], model: PromptModel) -> Tensor:

@@ -23,9 +23,10 @@ from pipeline.labelers.choose_clustering import (
     Trial,
     adjusted_rand_index,
     best_layers,
+    best_number,
     contingency,
     explained_colour,
-    most_clusters,
+    num_stable,
 )
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, bytes_needed, layer_candidates
@@ -178,15 +179,37 @@ def test_auto_layers_and_a_list_of_k_are_recorded_with_what_they_were_chosen_fro
     assert sorted(layers) == ["b16.conv1", "b32.conv1"] and sorted(numbers) == ["2", "3", "5"]
     merits = {name: max(0, trial["stability"]) * trial["explained_colour"] for name, trial in layers.items()}
     assert values["layers"] == [max(merits, key=lambda name: merits[name])]
-    best = max(trial["stability"] for trial in numbers.values())
-    assert len(values["clusters"]) == max(int(k) for k, trial in numbers.items() if trial["stability"] >= 0.75 * best)
+    stable = {int(k): trial["stable_clusters"] for k, trial in numbers.items()}
+    assert len(values["clusters"]) == max(stable, key=lambda k: (2 * stable[k] - k, k))
+    assert all(trial["classes_found"] is None for trial in numbers.values())
+
+
+def trial(stability: float = 0.5, colour: float = 0.5, stable: int = 0, **named: object) -> Trial:
+    values = {"stability": stability, "explained_colour": colour, "stable_clusters": stable}
+    return Trial.model_validate({**values, **named})
 
 
 def test_choosing() -> None:
-    trials = {k: Trial(stability=s, explained_colour=0.5) for k, s in {4: 0.8, 8: 0.7, 16: 0.61, 32: 0.5}.items()}
-    assert most_clusters(trials, 0.75) == 16 and most_clusters(trials, 1.0) == 4 and most_clusters(trials, 0.0) == 32
-    layers = {"a": Trial(stability=0.9, explained_colour=0.3), "b": Trial(stability=0.5, explained_colour=0.6)}
-    assert best_layers(layers) == "b"
+    assert best_layers({"a": trial(0.9, 0.3), "b": trial(0.5, 0.6)}) == "b"
+    # Without prompts: stable clusters less dissolved ones are 4, 6, 6 and 0; of equals the largest k.
+    assert best_number({4: trial(stable=4), 8: trial(stable=7), 16: trial(stable=11), 32: trial(stable=16)}) == 16
+    # By prompts: most classes, then the fewest unsure pixels, then the least k; stability counts nothing.
+    named = {
+        8: trial(0.9, stable=8, classes_found=4, unsure_share=0.0),
+        24: trial(0.6, stable=9, classes_found=5, unsure_share=0.04),
+        32: trial(0.5, stable=9, classes_found=5, unsure_share=0.04),
+        48: trial(0.4, stable=9, classes_found=5, unsure_share=0.15),
+    }
+    assert best_number(named) == 24
+
+
+def test_stable_clusters_share_more_than_half_of_their_joint_pixels() -> None:
+    first_S = torch.tensor([0] * 10 + [1] * 10 + [2] * 9 + [3])
+    # 7 of the first's 10 stay together, in 8; all of the second's 10, in 13; the third falls to pieces of 4, 4 and 1.
+    second_S = torch.tensor([3] * 7 + [1] * 13 + [0] * 4 + [2] * 4 + [3] + [2])
+    assert num_stable(contingency(first_S, second_S, 4)) == 2
+    halves_S = torch.tensor([0, 0, 1, 1])
+    assert num_stable(contingency(halves_S, torch.tensor([0, 1, 2, 2]), 3)) == 1, "half is not more than half"
 
 
 def test_stability_is_the_adjusted_rand_index() -> None:

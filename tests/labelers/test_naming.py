@@ -12,10 +12,19 @@ from hypothesis import strategies as st
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.choose_clustering import SampleCollector
 from pipeline.labelers.cluster_guide import cluster_guide
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
-from pipeline.labelers.naming import ClusterPool, ClusterShares, at_resolution, by_prompts, class_similarities
+from pipeline.labelers.naming import (
+    ClusterPool,
+    ClusterShares,
+    at_resolution,
+    by_prompts,
+    class_similarities,
+    coverage,
+    of_sample,
+)
 from schemas.cluster_mapping import ClusterMapping, load_mapping
 from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
@@ -124,6 +133,38 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
     named = open_labeler(again, sampler, fit_labeler(again, sampler))
     batch = sampler.sample([1, 2, 3], labeler.layers)
     assert torch.equal(named.label(batch).masks_BHW, labeler.label(batch).masks_BHW)
+
+
+def test_a_sample_is_named_as_whole_images_are() -> None:
+    batch, model = painted()
+    collector = SampleCollector(("b8.conv1",), 3, 8, num_images=2, dense=ColourPrompts().dense, num_dense=1)
+    collector.add(batch)
+    sample = collector.sample()
+    assert sample.dense_FE is not None and sample.dense_FE.shape == (64, 4) and len(sample.image_S) == 128
+    pooled_KE, found = of_sample(sample, model.nearest(batch.features).flatten(), 4)
+    torch.testing.assert_close(pooled_KE[:3], ColourPrompts().embed_prompts(["red", "blue", "green"]), atol=0.1, rtol=0)
+    assert not pooled_KE[3].any() and found.share_K == [0.375, 0.375, 0.25, 0.0]
+    records = by_prompts(pooled_KE, NAMES, ColourPrompts(), 0.1, "background", found)
+    assert [record.name for record in records] == ["warm", "cool", "cool", "back"]
+    assert coverage(records) == (2, 0.0), "the background, which is unsure here, counts for no class"
+    unsure = [records[0], records[1].model_copy(update={"is_unsure": True}), records[2].model_copy(update={"share": 0})]
+    assert coverage(unsure) == (1, 0.375)
+
+
+def test_k_is_chosen_by_the_classes_that_are_found_and_again_with_the_mapping(tmp_path: Path) -> None:
+    settings_ = {"names": NAMES, "prompt_model": "colours", "clusters": [2, 3, 5, 12], "min_margin": 0.2}
+    config, sampler = make_config(**settings_), make_sampler()
+    fitted = fit_feature_clusters(config, sampler, None, ColourPrompts())
+    trials = fitted.provenance.cluster_trials
+    assert trials is not None and list(trials) == [2, 3, 5, 12]
+    assert all(1 <= (trial.classes_found or 0) <= 3 and trial.unsure_share is not None for trial in trials.values())
+    number = len(fitted.provenance.clusters)
+    assert number == max(trials, key=lambda k: (trials[k].classes_found, -(trials[k].unsure_share or 0), -k))
+    path = tmp_path / "clusters.yaml"
+    path.write_bytes(cluster_guide(config, sampler, fitted)["clusters.yaml"])
+    again = make_config(**settings_, mapping=str(path))
+    assert needs_prompt_model(again)
+    assert fit_feature_clusters(again, sampler, None, ColourPrompts()).model.clustering == fitted.model.clustering
 
 
 def test_classes_in_another_order_are_another_labeler() -> None:
