@@ -117,7 +117,7 @@ def inspect(
     from pipeline.generator import inspect as inspection
     from pipeline.generator.checkpoints import open_checkpoint
 
-    loaded = open_checkpoint(checkpoint, discriminator=True)
+    loaded = open_checkpoint(checkpoint)
     description = inspection.describe(loaded)
     print(json.dumps(description.as_json(), indent=2) if as_json else "\n".join(description.lines()))
     if sheets is not None:
@@ -130,10 +130,17 @@ def inspect(
 @app.command()
 def fit(run_file: RunFile, overrides: Overrides = None) -> None:
     """Fit the labeler and publish it in the output, which `generate` then uses."""
+    config = load_config(run_file, RunConfig, overrides or ())
+    from pipeline.labelers import guide_marker, labeler_findings
     from workers.generate import fit as run_fit
+    from workers.prepare import read_labeler
 
-    run = run_fit(load_config(run_file, RunConfig, overrides or ()))
+    run = run_fit(config)
     print(f"labeler sha256 {run.labeler_sha256}, fingerprint {run.fingerprint}")
+    for line in labeler_findings(config.labeler, read_labeler(config, run)):
+        print(line)
+    if marker := guide_marker(config.labeler):
+        print(f"{config.output}/labeler/{marker} says which cluster is which class; a picture of each is beside it")
 
 
 @app.command()

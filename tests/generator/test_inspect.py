@@ -1,17 +1,21 @@
 """What `inspect` says and draws."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from generator.checkpoints.checkpoint_files import DATA, images, random_generator
+from generator.checkpoints.checkpoint_files import DATA, images, nvidia_pickle, random_discriminator, random_generator
 
 from pipeline.generator.checkpoints import CheckpointError, open_checkpoint
 from pipeline.generator.inspect import convert, describe, write_sample_sheet, write_style_mixing_sheet
 from pipeline.generator.sampling import latents, to_uint8
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def read_png(path: Path) -> np.ndarray:
@@ -93,3 +97,37 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         convert(loaded, tmp_path / "file" / "own.safetensors")
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_sample_sheet(tmp_path / "file" / "sheet.png", random_generator(), psi=1.0)
+
+
+def inspected(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "pipeline.cli", "inspect", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_describes_draws_and_converts(tmp_path: Path) -> None:
+    """A discriminator that labelmill cannot build is no obstacle: nothing here needs one."""
+    generator, discriminator = random_generator(), random_discriminator()
+    # As those of architecture orig and skip, which have no shortcut past a block.
+    for block in [block for block in discriminator.children() if hasattr(block, "skip")]:
+        del block.skip
+    file, own = tmp_path / "file.pkl", tmp_path / "own.safetensors"
+    file.write_bytes(nvidia_pickle(generator, discriminator=discriminator))
+    with pytest.raises(CheckpointError, match=r"lacks b16\.skip\.weight"):
+        open_checkpoint(str(file), discriminator=True)
+    done = inspected(str(file), "--json", "--convert", str(own), "--sheets", str(tmp_path), "--truncation-psi", "0.5")
+    assert done.returncode == 0, done.stderr
+    described = json.loads(done.stdout)
+    assert described == json.loads(json.dumps(describe(open_checkpoint(str(file))).as_json()))
+    assert described["has_discriminator"] is True
+    assert torch.equal(images(open_checkpoint(str(own)).generator), images(generator))
+    write_sample_sheet(tmp_path / "expected.png", generator, psi=0.5)
+    assert (tmp_path / "samples.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    assert read_png(tmp_path / "style-mixing.png").shape == (6 * 68 + 4, 96 + 7 * 68 + 4, 3)
+
+
+def test_the_command_speaks_to_people(tmp_path: Path) -> None:
+    file = str(DATA / "ada-32-cond.pkl")
+    done = inspected(file)
+    assert (done.returncode, done.stdout) == (0, "\n".join(describe(open_checkpoint(file)).lines()) + "\n")
+    refused = inspected(file, "--convert", str(tmp_path / "own.pkl"))
+    assert refused.returncode == 2 and "must end in .safetensors" in refused.stderr
