@@ -144,9 +144,9 @@ class FeatureClustersConfig(Section):
     normalisation: Literal["none", "standardised"] = "none"
     """`standardised` divides every channel by its deviation; the paper does not."""
     clusters: Annotated[int, Field(ge=2, le=4096)] | list[Annotated[int, Field(ge=2, le=4096)]] = 24
-    """k of k-means. Of a list with `names`, `fit` takes the k whose clusters bear most classes, and of equals the one
-    with the fewest pixels in unsure clusters; without names, that with the most clusters which come out of either half
-    of the images, less those that do not (pipeline/labelers/choose_clustering.py)."""
+    """k of k-means. Of a list with `names`, `fit` takes the k whose clusters bear most classes, of equals one with few
+    pixels in unsure clusters, and of these the least; without names, that with the most clusters which come out of
+    either half of the images, less those that do not (pipeline/labelers/choose_clustering.py)."""
     restarts: int = Field(4, ge=1, le=64)
     """k-means starts; the one with the least inertia is kept."""
     iterations: int = Field(20, ge=1, le=200)

@@ -11,10 +11,10 @@ other image, and those of the images between.
 `layers: auto` takes the layer with the highest product of the two, at the same k. On the bundled generator the product
 rises with the mIoU of the best possible naming over the layers.
 
-Of a list of `clusters` that prompts name, the k is taken whose named clusters bear most classes; of equals, the one
-with the least share of pixels in unsure clusters; of equals, the least. A mean over classes loses more by a class that
-no cluster bears than by anything within classes, and what too large a k cuts to pieces becomes unsure. Stability would
-not tell: it counts pairs of pixels, most of which lie in the background, however it is cut.
+Of a list of `clusters` that prompts name, those k are left whose named clusters bear most classes; of these, those with
+about the least share of pixels in unsure clusters; of these, the least is taken. A mean over classes loses more by a
+class that no cluster bears than by anything within classes, and what too large a k cuts to pieces becomes unsure.
+Stability would not tell: it counts pairs of pixels, most of which lie in the background, however it is cut.
 
 Without prompts, every cluster counts alike: it is stable where the halves' clusters of it share more than half of the
 pixels that either has (Jaccard), and dissolved otherwise (Hennig, 2007). The k with the most stable clusters less
@@ -43,6 +43,9 @@ _SAMPLE_PIXELS, _SAMPLE_NUMBERS = 32768, 2**26
 
 START_POINTS = 8192
 """Pixels of the sample that k-means starts are drawn from: small parts are in few of them."""
+
+# Shares of unsure pixels that differ by no more are alike: a cluster more or less is a little under the margin.
+_ALIKE = 0.02
 
 # Deviations below this share of the largest belong to dead channels.
 _DEAD = 1e-4
@@ -222,14 +225,12 @@ def _variance_within(values_SC: Tensor, group_S: Tensor) -> float:
 
 def best_number(trials: Mapping[int, Trial]) -> int:
     """The k whose clusters bear most classes, or without prompts the one with most stable clusters less dissolved."""
-
-    def merit(number: int) -> tuple[float, float, int]:
-        trial = trials[number]
-        if trial.classes_found is not None and trial.unsure_share is not None:
-            return trial.classes_found, -trial.unsure_share, -number
-        return 2 * trial.stable_clusters - number, 0.0, number
-
-    return max(trials, key=merit)
+    named = {number: (trial.classes_found, trial.unsure_share) for number, trial in trials.items()}
+    most = max((found for found, _ in named.values() if found is not None), default=None)
+    unsure = {number: share for number, (found, share) in named.items() if found == most and share is not None}
+    if unsure:
+        return min(number for number, share in unsure.items() if share <= min(unsure.values()) + _ALIKE)
+    return max(trials, key=lambda number: (2 * trials[number].stable_clusters - number, number))
 
 
 def best_layers(trials: Mapping[str, Trial]) -> str:
