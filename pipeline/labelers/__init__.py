@@ -2,13 +2,15 @@
 
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers.base import Labeler, Labels
+from pipeline.labelers.cluster_findings import findings
 from pipeline.labelers.cluster_guide import MAPPING_NAME, cluster_guide
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, check_feature_clusters
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
 from pipeline.labelers.fit_style_mixing import fit_style_mixing
 from pipeline.labelers.fitted import FittedStyleMixing
 from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
-from pipeline.labelers.fitted_file import FittedLabelerError
+from pipeline.labelers.fitted_feature_clusters import Provenance as ClustersProvenance
+from pipeline.labelers.fitted_file import FittedLabelerError, read_fitted
 from pipeline.labelers.style_mixing import StyleMixingLabeler, check_style_mixing
 from schemas.config import FeatureClustersConfig, LabelerConfig
 
@@ -19,6 +21,7 @@ __all__ = [
     "check_labeler",
     "fit_labeler",
     "guide_marker",
+    "labeler_findings",
     "labeler_guide",
     "open_labeler",
 ]
@@ -69,6 +72,14 @@ def open_labeler(
 def guide_marker(config: LabelerConfig) -> str | None:
     """The name of the guide's last file, which is there when all are; None for methods that need no guide."""
     return MAPPING_NAME if isinstance(config, FeatureClustersConfig) else None
+
+
+def labeler_findings(config: LabelerConfig, fitted: bytes) -> list[str]:
+    """Lines about what `fit` found that a person should know before using it; none where all is well."""
+    if not isinstance(config, FeatureClustersConfig):
+        return []
+    provenance, _ = read_fitted(fitted, ClustersProvenance)
+    return findings(provenance)
 
 
 def labeler_guide(config: LabelerConfig, sampler: Sampler, fitted: bytes) -> dict[str, bytes]:

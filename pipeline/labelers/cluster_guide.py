@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.generator.sampling import Sampler, to_uint8
+from pipeline.labelers.cluster_findings import findings
 from pipeline.labelers.discovery import edited_seeds
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters
@@ -53,7 +54,8 @@ def mapping_file(fitted: FittedFeatureClusters, records: Sequence[ClusterRecord]
     for entry in clusters.values():
         entry["share"], entry["border_share"] = round(entry["share"], 4), round(entry["border_share"], 4)
     head = {"clustering": fitted.model.clustering, "classes": list(fitted.provenance.classes)}
-    lines = [_HEAD, yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120), "clusters:\n"]
+    notes = [f"# Note: {line}\n" for line in findings(fitted.provenance)]
+    lines = [_HEAD, *notes, yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120), "clusters:\n"]
     for number, entry in clusters.items():
         unsure = "  # unsure: name it" if records[number].is_unsure else ""
         flow = yaml.safe_dump(entry, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**6).strip()

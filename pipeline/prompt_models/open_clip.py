@@ -41,7 +41,7 @@ DENSE_SCALE = 4
 _BATCH_SIZE = 8
 """Images, or prompts, at once, always: the size of a batch chooses kernels and thereby bits."""
 _HOW_TO_GET = (
-    "labelmill downloads no models. To get one: huggingface-cli download timm/resnet50_clip.openai "
+    "labelmill downloads no models. To get one: hf download timm/resnet50_clip.openai "
     "open_clip_config.json open_clip_model.safetensors --local-dir rn50, then "
     "open-clip:rn50/open_clip_config.json@rn50/open_clip_model.safetensors"
 )

@@ -193,14 +193,15 @@ def test_choosing() -> None:
     assert best_layers({"a": trial(0.9, 0.3), "b": trial(0.5, 0.6)}) == "b"
     # Without prompts: stable clusters less dissolved ones are 4, 6, 6 and 0; of equals the largest k.
     assert best_number({4: trial(stable=4), 8: trial(stable=7), 16: trial(stable=11), 32: trial(stable=16)}) == 16
-    # By prompts: most classes, then the fewest unsure pixels, then the least k; stability counts nothing.
+    # By prompts: most classes, then few unsure pixels, then the least k; stability counts nothing.
     named = {
         8: trial(0.9, stable=8, classes_found=4, unsure_share=0.0),
-        24: trial(0.6, stable=9, classes_found=5, unsure_share=0.04),
+        16: trial(0.7, stable=9, classes_found=5, unsure_share=0.15),
+        24: trial(0.6, stable=9, classes_found=5, unsure_share=0.05),
         32: trial(0.5, stable=9, classes_found=5, unsure_share=0.04),
-        48: trial(0.4, stable=9, classes_found=5, unsure_share=0.15),
     }
     assert best_number(named) == 24
+    assert best_number({**named, 48: trial(0.4, classes_found=6, unsure_share=0.3)}) == 48
 
 
 def test_stable_clusters_share_more_than_half_of_their_joint_pixels() -> None:
@@ -365,6 +366,11 @@ def test_end_to_end_twice_with_the_same_bytes_and_then_with_names_by_hand(
     before = (tmp_path / "second" / "labeler" / "clusters.yaml").read_bytes()
     labelmill("generate", tmp_path / "first.yaml")
     assert (guide / "clusters.yaml").read_bytes() == before and (guide / "cluster_01.png").read_bytes() == b"mine"
+
+    # Whoever fits is told where to look.
+    assert f"{tmp_path}/first/labeler/clusters.yaml says which cluster is which class" in labelmill(
+        "fit", tmp_path / "first.yaml"
+    )
 
     text = (
         before.decode().replace("- cluster_1\n- cluster_2\n- cluster_3\n", "- thing\n").replace("- cluster_0", "- back")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers import fit_labeler, labeler_findings, open_labeler
 from pipeline.labelers.choose_clustering import SampleCollector
+from pipeline.labelers.cluster_findings import findings
 from pipeline.labelers.cluster_guide import cluster_guide
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
@@ -135,6 +136,36 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
     assert torch.equal(named.label(batch).masks_BHW, labeler.label(batch).masks_BHW)
 
 
+def test_what_a_person_should_know_is_said_after_a_fit_and_in_the_file() -> None:
+    config = make_config(names=NAMES, prompt_model="colours", min_margin=0.45, unsure="background")
+    fitted = fit_feature_clusters(config, make_sampler(), None, ColourPrompts())
+    unsure = [number for number, record in enumerate(fitted.provenance.clusters) if (record.margin or 0) < 0.45]
+    assert unsure == [2] and {record.name for record in fitted.provenance.clusters} == {"back"}
+    said = labeler_findings(config, fitted.to_bytes())
+    assert said == [
+        "unsure clusters, 20.6% of all pixels, which become back: 2 (nearest back)",
+        "classes without a cluster, which no mask will show: warm, cool",
+    ]
+    text = cluster_guide(config, make_sampler(), fitted)["clusters.yaml"].decode()
+    assert all(f"# Note: {line}\n" in text for line in said)
+    plain = make_config()
+    assert labeler_findings(plain, fit_labeler(plain, make_sampler())) == []
+
+
+def test_rare_classes_that_hardly_any_image_shows_are_told() -> None:
+    rare = {"prompt": "red", "against": "grey", "positive_share": 0.1}
+    config = make_config(discover=[rare], prompt_model="colours", discovery_samples=200, edited_samples=8)
+    fitted = fit_feature_clusters(config, make_sampler(), None, ColourPrompts())
+    record = fitted.provenance.discoveries[0]
+    assert record.num_nearer < record.num_positive == 20
+    assert findings(fitted.provenance) == [
+        f"discovery of 'red': only {record.num_nearer} of 200 images look more like it than like 'grey', but 20 were "
+        "learned from; what it found may be something else"
+    ]
+    enough = record.model_copy(update={"num_nearer": 20})
+    assert findings(fitted.provenance.model_copy(update={"discoveries": [enough]})) == []
+
+
 def test_a_sample_is_named_as_whole_images_are() -> None:
     batch, model = painted()
     collector = SampleCollector(("b8.conv1",), 3, 8, num_images=2, dense=ColourPrompts().dense, num_dense=1)
@@ -159,7 +190,9 @@ def test_k_is_chosen_by_the_classes_that_are_found_and_again_with_the_mapping(tm
     assert trials is not None and list(trials) == [2, 3, 5, 12]
     assert all(1 <= (trial.classes_found or 0) <= 3 and trial.unsure_share is not None for trial in trials.values())
     number = len(fitted.provenance.clusters)
-    assert number == max(trials, key=lambda k: (trials[k].classes_found, -(trials[k].unsure_share or 0), -k))
+    most = max(trial.classes_found or 0 for trial in trials.values())
+    unsure = {k: trial.unsure_share or 0 for k, trial in trials.items() if trial.classes_found == most}
+    assert number == min(k for k, share in unsure.items() if share <= min(unsure.values()) + 0.02)
     path = tmp_path / "clusters.yaml"
     path.write_bytes(cluster_guide(config, sampler, fitted)["clusters.yaml"])
     again = make_config(**settings_, mapping=str(path))

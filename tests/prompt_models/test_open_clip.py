@@ -184,7 +184,7 @@ def test_unusable_weights_are_refused(saved: dict[str, Files], tmp_path: Path) -
         assert str(path) in str(caught.value)
         return str(caught.value)
 
-    assert "huggingface-cli download" in refusal(tmp_path / "missing.safetensors")
+    assert ": hf download timm/resnet50_clip.openai " in refusal(tmp_path / "missing.safetensors")
     short = tmp_path / "short.safetensors"
     short.write_bytes(weights.read_bytes()[:-100])
     assert "damaged" in refusal(short)
