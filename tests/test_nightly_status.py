@@ -50,7 +50,7 @@ def test_the_last_judgement_counts_whatever_the_snapshots_name(tmp_path: Path) -
     add(root, SECOND, NOON, passed=True)
     add(root, FIRST, NOON + 60, passed=False)
     assert newest(root) == FIRST
-    add(root, SECOND, NOON + 90, passed=False)
+    add(root, SECOND, NOON + 60, passed=False)  # within the same second
     assert newest(root) == SECOND
     open_snapshot(root, SECOND).delete(MANIFEST_PATH)  # it is being deleted
     assert newest(root) == FIRST

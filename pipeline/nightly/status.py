@@ -91,7 +91,7 @@ def _newest_report(root: Store, snapshots: Sequence[Snapshot], succeeded: str | 
     reports = [report for report in map(read_report, judged) if report is not None]
     # A refusal is over when the next night publishes another snapshot, or finds what is live unchanged.
     standing = [report for report in reports if report.passed or succeeded is None or report.judged >= succeeded]
-    return max(standing, key=lambda report: report.judged, default=None)
+    return max(standing, key=lambda report: (report.judged, report.snapshot), default=None)
 
 
 def status_lines(status: NightlyStatus) -> list[str]:
