@@ -1,6 +1,5 @@
 """A bucket as a place for whole files: one request a file, repeated while there is hope."""
 
-import logging
 import random
 import secrets
 import time
@@ -13,6 +12,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from pipeline.bucket_address import BucketAddress, open_client
 from pipeline.bucket_errors import advice, diagnose
 from pipeline.place import StoredFile, Version, VersionedFile
+from pipeline.speech import say
 from schemas.errors import OutputError
 
 # A run of hours should outlive an outage of minutes; after these, one that is gone for good should end.
@@ -32,7 +32,6 @@ _CONTENT_TYPES = {
     ".md": "text/markdown; charset=utf-8",
 }
 _jitter = random.SystemRandom()
-_log = logging.getLogger("labelmill")
 
 Result = TypeVar("Result")
 
@@ -185,7 +184,7 @@ class Bucket:
                     raise OutputError(f"{place}: cannot be {verb}: {advice(failure, self._address)}") from None
                 if not is_told and time.monotonic() - start > QUIET_SECONDS:
                     is_told = True
-                    _log.warning("%s: %s; trying again for %.0f s", place, failure.summary, patience)
+                    say(f"{place}: {failure.summary}; trying again for {patience:.0f} s", level="warning")
             else:
                 self._has_answered = True
                 return result

@@ -14,11 +14,12 @@ from typing import Any
 
 from tiny_run import tiny_run
 
+from pipeline.interruption import Interrupted, interruptible
 from pipeline.nightly.latest import read_latest
 from pipeline.nightly.snapshots import open_snapshot, state_of
 from pipeline.store import Store
 from pipeline.verify import verify
-from schemas.errors import LabelmillError
+from schemas.errors import EXIT_RESUMABLE, LabelmillError
 from schemas.nightly import NightlyConfig
 from schemas.run_file import validate
 from workers.progress import PROGRESS_PATH
@@ -115,10 +116,13 @@ def _run(config: str, night: str, now: float, trap: Trap | None, log: Path | Non
     values = NightlyConfig.model_validate(json.loads(config))
     _spring(values.root, trap, log)
     try:
-        print(run_night(values, date.fromisoformat(night), lambda: now))
+        with interruptible():
+            print(run_night(values, date.fromisoformat(night), lambda: now))
     except LabelmillError as error:
         print(error)
         os._exit(error.exit_code)
+    except Interrupted:
+        os._exit(EXIT_RESUMABLE)
     os._exit(0)
 
 

@@ -1,6 +1,7 @@
 """Nights one after the other: what is made, what is published, and who may do so."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -145,8 +146,6 @@ def _truncated(config: NightlyConfig, psi: float) -> Any:
 
 
 def _continue(process: Any) -> None:
-    import os
-
     os.kill(process.pid, signal.SIGCONT)
 
 
@@ -615,6 +614,26 @@ def test_sigterm_lets_the_lock_go(long_night: tuple[Driver, Store]) -> None:
     driver.send(signal.SIGTERM)
     assert driver.wait() == 75
     assert read_lock(root)[0].owner is None and read_latest(root).snapshot is None
+
+
+def test_sigterm_while_the_bucket_is_down(s3: S3Server, tiny_checkpoint: Path) -> None:
+    """Neither the heartbeat, which tries again for minutes, nor the lock, which cannot be let go, holds it up."""
+    root = Store.open(f"{s3.create_bucket()}/nightly")
+    lock = {"ttl_s": 60, "heartbeat_s": 0.1}
+    config = nightly_config(tiny_checkpoint, root.url, gates=ANYTHING_PASSES, lock=lock)
+    stop = Trap(0, path=r"replace .*gates\.html", signal=signal.SIGSTOP)
+    process = start_night(config, "2026-11-01", NOON, trap=stop, environment=s3.environment)
+    wait_until_stopped(process)
+    s3.inject(Fault("answer"), times=1_000_000)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    start = time.monotonic()
+    _continue(process)
+    assert finish(process) == 75
+    assert 4 < time.monotonic() - start < 60
+    s3.clear()
+    assert read_lock(root)[0].owner is not None
+    assert night(config, 1, NOON + 61).kind == "published"
 
 
 def test_a_run_that_loses_its_lock_ends_at_once(long_night: tuple[Driver, Store]) -> None:

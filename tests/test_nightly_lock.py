@@ -306,11 +306,11 @@ def test_the_heartbeat_notices_that_the_lock_ran_out(store: Store) -> None:
 
 
 def test_what_a_run_has_done_stands_though_it_cannot_let_the_lock_go(
-    store: Store, caplog: pytest.LogCaptureFixture
+    store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Lease(store, LockConfig(ttl_s=60, heartbeat_s=20), lambda: 1000.0):
         store.delete(LOCK_PATH)
-    assert "the lock is not let go, but expires in 60 s" in caplog.text
+    assert capsys.readouterr().err.startswith("the lock is not let go, but expires in 60 s: ")
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

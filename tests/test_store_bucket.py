@@ -1,6 +1,6 @@
 """The store on a bucket whose service stumbles, refuses and lies: what is tried again, and what is said."""
 
-import logging
+import json
 import os
 import signal
 import threading
@@ -17,6 +17,7 @@ from small_dataset import CHECKPOINT, config_of
 from pipeline import bucket, bucket_address
 from pipeline.interruption import Interrupted, interruptible
 from pipeline.manifest import claim_output
+from pipeline.speech import LOG_VARIABLE
 from pipeline.store import Store, StoredFile, Version
 from schemas.errors import ConfigError, OutputError
 from schemas.fingerprint import identity
@@ -324,20 +325,21 @@ def test_a_service_that_never_answers_is_given_up_soon(url: str, monkeypatch: py
 
 
 def test_a_service_that_stops_answering_is_waited_for(
-    url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick_to_give_up(monkeypatch)
+    monkeypatch.setenv(LOG_VARIABLE, "json")
     monkeypatch.setattr(bucket, "QUIET_SECONDS", 0.1)
     store = Store.open(url)
     assert store.create("a", b"")
     s3.inject(Fault("answer"), times=1000)
     start = time.monotonic()
-    with caplog.at_level(logging.WARNING), pytest.raises(OutputError, match="answered 503 SlowDown, again and again"):
+    with pytest.raises(OutputError, match="answered 503 SlowDown, again and again"):
         store.create("b", b"")
     assert 1.0 < time.monotonic() - start < 10
-    assert [record.message for record in caplog.records] == [
-        f"{url}/b: the service answered 503 SlowDown; trying again for 1 s"
-    ]
+    (said,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert said["message"] == f"{url}/b: the service answered 503 SlowDown; trying again for 1 s"
+    assert said["level"] == "warning"
 
 
 def test_signals_end_the_waiting(url: str, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -28,15 +28,19 @@ from pipeline.nightly.webhook import Notice, Webhook
 from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
-from schemas.errors import GateError, LabelmillError, LockedError, OutputError, VerificationError
+from schemas.errors import EXIT_RESUMABLE, GateError, LabelmillError, LockedError, OutputError, VerificationError
 from schemas.nightly import NightlyConfig
 from schemas.nightly_files import GateReport, Latest
 from workers.generate import generate
 from workers.shard_worker import open_sampler
+from workers.watchdog import Watchdog
 
 # A live snapshot that changes while tonight's is compared with it has been changed by hand.
 _MOST_COMPARISONS = 5
 _FEW_NIGHTS = 30
+# To let the lock go when the night is interrupted.
+_RELEASE_SECONDS = 5.0
+_LAST_WORDS = "interrupted, and the root does not answer; the same command goes on once the lock (lock.ttl_s) is free"
 
 Kind = Literal["published", "unchanged", "withdrawn", "superseded"]
 """unchanged: the snapshot is live already. withdrawn: it was, and a rollback left it. superseded: with seeds that are
@@ -138,10 +142,12 @@ class _Night:
 
     def go(self) -> Outcome:
         run = run_of(self._config, self._night)
-        with speaking_of(f"{run.name} {self._night}"), self._lease:
+        with ExitStack() as end, speaking_of(f"{run.name} {self._night}"), self._lease:
             try:
                 return self._go_locked(run)
             except Interrupted:
+                # A root that is down would take minutes to say so, and who interrupts does not wait for so long.
+                end.enter_context(Watchdog().limit(_RELEASE_SECONDS, exit_code=EXIT_RESUMABLE, last_words=_LAST_WORDS))
                 if self._lease.is_lost:  # which is what interrupted it
                     self._lease.check()
                 raise

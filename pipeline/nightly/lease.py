@@ -1,23 +1,22 @@
 """The lock as a run holds it: a thread renews it, and every step that matters asks first whether it still is held."""
 
 import _thread
-import logging
 import os
 import secrets
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
 from pipeline.nightly import lock
 from pipeline.nightly.latest import read_latest
+from pipeline.speech import say
 from pipeline.store import Store
 from schemas.errors import LockedError, LockExpiredError, OutputError
 from schemas.nightly import LockConfig
-
-_log = logging.getLogger("labelmill")
 
 Clock = Callable[[], float]
 """Seconds since 1970."""
@@ -29,13 +28,14 @@ class Lease:
     def __init__(self, store: Store, config: LockConfig, clock: Clock) -> None:
         self._store, self._config, self._clock = store, config, clock
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._loss: LockedError | None = None
 
     def __enter__(self) -> Self:
         owner = f"{socket.gethostname()}, process {os.getpid()}, {secrets.token_hex(4)}"
         past = read_latest(self._store).generation
         self._held = lock.acquire(self._store, owner, self._clock(), self._config.ttl_s, past)
+        # In a copy of this context, so that what it says names the night.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._beat,), name="heartbeat", daemon=True)
         self._thread.start()
         return self
 
@@ -48,7 +48,7 @@ class Lease:
             lock.release(self._store, self._held)
         except OutputError as problem:
             # What the run has done is done, whether or not the next one must wait for the lock to expire.
-            _log.warning("the lock is not let go, but expires in %g s: %s", self._config.ttl_s, problem)
+            say(f"the lock is not let go, but expires in {self._config.ttl_s:g} s: {problem}", level="warning")
 
     @property
     def generation(self) -> int:
