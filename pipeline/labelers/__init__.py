@@ -60,11 +60,12 @@ def open_labeler(
 
     checkpoint_sha256: of the sampler's generator; a file that was fitted on another one is refused.
     """
-    check_labeler(config, sampler)
     spec, device = sampler.generator.spec, sampler.device
     if isinstance(config, FeatureClustersConfig):
+        # Memory is not asked about: after a fit in the same process it is no longer what labeling will find.
         clusters = FittedFeatureClusters.from_bytes(fitted, config, spec, device, checkpoint_sha256)
         return FeatureClustersLabeler(sampler, clusters)
+    check_style_mixing(config, spec)
     mixing = FittedStyleMixing.from_bytes(fitted, config, spec, device, checkpoint_sha256)
     return StyleMixingLabeler(config, sampler, mixing)
 

@@ -34,5 +34,5 @@ def _without_clusters(provenance: Provenance) -> Iterator[str]:
 def _rarely_seen(record: DiscoveryRecord) -> str:
     return (
         f"discovery of {record.prompt!r}: only {record.num_nearer} of {record.num_scored} images look more like it "
-        f"than like {record.against!r}, but {record.num_positive} were learned from; what it found may be something else"
+        f"than like {record.against!r}, but {record.num_positive} were learned from; what it found may be another thing"
     )

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from pipeline.labelers import FittedLabelerError, check_labeler, fit_labeler, open_labeler
+from pipeline.labelers import FittedLabelerError, check_labeler, feature_clusters, fit_labeler, open_labeler
 from pipeline.labelers.choose_clustering import (
     PixelSample,
     Trial,
@@ -30,7 +30,6 @@ from pipeline.labelers.choose_clustering import (
 )
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, bytes_needed, layer_candidates
-from pipeline.labelers.free_memory import free_bytes
 from pipeline.labelers.joint_upsampling import snap_to_edges
 from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
 from schemas.config import RunConfig
@@ -229,13 +228,25 @@ def test_explained_colour_by_hand() -> None:
     assert explained_colour(sample, torch.tensor([0, 0, 1, 1, 0, 0]), 2) == pytest.approx(1 - 6 / 22)
 
 
-def test_more_clusters_than_memory_holds_are_refused_before_any_work() -> None:
+def test_more_clusters_than_memory_holds_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = make_sampler()
+    monkeypatch.setattr(feature_clusters, "free_bytes", lambda _: 2**30)
     config = make_config(clusters=4096, restarts=64, names={"a": ["red"], "b": ["blue"]}, prompt_model="bundled:x")
     needed = bytes_needed(config, sampler.generator.spec, ("b16.conv1",), 4096, 4)
-    assert needed > free_bytes(sampler.device) > 2**20
-    with pytest.raises(ConfigError, match=r"labeler\.clusters: 4096 clusters need .* GB .* has .* GB left; at most"):
+    most = max(k for k in range(2, 4096) if bytes_needed(config, sampler.generator.spec, ("b16.conv1",), k, 4) <= 2**30)
+    assert needed > 2**30
+    message = (
+        rf"labeler\.clusters: 4096 clusters need {needed / 1e9:.1f} GB .* CPU has 1\.1 GB left; at most {most} fit"
+    )
+    with pytest.raises(ConfigError, match=message):
         fit_labeler(config, sampler)
+
+
+def test_a_labeler_opens_whatever_memory_its_fit_still_holds(fitted: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_clusters, "free_bytes", lambda _: 0)
+    assert opened(fitted).classes
+    with pytest.raises(ConfigError, match="lower numerics"):
+        check_labeler(make_config(), make_sampler())
 
 
 def test_more_clusters_than_pixels_to_start_from_are_refused_before_any_work() -> None:

@@ -160,7 +160,7 @@ def test_rare_classes_that_hardly_any_image_shows_are_told() -> None:
     assert record.num_nearer < record.num_positive == 20
     assert findings(fitted.provenance) == [
         f"discovery of 'red': only {record.num_nearer} of 200 images look more like it than like 'grey', but 20 were "
-        "learned from; what it found may be something else"
+        "learned from; what it found may be another thing"
     ]
     enough = record.model_copy(update={"num_nearer": 20})
     assert findings(fitted.provenance.model_copy(update={"discoveries": [enough]})) == []
