@@ -46,6 +46,8 @@ def test_two_hundred_schedules_hold_everything() -> None:
     [
         (Fault("kill", "worker", Moment("making", 3)), {0}),
         (Fault("stop", "worker", Moment("making", 3)), {0}),
+        (Fault("kill", "worker", Moment("connecting")), {0, 75}),
+        (Fault("stop", "worker", Moment("connecting")), {0, 75}),
         (Fault("exit", "shard", shard=1), {0}),
         (Fault("refuse", "store", share=0.2), {0}),
         (Fault("kill", "driver", Moment("making", 3)), {0, -9}),

@@ -64,7 +64,11 @@ class Fault:
             return frozenset({ShardError.exit_code, EXIT_RESUMABLE})
         is_early = self.when is not None and self.when.phase in ("connecting", "preparing")
         stops_preparation = is_early and (self.what, self.whom, self.seconds) == ("stop", "worker", None)
-        is_resumable = self.whom in ("raylet", "gcs") or self.what == "terminate" or stops_preparation
+        # Ray's driver waits for ever for a worker that died while it started.
+        kills_start = self.when is not None and (self.when.phase, self.what, self.whom) == (
+            "connecting", "kill", "worker"
+        )  # fmt: skip
+        is_resumable = self.whom in ("raylet", "gcs") or self.what == "terminate" or stops_preparation or kills_start
         return frozenset({EXIT_RESUMABLE} if is_resumable else ())
 
     def __str__(self) -> str:
