@@ -531,6 +531,9 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     with pytest.raises(OutputError, match="no snapshot is live yet"):
         labelmill("resolve", root)
     assert "nothing is live" in labelmill("nightly", "status", root).stdout
+    assert "nothing is live" in labelmill("nightly", "status", nightly_file).stdout
+    with pytest.raises(ConfigError, match=r"nightyl\.yaml: cannot be read"):
+        labelmill("nightly", "status", tmp_path / "nightyl.yaml")
     first = labelmill("nightly", nightly_file, "--date", "2026-11-01").stdout.split()[0]
     assert first.startswith("2026-11-01-")
     second = labelmill(

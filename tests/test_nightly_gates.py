@@ -55,6 +55,14 @@ def test_population_stability_by_hand() -> None:
     )
 
 
+def test_something_instead_of_nothing_is_a_large_shift() -> None:
+    """Twice (0.5 - 0.0001) ln(0.5 / 0.0001), from either side."""
+    shift = 2 * (0.5 - 1e-4) * math.log(0.5 / 1e-4)
+    assert population_stability_index([0, 0], [3, 3]) == pytest.approx(shift)
+    assert population_stability_index([3, 3], [0, 0]) == pytest.approx(shift)
+    assert population_stability_index([0, 0], [0, 0]) == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), min_size=1, max_size=10))
 def test_jensen_shannon_is_scipys_squared(pairs: list[tuple[int, int]]) -> None:
     expected, actual = zip(*pairs, strict=True)

@@ -20,7 +20,10 @@ from schemas.nightly_files import Latest
 
 def open_root(where: str) -> Store:
     """The root that a nightly file names, or that `where` itself is. Raises ConfigError and OutputError."""
-    return Store.open(load_nightly_config(where).root if Path(where).is_file() else where)
+    path = Path(where)
+    # A mistyped file name must not pass for a root in which nothing is live yet.
+    is_meant_as_file = "://" not in where and path.suffix in (".yaml", ".yml") and not path.is_dir()
+    return Store.open(load_nightly_config(where).root if path.is_file() or is_meant_as_file else where)
 
 
 def rollback(root: Store, wanted: str | None, time: str) -> Latest:

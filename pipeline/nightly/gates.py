@@ -15,7 +15,8 @@ def population_stability_index(expected: Sequence[float], actual: Sequence[float
     """Sum of (a - e) ln(a / e) over the shares e and a of expected and actual amounts, each at least PSI_FLOOR.
 
     Siddiqi, Credit Risk Scorecards (2006): below 0.1 no shift, above 0.25 a large one. The same as the sum of both
-    Kullback-Leibler divergences, in nats. 0 where either has no amount at all.
+    Kullback-Leibler divergences, in nats. Where one side has no amount at all each of its shares counts as PSI_FLOOR:
+    that is a large shift. 0 where both have none.
     """
     pairs = zip(_shares(expected), _shares(actual), strict=True)
     floored = [(max(e, PSI_FLOOR), max(a, PSI_FLOOR)) for e, a in pairs]
