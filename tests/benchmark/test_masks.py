@@ -24,6 +24,7 @@ from pipeline.benchmark.masks_methods import (
     grabcut,
     shuffled,
 )
+from pipeline.benchmark.masks_report import PUBLISHED, markdown
 from pipeline.benchmark.masks_results import (
     Circumstances,
     Counts,
@@ -336,6 +337,17 @@ def test_miou_of_counts_is_the_evaluators() -> None:
     assert Counts.of(images).mious_of_images().tolist() == pytest.approx([miou([image]) for image in images])
     empty = [ImageResult(seed=0, confidence=1, tp=0, fp=0, fn=0, tn=9)]
     assert Counts.of(empty).miou(np.ones(1)) == 1
+
+
+def test_the_page_of_the_published_results_has_the_papers_figures_beside_ours() -> None:
+    results = Path(mask_benchmark.__file__).parent / "results" / "masks.json"
+    benchmark = MaskBenchmark.model_validate_json(results.read_bytes())
+    table = markdown(benchmark).partition("## Published")[2].partition("## ")[0]
+    ours = benchmark.result(benchmark.default).test.scores
+    figures = [ours.iou["foreground"], ours.iou["background"], ours.miou]
+    assert f"| {' | '.join(f'{100 * (figure or 0):.1f}' for figure in figures)} |" in table
+    assert "| network-free style mixing | nothing | FFHQ generator, 1024 px | 87 | 73 | 80 |" in table
+    assert table.count("\n| ") == 2 + 2 + len(PUBLISHED)
 
 
 def test_the_confidence_curve_by_plain_loops() -> None:
