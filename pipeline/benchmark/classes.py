@@ -29,7 +29,7 @@ from pipeline.benchmark.classes_results import (
     ClusterResult,
     class_rows,
 )
-from pipeline.benchmark.classes_students import RECIPE, StudentsExtent, measure_students
+from pipeline.benchmark.classes_students import ON_CPU, StudentsExtent, measure_students
 from pipeline.benchmark.masks_results import Circumstances
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.benchmark.oracle_data import RESOLUTION
@@ -87,13 +87,14 @@ class Extent:
 
 
 FULL = Extent(num_dev=256, num_test=1024, timed_batches=16, fit={}, students=StudentsExtent())
+FULL_ON_CPU = replace(FULL, students=StudentsExtent(ON_CPU))
 QUICK = Extent(
     num_dev=64,
     num_test=64,
     timed_batches=3,
     fit={"fit_samples": 64, "naming_samples": 32, "edited_samples": 32, "discovery_samples": 400},
     only=("other-judge", "default", "discover-hat", "layer-b16.conv1", "clusters-8"),
-    students=StudentsExtent(replace(RECIPE, steps=20), num_exact=64, num_test=64),
+    students=StudentsExtent(replace(ON_CPU, steps=20), num_exact=64, num_test=64),
 )
 
 
@@ -125,7 +126,8 @@ def benchmark_classes(
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     )
     sampler = Sampler(loaded.generator, config, numerics, device)
-    sweep = ClassSweep(store, sampler, circumstances, QUICK if quick else FULL)
+    full = FULL if device.type == "cuda" else FULL_ON_CPU
+    sweep = ClassSweep(store, sampler, circumstances, QUICK if quick else full)
     rows = tuple(sweep.run(tell))
     torch.set_num_threads(NumericsConfig().threads)
     students = tuple(measure_students(store, sampler, sweep.default, sweep.extent.students, sweep.key, tell))

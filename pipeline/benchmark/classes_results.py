@@ -93,6 +93,9 @@ class StudentResult(_Record):
     key: str
     name: str
     title: str
+    steps: int
+    upscale: int
+    """How much images are enlarged inside the network."""
     num_pairs: int
     label_seconds: float | None
     """That its masks took, fit included; null for exact ones."""
