@@ -67,11 +67,13 @@ def validate(
     if run_file is None:
         raise typer.BadParameter("give a run file, or --schema")
     config = load_config(run_file, RunConfig, overrides or ())
+    from pipeline.labelers import check_prompts
     from pipeline.store import Store
     from workers.shard_worker import open_sampler
 
     Store.open(config.output)
     sampler, checkpoint = open_sampler(config)
+    check_prompts(config.labeler, sampler)
     spec = sampler.generator.spec
     print(f"{run_file}: fine. {spec.resolution} px, {spec.num_ws} rows of w, checkpoint sha256 {checkpoint.sha256}")
 

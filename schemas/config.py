@@ -107,6 +107,10 @@ class StyleMixingConfig(Section):
         return self
 
 
+_LEAST_POSITIVES = 8
+"""Images that the direction of an edit can be learned from."""
+
+
 class DiscoverConfig(Section):
     """A rare class to look for: what it is, and what it is told from."""
 
@@ -123,6 +127,10 @@ class DiscoverConfig(Section):
     """The edit is the weakest that brings so many of the images of `fit` over the lowest score of those."""
     extra_clusters: int = Field(2, ge=0, le=8)
     """Clusters beside `clusters`, which start from the pixels that the edit changes most."""
+
+    def num_positive(self, num_scored: int) -> int:
+        """How many of the scored images are taken for images with the class."""
+        return round(self.positive_share * num_scored)
 
 
 class FeatureClustersConfig(Section):
@@ -170,8 +178,9 @@ class FeatureClustersConfig(Section):
     unsure: Literal["background", "ignore"] = "ignore"
     """What pixels of unsure clusters become until somebody names them."""
     mapping: str | ClusterMapping | None = None
-    """Path of a `clusters.yaml`, which then decides instead of `names`. It is read once: its content, not its path, is
-    part of the run."""
+    """Path of a `clusters.yaml`, which then decides instead of `names`; these still choose k of a list, and which new
+    clusters `discover` keeps, so leave them as they were. It is read once: its content, not its path, is part of the
+    run."""
     discover: list[DiscoverConfig] = Field(default_factory=list)
     """Rare classes for which images are edited, so that they get clusters of their own."""
     discovery_samples: int = Field(2000, ge=100)
@@ -229,6 +238,14 @@ class FeatureClustersConfig(Section):
                 f"discover: {', '.join(unknown)} not among the classes of names; add it there with its prompts, or "
                 f"leave `name` out"
             )
+        for rare in self.discover:
+            num_positive = rare.num_positive(self.discovery_samples)
+            if num_positive < _LEAST_POSITIVES:
+                raise ValueError(
+                    f"discover: positive_share {rare.positive_share:g} of {self.discovery_samples} images is "
+                    f"{num_positive} for {rare.prompt!r}; {_LEAST_POSITIVES} are needed: raise discovery_samples, or "
+                    f"the share"
+                )
         for name in ("naming_samples", "edited_samples"):
             if getattr(self, name) > self.fit_samples and (name == "naming_samples" or self.discover):
                 raise ValueError(

@@ -5,13 +5,14 @@ from pipeline.labelers.base import Labeler, Labels
 from pipeline.labelers.cluster_findings import findings
 from pipeline.labelers.cluster_guide import MAPPING_NAME, cluster_guide
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, check_feature_clusters
-from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
+from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model, read_prompts
 from pipeline.labelers.fit_style_mixing import fit_style_mixing
 from pipeline.labelers.fitted import FittedStyleMixing
 from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
 from pipeline.labelers.fitted_feature_clusters import Provenance as ClustersProvenance
 from pipeline.labelers.fitted_file import FittedLabelerError, read_fitted
 from pipeline.labelers.style_mixing import StyleMixingLabeler, check_style_mixing
+from pipeline.prompt_models.base import PromptModel
 from schemas.config import FeatureClustersConfig, LabelerConfig
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Labeler",
     "Labels",
     "check_labeler",
+    "check_prompts",
     "fit_labeler",
     "guide_marker",
     "labeler_findings",
@@ -35,6 +37,24 @@ def check_labeler(config: LabelerConfig, sampler: Sampler) -> None:
         check_style_mixing(config, sampler.generator.spec)
 
 
+def check_prompts(config: LabelerConfig, sampler: Sampler) -> None:
+    """Raises PromptModelError where prompts have no model that reads them. Takes seconds: it opens the model."""
+    if isinstance(config, FeatureClustersConfig):
+        prompt_model = _prompt_model(config, sampler)
+        if prompt_model is not None:
+            read_prompts(config, prompt_model)
+
+
+def _prompt_model(config: FeatureClustersConfig, sampler: Sampler) -> PromptModel | None:
+    """The model that `fit` asks; None where it asks none."""
+    if not needs_prompt_model(config):
+        return None
+    from pipeline.prompt_models import open_prompt_model
+
+    assert config.prompt_model is not None
+    return open_prompt_model(config.prompt_model, sampler.device)
+
+
 def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str | None = None) -> bytes:
     """Look at images of the generator and return the labeler's file (safetensors with JSON metadata).
 
@@ -43,12 +63,7 @@ def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str 
     """
     if isinstance(config, FeatureClustersConfig):
         check_feature_clusters(config, sampler)
-        prompt_model = None
-        if needs_prompt_model(config):
-            from pipeline.prompt_models import open_prompt_model
-
-            assert config.prompt_model is not None
-            prompt_model = open_prompt_model(config.prompt_model, sampler.device)
+        prompt_model = _prompt_model(config, sampler)
         return fit_feature_clusters(config, sampler, checkpoint_sha256, prompt_model).to_bytes()
     return fit_style_mixing(config, sampler, checkpoint_sha256).to_bytes()
 

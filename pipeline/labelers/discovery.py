@@ -9,12 +9,13 @@ For each prompt, with a contrasting one ("a person with a beard", "a person with
 4. The edited images join the clustering: new clusters start from the pixels that the edit changes most, and are the
    ones that move. Of a rare class with a name, those stay that prompts give the name; without any, nothing changes.
 
-Differences from the paper and its code: images are scored against a contrast, not against a fixed value of .25, and a
-fixed share of them is positive, which needs no calibration of the model; the penalty of the regression is chosen on
-held-out samples, not scikit-learn's default; the strength is found, not given a prompt at a time (.3, .5); rare classes
-get clusters beside the others, whose centroids stay as they are, where the paper clusters everything again with the
-same k: edited images, as many as plain ones, pulled centroids of small parts away (on the bundled generator, the
-mouth's).
+Differences from the paper and its code: 2,000 images are scored unless told, not 5,000; they are scored against a
+contrast, not against a fixed value of .25, and a fixed share of them is positive, which needs no calibration of the
+model, but takes others along where fewer images show the class, which `fit` says then; the penalty of the regression is
+chosen on held-out samples, not scikit-learn's default; the strength is found, not given a prompt at a time (.3, .5);
+rare classes get clusters beside the others, whose centroids stay as they are, where the paper clusters everything again
+with the same k: edited images, as many as plain ones, pulled centroids of small parts away (on the bundled generator,
+the mouth's).
 
 Shape suffixes: B batch, N samples, D style or features of a pixel, E embedding, S pixels, K clusters.
 """
@@ -33,15 +34,12 @@ from pipeline.labelers.logistic_regression import fit_balanced
 from pipeline.labelers.pixel_reading import some_pixels
 from pipeline.prompt_models.base import PromptModel
 from schemas.config import DiscoverConfig, FeatureClustersConfig
-from schemas.errors import ConfigError
 
 # Strengths that are tried, in deviations of the samples along the direction.
 _LADDER = tuple(step / 2 for step in range(1, 13))
 
 # Of an edited image's pixels the most changed, so many of them at most.
 _CHANGED_SHARE, _MOST_CHANGED = 32, 128
-
-_LEAST_POSITIVES = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Edit:
 
 
 def find_edits(config: FeatureClustersConfig, sampler: Sampler, model: PromptModel) -> list[Edit]:
-    """An edit for each of `discover`, in order. Raises ConfigError where too few samples would be positive."""
+    """An edit for each of `discover`, in order."""
     if not config.discover:
         return []
     seeds = range(config.discovery_first_seed, config.discovery_first_seed + config.discovery_samples)
@@ -76,12 +74,7 @@ class _Finder:
     def find(self, rare: DiscoverConfig) -> Edit:
         prompts_2E = self._model.embed_prompts([rare.prompt, rare.against]).float().cpu()
         score_N = _scores(self._images_NE, prompts_2E)
-        num_positive = round(rare.positive_share * len(score_N))
-        if num_positive < _LEAST_POSITIVES:
-            raise ConfigError(
-                f"labeler.discover: positive_share {rare.positive_share:g} of {len(score_N)} images is {num_positive} "
-                f"for {rare.prompt!r}; {_LEAST_POSITIVES} are needed: raise labeler.discovery_samples, or the share"
-            )
+        num_positive = rare.num_positive(len(score_N))
         order_N = score_N.argsort(descending=True, stable=True)
         is_positive_N = torch.zeros(len(score_N), dtype=torch.bool)
         is_positive_N[order_N[:num_positive]] = True

@@ -9,8 +9,14 @@ Differences from the paper and its code:
   Distances are what is resized, which is the same for a nearest centroid (`ClusterModel.distances`).
 - k-means sees as many images as it is given, in mini-batches on the device, from several k-means++ starts; the code
   holds 50 images' features in one matrix for scikit-learn.
+- The code reads every pixel of those, 819,200, for each of scikit-learn's 10 starts; here 4 starts of 20 iterations see
+  32,768 pixels over 256 images, and 3 passes after them all images again, of layers above 64 px the same 4,096 pixels
+  of an image in each pass.
+- k is 24 unless told. The code takes 9 or 10 for people, 25 where prompts name, 7 to 12 for animals.
 - Assignment is soft; classes add up their clusters, and edges are snapped to the image's. The paper takes the nearest
   centroid, upsampled. On the bundled generator softness and snapping raise mIoU by 2 points.
+- A pixel is background unless the other classes together pass a half, and then the likeliest of those (decision.py):
+  .4 background, .3 skin and .3 hair are skin or hair, not the likeliest class.
 - Which cluster is which class comes from prompts or from a saved mapping; the code's are numbers in a notebook.
 - Truncation is the run's own in `fit` as in labeling; the code's differs by domain from .2 to .7.
 
@@ -166,7 +172,7 @@ class FeatureClustersLabeler:
         """Masks and confidences of the batch's images.
 
         A confidence is the share of its pixels that a mask may be expected to have right: the mean of their likeliest
-        class's probability.
+        class's probability. Ignored pixels are neither right nor wrong; a mask of nothing else has 0.
         """
         # Sizes choose kernels and thereby bits: all that follows sees batches of one size.
         count, whole = len(batch), batch.padded(self.batch_size)
@@ -176,7 +182,14 @@ class FeatureClustersLabeler:
         masks_BHW = decision.masks_BHW
         if self._has_ignored:
             masks_BHW = torch.where(masks_BHW == len(self.classes), IGNORE, masks_BHW).to(torch.uint8)
-        return Labels(masks_BHW[:count], maps_BNhw.amax(dim=1).mean(dim=(1, 2)).clamp(0, 1)[:count])
+        return Labels(masks_BHW[:count], self._confidence(maps_BNhw)[:count])
+
+    def _confidence(self, maps_BNhw: Tensor) -> Tensor:
+        """The mean of the likeliest class's probability over pixels that are not ignored [B] in [0, 1]."""
+        probability_Bhw, class_Bhw = maps_BNhw.max(dim=1)
+        kept_Bhw = (class_Bhw != len(self.classes)).float()
+        sums_B = (probability_Bhw * kept_Bhw).sum(dim=(1, 2))
+        return (sums_B / kept_Bhw.sum(dim=(1, 2)).clamp_min(1)).clamp(0, 1)
 
     def class_maps(self, batch: Batch) -> Tensor:
         """Probability of each class, and last of what is ignored [B, N + 1, h, w] float32, before edges are refined."""

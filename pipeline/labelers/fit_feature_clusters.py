@@ -67,13 +67,13 @@ def fit_feature_clusters(
     check_feature_clusters(config, sampler)
     assert prompt_model is not None or not needs_prompt_model(config)
     if prompt_model is not None:
-        _read_prompts(config, prompt_model)
+        read_prompts(config, prompt_model)
     with repeatable_kernels():
         return _Fit(config, sampler, prompt_model).run(checkpoint_sha256)
 
 
-def _read_prompts(config: FeatureClustersConfig, prompt_model: PromptModel) -> None:
-    """Have the model read every prompt, so that one it does not know is found before the work."""
+def read_prompts(config: FeatureClustersConfig, prompt_model: PromptModel) -> None:
+    """Have the model read every prompt, so that one it does not know is found before the work. Raises what it does."""
     prompts = [prompt for some in (config.names or {}).values() for prompt in some]
     prompts += [prompt for rare in config.discover for prompt in (rare.prompt, rare.against)]
     prompt_model.embed_prompts(prompts)
@@ -281,6 +281,10 @@ class _Fit:
             # What is rare is looked at where it was put.
             pooled_KE[numbers] = self._pooled(model, self._edited(model.layers, edit))[numbers]
         records = by_prompts(pooled_KE, config.names, self.prompt_model, config.min_margin, config.unsure, shares)
+        for discover, numbers in zip(config.discover, rare, strict=True):
+            # They were kept for having this name among the clusters of that edit alone, and others came since.
+            for number in numbers if discover.name else []:
+                records[number] = records[number].model_copy(update={"name": discover.name, "is_unsure": False})
         return list(config.names), "prompts", records
 
     def _pooled(self, model: ClusterModel, batches: Iterable[Batch]) -> Tensor:

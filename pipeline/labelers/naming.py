@@ -5,7 +5,8 @@ images. A cluster takes the class of its nearest prompt (cosine), unless another
 reported as unsure, and stays without a name.
 
 The paper describes dilated features of CLIP's ResNet; its notebook feeds 2048 x 2048 images to CLIP's RN50x64 without
-attention pooling and takes the softmax of 100 times the cosine to one prompt a class. What a model's dense features are
+attention pooling and takes the softmax of 100 times the cosine to one prompt a class, "This is a photo of a X", where
+prompts are used here as they are given. What a model's dense features are
 is its own affair here (pipeline/prompt_models); a class may have several prompts, of which the nearest counts, and what
 decides is the margin of cosines, which a softmax hides.
 

@@ -1,6 +1,7 @@
 """Rare classes: regression, edits, and clusters of their own."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from pipeline.labelers import check_labeler, open_labeler
 from pipeline.labelers.cluster_guide import cluster_guide
 from pipeline.labelers.discovery import edited_seeds, find_edits, starts_of_rare
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters
+from pipeline.labelers.fitted_feature_clusters import ClusterRecord
 from pipeline.labelers.logistic_regression import fit_balanced, newton
+from pipeline.labelers.naming import ClusterShares, by_prompts
 from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError
 
@@ -184,9 +187,32 @@ def test_new_clusters_that_prompts_name_otherwise_are_dropped() -> None:
         make_config(names=NAMES, prompt_model="colours", discover=[{**DISCOVER[0], "name": "hat"}])
 
 
+def test_new_clusters_keep_the_name_that_they_were_kept_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though prompts call them otherwise once all clusters are there."""
+
+    def forgetful(*arguments: object) -> list[ClusterRecord]:
+        records, found = by_prompts(*arguments), arguments[-1]  # type: ignore[arg-type]
+        assert isinstance(found, ClusterShares)
+        is_last = sum(found.share_K) > 0
+        return [
+            record.model_copy(update={"name": "back", "is_unsure": True}) if is_last else record for record in records
+        ]
+
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules[fit_feature_clusters.__module__], "by_prompts", forgetful)
+    num_new = 0
+    for name in ("back", "warm", "cool"):
+        config = config_with(names=NAMES, discover=[{**DISCOVER[0], "name": name}], min_margin=0.0)
+        provenance = fit_feature_clusters(config, make_sampler(), None, ColourPrompts()).provenance
+        new = set(provenance.discoveries[0].clusters)
+        for number, record in enumerate(provenance.clusters):
+            assert (record.name, record.is_unsure) == ((name, False) if number in new else ("back", True))
+        num_new += len(new)
+    assert num_new > 0
+
+
 def test_too_few_samples_are_refused() -> None:
     rare = {"prompt": "red", "against": "blue", "positive_share": 0.01}
-    config = make_config(discover=[rare], prompt_model="colours", discovery_samples=200, edited_samples=8)
-    message = r"labeler\.discover: positive_share 0\.01 of 200 images is 2 for 'red'; 8 are needed"
-    with pytest.raises(ConfigError, match=message):
-        fit_feature_clusters(config, make_sampler(), None, ColourPrompts())
+    with pytest.raises(ValueError, match=r"discover: positive_share 0\.01 of 200 images is 2 for 'red'; 8 are needed"):
+        make_config(discover=[rare], prompt_model="colours", discovery_samples=200, edited_samples=8)
+    make_config(discover=[rare], prompt_model="colours", discovery_samples=800, edited_samples=8)

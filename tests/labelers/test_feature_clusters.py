@@ -16,6 +16,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.generator.sampling import Sampler
 from pipeline.generator.spec import GeneratorSpec, channels_by_resolution
 from pipeline.labelers import FittedLabelerError, check_labeler, feature_clusters, fit_labeler, open_labeler
 from pipeline.labelers.choose_clustering import (
@@ -32,6 +33,7 @@ from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, bytes_needed, layer_candidates
 from pipeline.labelers.joint_upsampling import snap_to_edges
 from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
+from pipeline.prompt_models import PromptModelError
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, OutputError
 from schemas.run_file import validate
@@ -317,6 +319,22 @@ def test_ignored_clusters_become_255_and_classes_add_up_their_clusters(fitted: b
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
+def test_confidence_is_of_what_is_not_ignored(fitted: bytes) -> None:
+    sampler, plain = make_sampler(), opened(fitted)
+    batch = sampler.sample([1, 2, 3, 4], plain.layers)
+    maps_BKhw = plain.class_maps(batch)[:, :5]
+    for ignored in ([1], [0, 1, 2, 3], [0, 1, 2, 3, 4]):
+        named = {str(number): "ignore" if number in ignored else "thing" for number in range(5)}
+        config = make_config(mapping={"classes": ["background", "thing"], "clusters": named})
+        labels = open_labeler(config, sampler, fit_labeler(config, sampler)).label(batch)
+        thing_Bhw = maps_BKhw[:, [number for number in range(5) if number not in ignored]].sum(dim=1)
+        for index, one_hw in enumerate(thing_Bhw):
+            kept = one_hw[one_hw > 0.5]
+            expected = float(kept.mean()) if len(kept) else 0.0
+            assert float(labels.confidence_B[index]) == pytest.approx(expected, abs=1e-4)
+    assert labels.confidence_B.tolist() == [0.0] * 4, "nothing is left to be right"
+
+
 def test_mistakes_have_the_keys_that_users_write() -> None:
     def mistakes(labeler: object) -> str:
         values = {"name": "a", "output": "o", "generator": {"checkpoint": "b"}, "dataset": {"samples": 3}}
@@ -401,6 +419,24 @@ def test_end_to_end_twice_with_the_same_bytes_and_then_with_names_by_hand(
         labelmill("generate", tmp_path / "third.yaml")
 
 
+@pytest.mark.parametrize(
+    ("model", "prompt", "message"),
+    [
+        ("bundled:avatar-prompts", "hair", "no such bundled prompt model; there is avatars-prompts"),
+        ("open-clip:RN50@/nowhere/w.safetensors", "hair", "/nowhere/w.safetensors"),
+        ("bundled:avatars-prompts", "zebra", "'zebra'"),
+    ],
+)
+def test_validate_opens_the_prompt_model_and_has_it_read_the_prompts(
+    model: str, prompt: str, message: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    names = {"back": ["background"], "thing": [prompt]}
+    run_file = _run_file(tmp_path, tiny_checkpoint, "asked", names=names, prompt_model=model)
+    with pytest.raises(PromptModelError, match=message):
+        CliRunner().invoke(app, ["validate", str(run_file)], catch_exceptions=False)
+    assert not (tmp_path / "asked").exists()
+
+
 def test_clusters_without_names_cannot_be_judged_by_foreground(tiny_checkpoint: Path, tmp_path: Path) -> None:
     run_file = _run_file(tmp_path, tiny_checkpoint, "judged")
     for command in ("generate", "plan"):
@@ -423,3 +459,17 @@ def test_a_mapping_for_other_clusters_is_refused(
         mapping={"clustering": clustering, "classes": ["a", "b"], "clusters": {str(k): "a" for k in range(5)}}
     )
     assert header(fit_labeler(fine, make_sampler()))["named_by"] == "mapping"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    config, sampler = make_config(clusters=[3, 5]), make_sampler()
+    on_gpu = Sampler(make_sampler().generator, sampler.config, sampler.numerics, "cuda")
+    fitted = fit_labeler(config, on_gpu)
+    assert fit_labeler(config, on_gpu) == fitted
+    labeler = open_labeler(config, on_gpu, fitted)
+    together, alone = (labeler.label(on_gpu.sample(seeds, labeler.layers)) for seeds in ([1, 2, 3], [2]))
+    assert torch.equal(together.masks_BHW[1], alone.masks_BHW[0])
+    assert torch.equal(together.confidence_B[1], alone.confidence_B[0])
+    on_cpu = open_labeler(config, sampler, fitted).label(sampler.sample([1, 2, 3], labeler.layers))
+    assert (on_cpu.masks_BHW == together.masks_BHW.cpu()).float().mean() > 0.97
