@@ -29,8 +29,8 @@ _HEAD = """\
 # Which cluster is which class. cluster_NN.png beside this file shows each: above the images in which it is largest,
 # below the same with nothing but the cluster in colour.
 # To change names: copy this file, edit `classes` and the clusters' `name` (a class, or ignore), and fit in a new output
-# with `labeler.mapping: PATH` and all else as it was. The rest is for your eyes: shares are of all pixels and of those along the images'
-# borders; similarity is the cosine of the nearest prompt, margin by how much any other class's is less.
+# with `labeler.mapping: PATH` and all else as it was. The rest is for your eyes: shares are of all pixels and of those
+# along the images' borders; similarity is the cosine of the nearest prompt, margin by how much any other class's is less.
 """
 
 
