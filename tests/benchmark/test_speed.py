@@ -44,11 +44,13 @@ def test_ratios_are_of_what_they_say() -> None:
     )
     assert row.speedup(row.readout) == pytest.approx(20)
     assert row.speedup(row.clusters) == pytest.approx(0.4 / 0.082)
+    assert row.clusters_speedup_at_full_size == pytest.approx(0.4 / (0.01 + 0.2 + 0.012))
     assert row.predicted_saving == pytest.approx(0.75)
     assert row.realised_saving == pytest.approx(0.7)
     assert row.clustering_share == pytest.approx(0.2)
     page = "\n".join(table(SpeedResults(hardware="a machine", torch="2", variants=16, threads=2, rows=[row])))
     assert "| 128 | narrow | 100.0 | 50.00 | 12.20 | 2.50 | 20.0 / 4.9 | 75.0% / 70.0% | 20.0% |" in page
+    assert "with variants of the images' size, from the stages' times: 128 px: 1.8 times." in page
     assert "| 128 | straightforward | 16 | synthesise 20.0 (5%), variants 300.0 (75%), cluster 80.0 (20%) |" in page
 
 
