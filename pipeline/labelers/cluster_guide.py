@@ -30,7 +30,7 @@ _HEAD = """\
 # below the same with nothing but the cluster in colour.
 # To change names: copy this file, edit `classes` and the clusters' `name` (a class, or ignore), and fit in a new output
 # with `labeler.mapping: PATH` and all else as it was. The rest is for your eyes: shares are of all pixels and of those
-# along the images' borders; similarity is the cosine of the nearest prompt, margin by how much any other class's is less.
+# along the images' borders; similarity is the cosine of the nearest prompt, margin by how much all others' are less.
 """
 
 
