@@ -102,9 +102,12 @@ def cost_plot(benchmark: MaskBenchmark) -> bytes:
 
 
 def confidence_plot(curves: Sequence[ConfidenceCurve]) -> bytes:
-    """mIoU of the images that are kept, against the share that was dropped."""
-    figure = Figure(figsize=(4.6 * len(curves), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    """mIoU of the images that are kept, against the share that was dropped; below, mIoU against confidence."""
+    figure = Figure(figsize=(4.6 * len(curves), 7.2), layout="constrained")
+    panels, lower = figure.subplots(2, len(curves), sharey="row", squeeze=False)
+    for panel, curve in zip(lower, curves, strict=True):
+        _predicted_panel(panel, curve)
+    lower[0].set_ylabel("mean of images' mIoU, %")
     for panel, curve in zip(panels, curves, strict=True):
         shares = [100 * share for share in curve.dropped_share]
         panel.plot(shares, [100 * value for value in curve.at_best], color=_SOFT, label="lowest mIoU first (the most)")
@@ -122,6 +125,17 @@ def confidence_plot(curves: Sequence[ConfidenceCurve]) -> bytes:
     panels[0].set_ylabel("mIoU of the images kept, %")
     panels[0].legend(loc="lower right", frameon=False, fontsize=8)
     return _png(figure)
+
+
+def _predicted_panel(panel: Axes, curve: ConfidenceCurve) -> None:
+    """Where confidence is right, points lie on the diagonal."""
+    confidences, mious = ([100 * getattr(group, name) for group in curve.bins] for name in ("confidence", "miou"))
+    ends = [min(confidences + mious, default=0), 100]
+    panel.plot(ends, ends, color=_SOFT, linestyle=":", label="as predicted")
+    panel.plot(confidences, mious, color=_BLUE, marker="o", label="a tenth of the images each")
+    panel.set_xlabel("confidence, %")
+    panel.legend(loc="lower right", frameon=False, fontsize=8)
+    _dress(panel)
 
 
 def examples_plot(strips: Mapping[str, Picture]) -> bytes:

@@ -176,15 +176,24 @@ def _against_default(result: RowResult, benchmark: MaskBenchmark) -> str:
 
 def _confidence(curve: ConfidenceCurve) -> str:
     correlation = "none" if curve.rank_correlation is None else f"{curve.rank_correlation:.2f}"
-    head = ("dropped", *(f"{share:.0%}" for share in curve.dropped_share))
-    rows = [
-        head,
-        ("---", *["---:"] * (len(head) - 1)),
+    title = f"mIoU of the images that are kept, `{curve.row}`; rank correlation of confidence and mIoU {correlation}."
+    dropped = _across(
+        ("dropped", *(f"{share:.0%}" for share in curve.dropped_share)),
         ("least confident", *map(_percent, curve.by_confidence)),
         ("lowest mIoU (the most any confidence can reach)", *map(_percent, curve.at_best)),
-    ]
-    title = f"mIoU of the images that are kept, `{curve.row}`; rank correlation of confidence and mIoU {correlation}."
-    return f"{title}\n\n{_lines(rows)}"
+    )
+    if not curve.bins:
+        return f"{title}\n\n{dropped}"
+    predicted = _across(
+        ("confidence, tenths of the images", *(_percent(group.confidence) for group in curve.bins)),
+        ("mean of their mIoU", *(_percent(group.miou) for group in curve.bins)),
+    )
+    return f"{title}\n\n{dropped}\n\n{predicted}"
+
+
+def _across(head: tuple[str, ...], *rows: tuple[str, ...]) -> str:
+    """A table whose first column says what the others hold."""
+    return _lines([head, ("---", *["---:"] * (len(head) - 1)), *rows])
 
 
 def _percent(value: float | None) -> str:

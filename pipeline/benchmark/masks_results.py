@@ -17,6 +17,7 @@ from schemas.scores import Scores
 
 CLASSES = ("background", "foreground")
 DROPPED_SHARES = tuple(share / 100 for share in range(0, 55, 5))
+_NUM_BINS = 10
 _RESAMPLINGS, _RESAMPLING_SEED = 2000, 7
 
 
@@ -70,8 +71,18 @@ class Difference(_Record):
     """95 % of resamplings of the images."""
 
 
+class ConfidenceBin(_Record):
+    """Test images of about the same confidence."""
+
+    confidence: float
+    """Their mean."""
+    miou: float
+    """The mean of each image's own."""
+    num_images: int
+
+
 class ConfidenceCurve(_Record):
-    """What is gained by dropping images."""
+    """What confidence tells of masks, and what is gained by dropping images."""
 
     row: str
     rank_correlation: float | None
@@ -81,6 +92,8 @@ class ConfidenceCurve(_Record):
     """mIoU of the images that are left when the least confident ones are dropped."""
     at_best: tuple[float, ...]
     """The same when the images of the lowest mIoU are dropped: the most that any confidence can reach."""
+    bins: tuple[ConfidenceBin, ...] = ()
+    """As many images each, by confidence in ascending order; none in results of before they were counted."""
 
 
 class Circumstances(_Record):
@@ -187,6 +200,17 @@ def confidence_curve(result: RowResult) -> ConfidenceCurve:
         dropped_share=DROPPED_SHARES,
         by_confidence=_mious_without_the_lowest(counts, confidence_I),
         at_best=_mious_without_the_lowest(counts, own_I),
+        bins=_bins(confidence_I, own_I),
+    )
+
+
+def _bins(confidence_I: NDArray[np.float64], miou_I: NDArray[np.float64]) -> tuple[ConfidenceBin, ...]:
+    parts = np.array_split(confidence_I.argsort(kind="stable"), min(_NUM_BINS, len(confidence_I)))
+    return tuple(
+        ConfidenceBin(
+            confidence=float(confidence_I[part].mean()), miou=float(miou_I[part].mean()), num_images=len(part)
+        )
+        for part in parts
     )
 
 

@@ -24,6 +24,7 @@ from pipeline.benchmark.masks_methods import (
     grabcut,
     shuffled,
 )
+from pipeline.benchmark.masks_plots import confidence_plot
 from pipeline.benchmark.masks_report import PUBLISHED, markdown
 from pipeline.benchmark.masks_results import (
     Circumstances,
@@ -350,6 +351,16 @@ def test_the_page_of_the_published_results_has_the_papers_figures_beside_ours() 
     assert table.count("\n| ") == 2 + 2 + len(PUBLISHED)
 
 
+def test_what_confidence_predicts_is_shown_where_it_was_counted() -> None:
+    results = Path(mask_benchmark.__file__).parent / "results" / "masks.json"
+    curve = confidence_curve(row_result(image_results(2, 40)))
+    for curves in ([curve, curve], [curve.model_copy(update={"bins": ()})]):
+        assert confidence_plot(curves).startswith(b"\x89PNG")
+        benchmark = MaskBenchmark.model_validate_json(results.read_bytes()).model_copy(update={"confidence": curves})
+        lowest = f"| confidence, tenths of the images | {100 * curve.bins[0].confidence:.1f} |"
+        assert (lowest in markdown(benchmark)) == bool(curves[0].bins)
+
+
 def test_the_confidence_curve_by_plain_loops() -> None:
     images = image_results(2, 40)
     curve = confidence_curve(row_result(images))
@@ -362,6 +373,12 @@ def test_the_confidence_curve_by_plain_loops() -> None:
     assert curve.dropped_share[0] == 0 and curve.dropped_share[-1] == 0.5
     wanted = stats.spearmanr([image.confidence for image in images], [miou([image]) for image in images]).statistic
     assert curve.rank_correlation == pytest.approx(wanted)
+    for number, group in enumerate(curve.bins):
+        part = by_confidence[4 * number : 4 * number + 4]
+        assert group.num_images == 4
+        assert group.confidence == pytest.approx(np.mean([image.confidence for image in part]))
+        assert group.miou == pytest.approx(np.mean([miou([image]) for image in part]))
+    assert len(curve.bins) == 10
     constant = [image.model_copy(update={"confidence": 1.0}) for image in images]
     assert confidence_curve(row_result(constant)).rank_correlation is None
 
