@@ -81,7 +81,8 @@ class _Row:
     name: str
     title: str
     make: Callable[[], Pairs]
-    is_synthetic: bool
+    labeler: LabelerConfig | None
+    """Of images that are generated; None for drawings with exact masks."""
 
 
 def benchmark_downstream(
@@ -134,7 +135,7 @@ class _Bench:
         tell: Callable[[str], None],
     ) -> None:
         self._store, self._sampler, self._extent, self._tell = store, sampler, extent, tell
-        self._key = circumstances.key()
+        self._circumstances = circumstances
         self._regime = Regime(extent.model, extent.steps, extent.batch_size)
         self._pairs: dict[str, Pairs] = {}
         self._seconds: dict[str, float] = {}
@@ -151,39 +152,39 @@ class _Bench:
                 f"supervised_{count}",
                 f"{count} exact mask{'s' * (count > 1)}",
                 lambda count=count: self._supervised().first(count),  # type: ignore[misc]
-                False,
+                None,
             )
             for count in extent.num_supervised
         ]
         return [
-            _Row("style_mixing", "style mixing", lambda: self._labeled(StyleMixingConfig()), True),
+            _Row("style_mixing", "style mixing", lambda: self._labeled(labeler), labeler),
             _Row(
                 "feature_clusters",
                 "feature clusters, named by domain-supervised prompts",
                 lambda: self._labeled(PROMPTED_CLUSTERS),
-                True,
+                PROMPTED_CLUSTERS,
             ),
             _Row(
                 "single_image",
                 "control: one image's colours clustered",
                 lambda: single_image_pairs(self._sampler, labeler, extent.num_synthetic),
-                True,
+                labeler,
             ),
             *supervised,
         ]
 
     def _measured(self, row: _Row) -> RowResult:
-        seeds = range(self._extent.num_seeds)
-        found = {seed: stored_result(self._store, row.name, seed, self._key) for seed in seeds}
-        num_pairs = self._extent.num_synthetic if row.is_synthetic else int(row.name.rpartition("_")[2])
+        seeds, key = range(self._extent.num_seeds), self._circumstances.key(row.labeler)
+        found = {seed: stored_result(self._store, row.name, seed, key) for seed in seeds}
+        num_pairs = self._extent.num_synthetic if row.labeler else int(row.name.rpartition("_")[2])
         for seed in (seed for seed in seeds if found[seed] is None):
-            pairs = self._kept(row.name, row.make) if row.is_synthetic else row.make()
+            pairs = self._kept(row.name, key, row.make) if row.labeler else row.make()
             segmenter, seconds = train_on(pairs, self._regime, seed, self._sampler.device)
             result = SeedResult(
-                key=self._key,
+                key=key,
                 row=row.name,
                 seed=seed,
-                label_seconds=self._seconds[row.name] if row.is_synthetic else None,
+                label_seconds=self._seconds[row.name] if row.labeler else None,
                 training_seconds=seconds,
                 scores=score_on(segmenter, self._test()),
             )
@@ -196,7 +197,7 @@ class _Bench:
     def _all_background(self) -> RowResult:
         scores = score_all_background(self._test())
         network = SeedResult(
-            key=self._key, row="all_background", seed=0, label_seconds=None, training_seconds=0, scores=scores
+            key=self._exact_key, row="all_background", seed=0, label_seconds=None, training_seconds=0, scores=scores
         )
         title = "control: background everywhere"
         return RowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
@@ -211,16 +212,20 @@ class _Bench:
 
     def _supervised(self) -> Pairs:
         seeds = TRAINING_SEEDS[: max(self._extent.num_supervised)]
-        return self._kept("supervised", lambda: drawn_pairs(seeds, self._resolution).foreground())
+        return self._kept("supervised", self._exact_key, lambda: drawn_pairs(seeds, self._resolution).foreground())
 
     def _test(self) -> Pairs:
         seeds = TEST_SEEDS[: self._extent.num_test]
-        return self._kept("test", lambda: drawn_pairs(seeds, self._resolution).foreground())
+        return self._kept("test", self._exact_key, lambda: drawn_pairs(seeds, self._resolution).foreground())
 
-    def _kept(self, name: str, make: Callable[[], Pairs]) -> Pairs:
+    @property
+    def _exact_key(self) -> str:
+        return self._circumstances.key(None)
+
+    def _kept(self, name: str, key: str, make: Callable[[], Pairs]) -> Pairs:
         """Pairs out of memory, or out of the store if this very benchmark made them, or made now."""
         if name not in self._pairs:
-            path = f"downstream/{name}-{self._key[:16]}.npz"
+            path = f"downstream/{name}-{key[:16]}.npz"
             try:
                 self._pairs[name], self._seconds[name] = _from_npz(self._store.read(path))
             except FileNotFoundError:

@@ -1,12 +1,14 @@
 """What the downstream benchmark keeps: a result for each row and training seed, each in a file of its own."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.store import Store
+from schemas.config import LabelerConfig
 from schemas.fingerprint import canonical_json
 from schemas.scores import Scores
 
@@ -49,13 +51,20 @@ class Circumstances(BaseModel):
     threads: int
     versions: dict[str, str]
 
-    def key(self) -> str:
-        """A hash of these and of the code that decides results."""
-        digest = hashlib.sha256(canonical_json(self.model_dump(mode="json")))
-        for pattern in _DECISIVE:
-            for path in sorted(_PIPELINE.glob(pattern)):
-                digest.update(path.name.encode() + path.read_bytes())
-        return digest.hexdigest()
+    def key(self, labeler: LabelerConfig | None) -> str:
+        """A hash of these, of the code that decides results, and of the labeler that made a row's masks, whose settings
+        may be another version's defaults. None: masks are exact."""
+        values = self.model_dump(mode="json")
+        if labeler is not None:
+            values["labeler"] = labeler.model_dump(mode="json")
+        return hashlib.sha256(canonical_json(values) + _code()).hexdigest()
+
+
+@cache
+def _code() -> bytes:
+    """As it is at the start: whoever edits it meanwhile changes nothing of what runs."""
+    paths = [path for pattern in _DECISIVE for path in sorted(_PIPELINE.glob(pattern))]
+    return b"".join(path.name.encode() + path.read_bytes() for path in paths)
 
 
 class SeedResult(BaseModel):

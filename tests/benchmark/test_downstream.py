@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from pipeline.benchmark.avatars import CLASSES, render
+from pipeline.benchmark.classes_results import PROMPTED_CLUSTERS
 from pipeline.benchmark.downstream import Extent, benchmark_downstream
 from pipeline.benchmark.downstream_data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs
 from pipeline.benchmark.downstream_report import PUBLISHED, markdown
-from pipeline.benchmark.downstream_results import DownstreamBenchmark
+from pipeline.benchmark.downstream_results import Circumstances, DownstreamBenchmark
 from pipeline.benchmark.downstream_training import Regime, score_all_background, score_on, train_on
 from pipeline.benchmark.oracle_data import DISTANCE_SEEDS, GENERATOR_SEEDS, HELD_OUT_SEEDS, VALIDATION_SEEDS
 from pipeline.benchmark.oracle_data import TRAINING_SEEDS as ORACLE_SEEDS
 from pipeline.store import Store
+from schemas.config import StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
 
 TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)
@@ -63,6 +65,29 @@ def test_a_network_learns_its_pairs_and_follows_from_its_seed() -> None:
     assert miou is not None and miou > 0.8
     share = float((test.masks_NHW == 0).mean())
     assert nothing.iou == {"background": pytest.approx(share), "foreground": 0.0}
+
+
+def test_results_are_of_one_labelers_settings() -> None:
+    circumstances = Circumstances(
+        checkpoint="a",
+        checkpoint_sha256="b",
+        truncation_psi=0.7,
+        architecture="c",
+        upscale=1,
+        steps=1,
+        batch_size=1,
+        num_synthetic=1,
+        num_supervised=1,
+        num_test=1,
+        device="d",
+        threads=1,
+        versions={},
+    )
+    default = circumstances.key(StyleMixingConfig())
+    assert default == circumstances.key(StyleMixingConfig())
+    others = [circumstances.key(labeler) for labeler in (StyleMixingConfig(variants=8), PROMPTED_CLUSTERS, None)]
+    others.append(circumstances.model_copy(update={"steps": 2}).key(StyleMixingConfig()))
+    assert len({default, *others}) == 5
 
 
 @pytest.mark.slow
