@@ -126,7 +126,8 @@ class DiscoverConfig(Section):
     moved_share: float = Field(0.5, gt=0, le=1)
     """The edit is the weakest that brings so many of the images of `fit` over the lowest score of those."""
     extra_clusters: int = Field(2, ge=0, le=8)
-    """Clusters beside `clusters`, which start from the pixels that the edit changes most."""
+    """Clusters beside `clusters`, which start from pixels of edited images: those that come nearest to the class
+    `name`, or without a name those that the edit changes most."""
 
     def num_positive(self, num_scored: int) -> int:
         """How many of the scored images are taken for images with the class."""

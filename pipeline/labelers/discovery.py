@@ -6,8 +6,10 @@ For each prompt, with a contrasting one ("a person with a beard", "a person with
 2. Logistic regression with balanced classes tells positive w from the others; its normal is the edit's direction.
 3. The strength is the least, of a fixed ladder, that brings most images of `fit` over the lowest positive score; where
    none does, the one that brings over the most. What it reached is recorded.
-4. The edited images join the clustering: new clusters start from the pixels that the edit changes most, and are the
-   ones that move. Of a rare class with a name, those stay that prompts give the name; without any, nothing changes.
+4. The edited images join the clustering: new clusters are the ones that move. They start from the pixels that come
+   nearest to the class of that name, as prompts see them, since an edit in all rows of w changes much besides; without
+   a name, from those that the edit changes most. With one, those clusters stay that prompts give it; without any,
+   nothing changes.
 
 Differences from the paper and its code: 2,000 images are scored unless told, not 5,000; they are scored against a
 contrast, not against a fixed value of .25, and a fixed share of them is positive, which needs no calibration of the
@@ -20,18 +22,19 @@ the mouth's).
 Shape suffixes: B batch, N samples, D style or features of a pixel, E embedding, S pixels, K clusters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from pipeline.generator.sampling import Sampler
+from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers.cluster_model import read_layers
 from pipeline.labelers.fitted_feature_clusters import DiscoveryRecord
 from pipeline.labelers.kmeans import KMeans
 from pipeline.labelers.logistic_regression import fit_balanced
-from pipeline.labelers.pixel_reading import some_pixels
+from pipeline.labelers.pixel_reading import read_pixels, some_pixels
 from pipeline.prompt_models.base import PromptModel
 from schemas.config import DiscoverConfig, FeatureClustersConfig
 
@@ -119,6 +122,25 @@ def edited_seeds(config: FeatureClustersConfig) -> range:
     return range(config.fit_first_seed, config.fit_first_seed + min(config.edited_samples, config.fit_samples))
 
 
+class ClassMargins:
+    """How much nearer a class is than all others, as prompts see the pixels of an image."""
+
+    def __init__(self, names: Mapping[str, Sequence[str]], name: str, model: PromptModel) -> None:
+        self._model = model
+        own_PE = model.embed_prompts(list(names[name]))
+        others_PE = model.embed_prompts([prompt for other in names if other != name for prompt in names[other]])
+        self._own_PE, self._others_PE = own_PE.float(), others_PE.float()
+
+    def of(self, images_BCHW: Tensor, pixels: Sequence[Tensor], size: int) -> list[Tensor]:
+        """Differences of cosines [S] at pixels of a square of `size`, by image."""
+        margins = []
+        for dense_EHW, pixels_S in zip(self._model.dense(images_BCHW.float()), pixels, strict=True):
+            x_ES = functional.normalize(read_pixels(dense_EHW, pixels_S, size), dim=0)
+            own_S, others_S = ((some_PE.to(x_ES) @ x_ES).amax(dim=0) for some_PE in (self._own_PE, self._others_PE))
+            margins.append(own_S - others_S)
+        return margins
+
+
 def starts_of_rare(
     edit: Edit,
     num_clusters: int,
@@ -126,22 +148,40 @@ def starts_of_rare(
     sampler: Sampler,
     layers: Sequence[str],
     scales_D: Tensor,
+    margins: ClassMargins | None = None,
 ) -> Tensor:
-    """Centroids [K, D] of scaled features, of the pixels that the edit changes most."""
-    changed = []
+    """Centroids [K, D] of scaled features, of some of the edited images' pixels.
+
+    With `margins`, of those that are of the class and whose margins the edit raises most; without, or where there are
+    none, of those that it changes most.
+    """
+    found = []
     seeds, size = edited_seeds(config), sampler.numerics.batch_size
     for start in range(0, len(seeds), size):
         some = seeds[start : start + size]
         before, after = sampler.sample(some, layers), sampler.sample(some, layers, edit.edit_D)
         resolution = max(before.features[name].shape[2] for name in layers)
-        for index in range(len(some)):
-            pixels_S = some_pixels(resolution**2, start + index).to(sampler.device)
+        pixels = [some_pixels(resolution**2, start + index).to(sampler.device) for index in range(len(some))]
+        rises = _rises(before, after, pixels, resolution, margins) if margins else [None] * len(some)
+        for index, (pixels_S, rise_S) in enumerate(zip(pixels, rises, strict=True)):
             x_SD, y_SD = (read_layers(b.features, index, layers, pixels_S) * scales_D for b in (before, after))
+            score_S = (y_SD - x_SD).square().sum(dim=1) if rise_S is None else rise_S
             count = min(_MOST_CHANGED, max(1, len(pixels_S) // _CHANGED_SHARE))
-            most_S = (y_SD - x_SD).square().sum(dim=1).argsort(descending=True, stable=True)[:count]
-            changed.append(y_SD[most_S])
+            most_S = score_S.argsort(descending=True, stable=True)[:count]
+            found.append(y_SD[most_S[score_S[most_S] > -torch.inf]])
+    found_SD = torch.cat(found)
+    if not len(found_SD):
+        return starts_of_rare(edit, num_clusters, config, sampler, layers, scales_D)
     kmeans = KMeans(num_clusters, restarts=config.restarts, iterations=config.iterations, device=sampler.device)
-    return kmeans(torch.cat(changed)[None]).centroids_BKD[0]
+    return kmeans(found_SD[None]).centroids_BKD[0]
+
+
+def _rises(
+    before: Batch, after: Batch, pixels: Sequence[Tensor], resolution: int, margins: ClassMargins
+) -> list[Tensor]:
+    """By how much an edit raises the margins [S] of pixels, by image; -inf where they are not of the class then."""
+    pairs = zip(*(margins.of(batch.images_BCHW, pixels, resolution) for batch in (before, after)), strict=True)
+    return [torch.where(after_S > 0, after_S - before_S, -torch.inf) for before_S, after_S in pairs]
 
 
 def _embedded(sampler: Sampler, model: PromptModel, seeds: range, edit_D: Tensor | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from pipeline.labelers.choose_clustering import (
     cluster_sample,
 )
 from pipeline.labelers.cluster_model import ClusterModel, layer_channels, layer_resolutions, read_layers
-from pipeline.labelers.discovery import Edit, edited_seeds, find_edits, starts_of_rare
+from pipeline.labelers.discovery import ClassMargins, Edit, edited_seeds, find_edits, starts_of_rare
 from pipeline.labelers.feature_clusters import check_feature_clusters, check_mapping, layer_candidates
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters, Provenance
 from pipeline.labelers.kmeans import KMeans
@@ -216,7 +216,10 @@ class _Fit:
     def _with_one(self, chosen: _Chosen, centroids_KD: Tensor, edit: Edit, discover: DiscoverConfig) -> Tensor:
         """Centroids with those of one rare class; of named ones, those that prompts give the name."""
         config, num_new, first = self.config, discover.extra_clusters, len(centroids_KD)
-        new_KD = starts_of_rare(edit, num_new, config, self.sampler, chosen.layers, chosen.scales_D)
+        margins = None
+        if discover.name is not None and config.names is not None and self.prompt_model is not None:
+            margins = ClassMargins(config.names, discover.name, self.prompt_model)
+        new_KD = starts_of_rare(edit, num_new, config, self.sampler, chosen.layers, chosen.scales_D, margins)
         joined_KD = self._refined(chosen, torch.cat([centroids_KD, new_KD]), edit, num_fixed=first)
         if discover.name is None or config.names is None:
             return joined_KD

@@ -71,7 +71,7 @@ class DiscoveryRecord(_Record):
     """Share of the images of `fit` that it brings over that score."""
     moved_share_wanted: float
     clusters: list[int]
-    """Clusters that started from the pixels it changes, and were kept."""
+    """Clusters that started from its pixels, and were kept."""
 
 
 class Provenance(FileProvenance):
