@@ -63,7 +63,12 @@ def two_workers(
     folder = tmp_path_factory.mktemp("two")
     run_file = write_run_file_in(folder, dataset={"samples": SAMPLES}, execution=RAY)
     with ray_nodes.entered(), Driver("generate", run_file) as driver:
-        wait_until(lambda: workers_on(ray_nodes.head, ".make"))
+        driver.wait_for(r"\bworker \d+: ")
+        # Else the first could make everything before the second is there.
+        first = psutil.Process(workers_in(driver.text)[0].pid)
+        first.suspend()
+        driver.wait_for(r"\bworker \d+: ", times=2)
+        first.resume()
         # Not what Python sees: allocators and OpenMP read what a process was started with.
         environments = [process.environ() for process in workers_on(ray_nodes.head)]
         assert driver.wait() == 0, driver.text
@@ -102,12 +107,13 @@ def test_one_worker_is_enough(
     assert {record.device for record in records} == {"cpu"}
 
 
-def test_two_workers_share_a_gpu(
-    ray_cluster: RayNodes, write_run_file: RunFileWriter, capfd: pytest.CaptureFixture[str]
-) -> None:
-    generate(_config(write_run_file, gpus_per_worker=0.5))
-    gpus = [worker.gpus for worker in workers_in(capfd.readouterr().err)]
-    assert gpus in (["0", "0"], ["1", "1"])
+def test_two_workers_share_a_gpu(ray_cluster: RayNodes, write_run_file: RunFileWriter) -> None:
+    run_file = write_run_file(dataset={"samples": 600_000}, execution={**RAY, "gpus_per_worker": 0.5})
+    with Driver("generate", run_file) as driver:
+        driver.wait_for(r"\bworker \d+: ", times=2)
+        driver.send(signal.SIGTERM)
+        assert driver.wait() == 75
+    assert [worker.gpus for worker in workers_in(driver.text)] in (["0", "0"], ["1", "1"])
 
 
 def test_a_cluster_without_room_is_not_waited_for_long(
