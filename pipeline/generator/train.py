@@ -284,7 +284,7 @@ class Trainer:
         progress = read_progress(state)
         refuse_changes(state, progress["config"], comparable(self.config))
         for name, own in self._groups.items():
-            for key, tensor in read_tensors(state, name).items():
+            for key, tensor in read_tensors(state, name, like=own).items():
                 own[key].data.copy_(tensor)
         update_average(self.average, self.generator, decay=1.0)
         numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}

@@ -111,9 +111,24 @@ def read_progress(state: Path) -> dict[str, object]:
     return progress
 
 
-def read_tensors(state: Path, name: str) -> dict[str, Tensor]:
-    """The tensors stored under a name."""
-    return load_file(state / f"{name}.safetensors")
+def read_tensors(state: Path, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors stored under a name. Raises TrainingStateError unless they are named and shaped as those of `like`,
+    if that is given."""
+    path = state / f"{name}.safetensors"
+    tensors = load_file(path)
+    if like is not None:
+        odd = sorted(key for key in tensors.keys() | like.keys() if _shape(tensors, key) != _shape(like, key))
+        if odd:
+            raise TrainingStateError(
+                f"{path}: does not fit this training in {len(odd)} tensors, the first is {odd[0]!r}; another version "
+                f"of labelmill saved it. Train into another `output` with initialise_from: {state.parent} to keep the "
+                f"weights, or finish with that version"
+            )
+    return tensors
+
+
+def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size | None:
+    return tensors[key].shape if key in tensors else None
 
 
 def copy_matching(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

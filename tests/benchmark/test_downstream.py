@@ -91,6 +91,7 @@ def test_results_are_of_one_labelers_settings() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_benchmark_is_measured_once_and_written(tmp_path: Path) -> None:
     store, told, device = Store.open(str(tmp_path)), [], torch.device("cpu")
     first = benchmark_downstream(store, "bundled:avatars-32", device, TINY, told.append)

@@ -16,6 +16,7 @@ import torch
 import webdataset
 import yaml
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from pipeline.generator.checkpoints.native import load_generator
 from pipeline.generator.networks import Generator
@@ -211,6 +212,14 @@ def test_changed_settings_are_refused_by_name(folder: Path, tmp_path: Path) -> N
         train_generator(changed)
     assert "optimisation.generator_learning_rate was 0.002, now 0.01" in str(caught.value)
     assert "seed was 0, now 5" in str(caught.value)
+
+
+def test_a_state_of_another_version_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
+    train_generator(make_config(folder, tmp_path / "run", total_images=8))
+    (path,) = (tmp_path / "run" / "state").glob("*/average.safetensors")
+    save_file({**load_file(path), "mapping.w_avg": torch.zeros(16)}, path)
+    with pytest.raises(TrainingStateError, match=r"average\.safetensors: does not fit .* first is 'mapping\.w_avg'"):
+        train_generator(make_config(folder, tmp_path / "run", total_images=16))
 
 
 def test_a_missing_source_of_weights_is_refused(folder: Path, tmp_path: Path) -> None:
