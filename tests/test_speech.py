@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 from drivers import Driver
+from s3_server import Fault, S3Server
 
+from pipeline import bucket, bucket_address
 from pipeline.speech import LOG_VARIABLE, say, speaking_of
+from schemas.config import RunConfig
 from schemas.progress import RunState
+from schemas.run_file import load_config
 from schemas.shard import ShardRecord
+from workers.generate import generate
 
 
 def test_people_read_the_text_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +63,22 @@ def test_a_run_tells_machines_of_every_shard(write_run_file: Callable[..., Path]
     assert [record.name for record in records] == ["tiny-000000", "tiny-000001"]
     states = [line["RunState"] for line in map(json.loads, said) if "RunState" in line]
     assert all(RunState.model_validate(state).total == 12 for state in states)
+
+
+def test_waiting_for_a_bucket_is_of_the_run(
+    write_run_file: Callable[..., Path],
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Shards are published by another thread than the one that makes them.
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    monkeypatch.setattr(bucket_address, "_MAX_RETRIES", 0)
+    monkeypatch.setattr(bucket, "QUIET_SECONDS", 0.1)
+    s3.inject(Fault("answer"), times=5, method="PUT", path=r"\.tar")
+    generate(load_config(write_run_file(output=f"{s3.create_bucket()}/out", dataset={"samples": 6}), RunConfig))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["run"] for line in lines if line["message"].count("trying again")] == ["tiny"]
 
 
 def test_an_unknown_form_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
@@ -74,7 +75,7 @@ class LocalCluster:
         except Exception as error:
             self._news.append(Failed(number, task.index, error))
             return
-        future = self._publisher.submit(self._worker.publish, task, made, attempt)
+        future = self._publisher.submit(copy_context().run, self._worker.publish, task, made, attempt)
         self._publishing.append((number, task, future))
 
     def _collect(self, number: int, task: ShardTask, future: Future[ShardRecord]) -> None:

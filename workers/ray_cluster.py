@@ -32,7 +32,7 @@ from ray.exceptions import (
 from pipeline.generator.checkpoints.source import absolute_reference, display_name
 from pipeline.interruption import Interrupted, interruptible, postponed
 from pipeline.process_settings import PROCESS_SETTINGS
-from pipeline.speech import say
+from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
@@ -137,7 +137,8 @@ class _RayWorker:
         """Make and publish a shard; the next one is synthesised meanwhile."""
         assert self._worker is not None
         made = self._device.submit(self._worker.synthesise, task).result()
-        return self._worker.publish(task, made, attempt)
+        with speaking_of(self._config.name):
+            return self._worker.publish(task, made, attempt)
 
 
 class RayCluster:

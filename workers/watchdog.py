@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 
 from pipeline.speech import say
 
@@ -20,6 +21,7 @@ class Watchdog:
         self._deadline: float | None = None
         self._exit_code = 0
         self._last_words = ""
+        self._context: Context = copy_context()
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -28,6 +30,7 @@ class Watchdog:
         """Ends the process with `exit_code` and `last_words` on stderr if the body takes longer than `seconds`."""
         with self._lock:
             self._deadline, self._exit_code, self._last_words = time.monotonic() + seconds, exit_code, last_words
+            self._context = copy_context()
         try:
             yield
         finally:
@@ -53,6 +56,6 @@ class Watchdog:
                 if overslept > _FROZEN_SECONDS:
                     self._deadline += overslept
                 elif time.monotonic() > self._deadline:
-                    say(f"labelmill: {self._last_words}", level="error")
+                    self._context.run(say, f"labelmill: {self._last_words}", level="error")
                     # Nothing milder works: the interpreter's own exit would wait for the same call.
                     os._exit(self._exit_code)

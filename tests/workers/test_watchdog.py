@@ -1,10 +1,13 @@
 """The watchdog ends a process that waits for ever, and no other."""
 
+import json
 import subprocess
 import sys
 import time
 
 import pytest
+
+from pipeline.speech import LOG_VARIABLE
 
 
 def _run(body: str) -> subprocess.CompletedProcess[str]:
@@ -21,6 +24,16 @@ def test_a_call_that_never_returns() -> None:
     assert (result.returncode, result.stdout) == (75, "")
     assert result.stderr == "labelmill: gone silent\n"
     assert time.monotonic() - start < 30
+
+
+def test_machines_read_whose_last_words_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOG_VARIABLE, "json")
+    result = _run(
+        "from pipeline.speech import speaking_of\nwith speaking_of('faces'):\n"
+        "    with dog.limit(1, exit_code=75, last_words='gone silent'):\n        threading.Event().wait()"
+    )
+    said = json.loads(result.stderr)
+    assert (said["run"], said["level"], said["message"]) == ("faces", "error", "labelmill: gone silent")
 
 
 def test_a_signal_makes_it_hurry() -> None:
