@@ -17,11 +17,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import pickle
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +29,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.generator.checkpoints.inert import Budget, UnreadableError
+from pipeline.generator.checkpoints.tensors import StoredTensor
+from pipeline.generator.checkpoints.torch_archive import read_saved
 from pipeline.generator.sampling import repeatable_kernels
 from pipeline.prompt_models.base import PromptModelError, check_images
 from pipeline.segmentation.torchvision_import import import_torchvision
@@ -239,29 +239,19 @@ def read_tensors(path: Path, content: bytes) -> dict[str, Tensor]:
             return load(content)
         except SafetensorError as error:
             raise PromptModelError(f"{path}: damaged ({error}); download it again") from error
-    if _is_torchscript(content):
-        raise PromptModelError(
-            f"{path}: a TorchScript archive, which holds code and is not opened; take the .safetensors of the model"
-        )
     try:
-        found = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PromptModelError(
-            f"{path}: damaged, or holds more than weights ({reason}); take the .safetensors of the model"
-        ) from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise PromptModelError(f"{path}: holds no state dict; take the .safetensors of the model")
-    return {str(key).removeprefix("module."): value for key, value in found.items()}
-
-
-def _is_torchscript(content: bytes) -> bool:
-    if not zipfile.is_zipfile(BytesIO(content)):
-        return False
-    names = zipfile.ZipFile(BytesIO(content)).namelist()
-    return any("/code/" in name or name.endswith("constants.pkl") for name in names)
+        found = read_saved(memoryview(content), Budget())
+        if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+            found = found["state_dict"]
+        if not isinstance(found, dict) or not found:
+            raise UnreadableError("holds no state dict")
+        tensors = {str(key).removeprefix("module."): value for key, value in found.items()}
+        foreign = sorted(key for key, value in tensors.items() if not isinstance(value, StoredTensor))
+        if foreign:
+            raise UnreadableError(f"holds no state dict: {foreign[0][:60]!r} is no tensor")
+        return {key: value.to_float32() for key, value in tensors.items()}
+    except UnreadableError as error:
+        raise PromptModelError(f"{path}: {error}; take the .safetensors of the model") from error
 
 
 def _load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path, architecture: str) -> None:

@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.prompt_models import PromptModelError, open_prompt_model
-from pipeline.prompt_models.open_clip import DENSE_SCALE, OpenClip, find_architecture
+from pipeline.prompt_models.open_clip import DENSE_SCALE, OpenClip, find_architecture, read_tensors
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -197,6 +198,27 @@ def test_unusable_weights_are_refused(saved: dict[str, Files], tmp_path: Path) -
     assert "TorchScript" in refusal(script)
     torch.save([1, 2], tmp_path / "list.pt")
     assert "no state dict" in refusal(tmp_path / "list.pt")
+    torch.save({"epoch": 3, "logit_scale": torch.zeros(())}, tmp_path / "other.pt")
+    assert "no state dict: 'epoch' is no tensor" in refusal(tmp_path / "other.pt")
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    random, tensors = Random(0), {f"a{number}": torch.arange(12.0).reshape(3, 4) for number in range(3)}
+    for number, is_zip in enumerate((True, False)):
+        torch.save(tensors, tmp_path / f"{number}.pt", _use_new_zipfile_serialization=is_zip)
+    whole = [(tmp_path / f"{number}.pt").read_bytes() for number in range(2)]
+    for content in whole:
+        assert all(torch.equal(value, tensors[key]) for key, value in read_tensors(Path("a.pt"), content).items())
+    num_refused = 0
+    for _ in range(1000):
+        damaged = bytearray(random.choice(whole)[: random.choice((random.randrange(1, 2000), None))])
+        for _ in range(random.randrange(4)):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        try:
+            read_tensors(Path("a.pt"), bytes(damaged))
+        except PromptModelError as error:
+            num_refused += "a.pt: " in str(error)
+    assert num_refused > 400
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -207,7 +229,7 @@ def test_a_pickled_model_is_not_executed(saved: dict[str, Files], tmp_path: Path
         path.write_bytes(pickle.dumps(_Payload(marker)))
     else:
         torch.save({"state_dict": _Payload(marker)}, path)
-    with pytest.raises(PromptModelError, match="more than weights"):
+    with pytest.raises(PromptModelError, match="not a file that torch.save writes|nothing was executed"):
         open_prompt_model(f"open-clip:{saved['vit'][0]}@{path}", "cpu")
     assert not marker.exists()
 

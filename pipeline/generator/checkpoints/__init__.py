@@ -20,8 +20,7 @@ from pipeline.generator.checkpoints.torch_archive import (
     STREAM_MAGIC,
     ZIP_MAGIC,
     load_from_bytes,
-    read_archive,
-    read_stream,
+    read_saved,
 )
 from schemas.errors import CheckpointError
 
@@ -81,10 +80,8 @@ def _read_foreign(content: bytes, discriminator: bool) -> ReadNetworks:
 def _read_root(content: bytes) -> object:
     """The object that a pickle or torch file holds, as inert records and views."""
     view, budget = memoryview(content), Budget()
-    if content.startswith(ZIP_MAGIC):
-        return read_archive(view, budget)
-    if content.startswith(STREAM_MAGIC):
-        return read_stream(view, budget)
+    if content.startswith((ZIP_MAGIC, STREAM_MAGIC)):
+        return read_saved(view, budget)
     if not content.startswith(_PICKLE_MAGIC):
         raise UnreadableError("not a checkpoint: it is neither a pickle (.pkl), a torch file (.pt) nor .safetensors")
     constructors: dict[str, Constructor] = {

@@ -81,7 +81,7 @@ class PickleReader:
         full_name = f"{module}.{name}"
         if full_name not in self.constructors:
             raise UnreadableError(
-                f"names {full_name[:200]!r}, which a generator's tensors do not need: refused, nothing was executed"
+                f"names {full_name[:200]!r}, which tensors do not need: refused, nothing was executed"
             )
         self.stack.append(Global(full_name))
 

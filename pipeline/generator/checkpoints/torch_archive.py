@@ -21,6 +21,7 @@ from pipeline.generator.checkpoints.tensors import (
 ZIP_MAGIC = b"PK\x03\x04"
 # A pickle of the number 0x1950a86a20f9469cfc6c.
 STREAM_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_TORCH_SCRIPT = "a TorchScript program; save its state_dict instead"
 _MAX_RECORDS = 65_536
 _MAX_COMMENT_BYTES = 65_535
 
@@ -38,14 +39,23 @@ _CONSTRUCTORS: dict[str, Constructor] = {
 }
 
 
-def read_archive(content: memoryview, budget: Budget) -> object:
+def read_saved(content: memoryview, budget: Budget) -> object:
+    """The object in a file that `torch.save` wrote, as inert records and views. Raises UnreadableError."""
+    if content[: len(ZIP_MAGIC)] == ZIP_MAGIC:
+        return _read_archive(content, budget)
+    if content[: len(STREAM_MAGIC)] == STREAM_MAGIC:
+        return read_stream(content, budget)
+    raise UnreadableError("not a file that torch.save writes")
+
+
+def _read_archive(content: memoryview, budget: Budget) -> object:
     """The object saved in a zip archive. Raises UnreadableError."""
     records = read_zip(content)
     folder = next((name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")), None)
     if folder is None:
         raise UnreadableError("a zip archive, but none that torch.save writes (it has no data.pkl)")
     if f"{folder}constants.pkl" in records:
-        raise UnreadableError("a TorchScript program; save the generator's state_dict instead")
+        raise UnreadableError(_TORCH_SCRIPT)
     big = bytes(records.get(f"{folder}byteorder", b"little")) == b"big"
 
     def load_persistent(reference: object) -> Storage:
@@ -201,6 +211,8 @@ def _read_entry(content: memoryview, cursor: Cursor) -> tuple[str, int, memoryvi
     if signature != b"PK\x01\x02":
         raise UnreadableError("damaged: the archive's directory is garbled")
     size, stored, offset = _wide_fields(extra, size, stored, offset)
+    if "/code/" in name:
+        raise UnreadableError(_TORCH_SCRIPT)
     if method != 0 or size != stored:
         raise UnreadableError(f"its member {name[:60]!r} is compressed, which torch.save never does: refused")
     header = Cursor(content, offset).take(_LOCAL_HEADER_BYTES)

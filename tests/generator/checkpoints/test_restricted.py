@@ -17,7 +17,7 @@ from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
 from pipeline.generator.checkpoints.inert import Budget, UnreadableError
 from pipeline.generator.checkpoints.restricted import read_pickle
 from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS, StoredTensor
-from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_archive, read_stream, read_zip
+from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_saved, read_stream, read_zip
 
 
 def read(content: bytes) -> object:
@@ -156,7 +156,7 @@ def test_views_of_a_shared_storage(stream: bool) -> None:
     content = torch_file({"g_ema": rosinality_state(generator), "extra": tensors}, stream=stream)
     assert parse_checkpoint("file.pt", content).generator.spec == generator.spec
 
-    root = (read_stream if stream else read_archive)(memoryview(content), Budget())
+    root = (read_stream if stream else read_saved)(memoryview(content), Budget())
     assert isinstance(root, dict)
     for name, tensor in tensors.items():
         assert torch.equal(root["extra"][name].to_float32(), tensor)
