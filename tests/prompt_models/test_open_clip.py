@@ -229,7 +229,7 @@ def test_a_pickled_model_is_not_executed(saved: dict[str, Files], tmp_path: Path
         path.write_bytes(pickle.dumps(_Payload(marker)))
     else:
         torch.save({"state_dict": _Payload(marker)}, path)
-    with pytest.raises(PromptModelError, match="not a file that torch.save writes|nothing was executed"):
+    with pytest.raises(PromptModelError, match=r"not a file that torch\.save writes|nothing was executed"):
         open_prompt_model(f"open-clip:{saved['vit'][0]}@{path}", "cpu")
     assert not marker.exists()
 
