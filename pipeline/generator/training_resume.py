@@ -19,8 +19,7 @@ def comparable(config: TrainGeneratorConfig) -> dict[str, object]:
 
 def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None:
     """Raise TrainingStateError naming every field in which a saved training differs from the one asked for."""
-    assert isinstance(saved, dict)
-    differences = list(_differences("", saved, asked))
+    differences = changes(saved, asked)
     if differences:
         raise TrainingStateError(
             f"{state}: was trained with other settings: {'; '.join(differences)}. Restore them, or choose another "
@@ -28,12 +27,14 @@ def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None
         )
 
 
-def _differences(prefix: str, saved: dict[str, object], asked: dict[str, object]) -> list[str]:
+def changes(saved: object, asked: dict[str, object], prefix: str = "") -> list[str]:
+    """A phrase for each field in which saved settings differ from those asked for."""
+    assert isinstance(saved, dict)
     found: list[str] = []
     for key in sorted(saved.keys() | asked.keys()):
         old, new = saved.get(key), asked.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(f"{prefix}{key}.", old, new)
+            found += changes(old, new, f"{prefix}{key}.")
         elif old != new:
             found.append(f"{prefix}{key} was {old!r}, now {new!r}")
     return found

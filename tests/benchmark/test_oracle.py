@@ -260,7 +260,7 @@ def test_loss_is_cross_entropy_and_soft_iou() -> None:
 
 
 def test_training_learns_and_resumes_to_the_same_weights(small_renders: Renders, tmp_path: Path) -> None:
-    config = OracleTraining("a", steps=8, batch_size=6, warm_up_steps=2, precision="float32")
+    config = OracleTraining(oracle="a", steps=8, batch_size=6, warm_up_steps=2, precision="float32")
     whole = OracleTrainer(config, tmp_path / "whole", small_renders, small_renders)
     for _ in range(8):
         whole.step()
@@ -281,7 +281,7 @@ def test_training_learns_and_resumes_to_the_same_weights(small_renders: Renders,
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_training_reduces_the_loss_on_a_tiny_set(name: str, small_renders: Renders, tmp_path: Path) -> None:
-    config = OracleTraining(name, steps=40, batch_size=8, warm_up_steps=4)  # type: ignore[arg-type]
+    config = OracleTraining(oracle=name, steps=40, batch_size=8, warm_up_steps=4)  # type: ignore[arg-type]
     trainer = OracleTrainer(config, tmp_path, small_renders, small_renders)
 
     def loss() -> float:
@@ -296,7 +296,7 @@ def test_training_reduces_the_loss_on_a_tiny_set(name: str, small_renders: Rende
 
 
 def test_rate_rises_then_falls_to_nothing(small_renders: Renders, tmp_path: Path) -> None:
-    config = OracleTraining("a", steps=110, warm_up_steps=10, peak_rate=0.5)
+    config = OracleTraining(oracle="a", steps=110, warm_up_steps=10, peak_rate=0.5)
     trainer, rates = OracleTrainer(config, tmp_path, small_renders, small_renders), []
     for trainer.num_steps in (0, 9, 10, 60, 110):
         rates.append(trainer.rate())
@@ -304,13 +304,13 @@ def test_rate_rises_then_falls_to_nothing(small_renders: Renders, tmp_path: Path
 
 
 def test_other_settings_are_refused(small_renders: Renders, tmp_path: Path) -> None:
-    OracleTrainer(OracleTraining("a", batch_size=2), tmp_path, small_renders, small_renders).step()
-    trainer = OracleTrainer(OracleTraining("a", batch_size=2), tmp_path, small_renders, small_renders)
+    OracleTrainer(OracleTraining(oracle="a", batch_size=2), tmp_path, small_renders, small_renders).step()
+    trainer = OracleTrainer(OracleTraining(oracle="a", batch_size=2), tmp_path, small_renders, small_renders)
     trainer.step()
     trainer.save()
     with pytest.raises(TrainingStateError, match="batch_size was 2, now 3"):
-        OracleTrainer(OracleTraining("a", batch_size=3), tmp_path, small_renders, small_renders)
-    OracleTrainer(OracleTraining("a", batch_size=2, threads=2), tmp_path, small_renders, small_renders)
+        OracleTrainer(OracleTraining(oracle="a", batch_size=3), tmp_path, small_renders, small_renders)
+    OracleTrainer(OracleTraining(oracle="a", batch_size=2, threads=2), tmp_path, small_renders, small_renders)
 
 
 def test_the_command_trains_and_writes_usable_weights(
@@ -321,7 +321,7 @@ def test_the_command_trains_and_writes_usable_weights(
     command = ["--oracle", "b", "--out", str(tmp_path), "--batch-size", "2", "--threads", "1"]
     assert train_oracle.main([*command, "--steps", "2"]) == 0
     oracle = load_oracle(tmp_path / "oracle-b.safetensors")
-    assert oracle.info.provenance["steps"] == "2 of 2, 2 renders each"
+    assert oracle.info.provenance["steps"] == "2 of 2, 2 images each"
     scores = train_oracle.score(oracle, load_renders(range(7_300_000, 7_300_004), tmp_path / "cache"))
     assert scores.miou is not None
     stated = float(oracle.info.provenance["validation"].split("mIoU ")[1].split()[0])
