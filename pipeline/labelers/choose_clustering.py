@@ -85,8 +85,9 @@ class SampleCollector:
         dense: from images [B, 3, H, W] to a prompt model's dense features [B, E, h, h], which are read of the first
         `num_dense` images.
         """
-        self._layers, self._size, self._num_images = tuple(layers), size, 0
-        self._per_image = pixels_of_image(num_features, size, num_images)
+        self._layers, self._size = tuple(layers), size
+        self._every, self._per_image = sample_plan(num_features, size, num_images)
+        self._num_seen = self._num_images = 0
         self._read: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._colours: list[Tensor] = []
         self._images: list[Tensor] = []
@@ -100,6 +101,9 @@ class SampleCollector:
         if self._dense is not None and self._num_images < self._num_dense:
             dense_BEhw = self._dense(batch.images_BCHW.float())
         for index in range(len(batch)):
+            self._num_seen += 1
+            if (self._num_seen - 1) % self._every:
+                continue
             pixels_S = some_pixels(self._size**2, self._num_images, self._per_image).to(colours_BChw.device)
             for name in self._layers:
                 self._read[name].append(read_pixels(batch.features[name][index], pixels_S, self._size).T)
@@ -116,10 +120,10 @@ class SampleCollector:
         return PixelSample(features, torch.cat(self._colours), torch.cat(self._images), dense_FE)
 
 
-def pixels_of_image(num_features: int, size: int, num_images: int) -> int:
-    """How many pixels of each image the sample holds."""
+def sample_plan(num_features: int, size: int, num_images: int) -> tuple[int, int]:
+    """Of every how manyth image the sample holds pixels, and of how many."""
     most = min(_SAMPLE_PIXELS, _SAMPLE_NUMBERS // num_features)
-    return min(size**2, max(1, most // num_images))
+    return -(-num_images // most), min(size**2, max(1, most // num_images))
 
 
 def at_size(images_BCHW: Tensor, size: int) -> Tensor:

@@ -62,8 +62,9 @@ def find_edits(config: FeatureClustersConfig, sampler: Sampler, model: PromptMod
     wide = sampler.config.model_copy(update={"truncation_psi": config.discovery_truncation_psi})
     wide_sampler = Sampler(sampler.generator, wide, sampler.numerics, sampler.device)
     images_NE = _embedded(wide_sampler, model, seeds)
-    ws_NLD, _ = sampler.ws(seeds, psi=1.0)
-    finder = _Finder(config, sampler, model, images_NE, ws_NLD[:, 0])
+    size = sampler.numerics.batch_size
+    parts = [sampler.ws(seeds[start : start + size], psi=1.0)[0][:, 0] for start in range(0, len(seeds), size)]
+    finder = _Finder(config, sampler, model, images_NE, torch.cat(parts))
     return [finder.find(rare) for rare in config.discover]
 
 

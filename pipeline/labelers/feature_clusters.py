@@ -30,7 +30,7 @@ from torch.nn import functional
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.generator.spec import GeneratorSpec
 from pipeline.labelers.base import Labels
-from pipeline.labelers.choose_clustering import START_POINTS, pixels_of_image
+from pipeline.labelers.choose_clustering import START_POINTS, sample_plan
 from pipeline.labelers.cluster_model import layer_channels, layer_resolutions
 from pipeline.labelers.decision import decide
 from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
@@ -112,7 +112,8 @@ def _check_sample(config: FeatureClustersConfig, spec: GeneratorSpec, candidates
     resolutions, channels = layer_resolutions(spec), layer_channels(spec)
     names = {name for layers in candidates for name in layers}
     num_features, size = sum(channels[name] for name in names), max(resolutions[name] for name in names)
-    pixels = config.fit_samples // 2 * pixels_of_image(num_features, size, config.fit_samples)
+    every, per_image = sample_plan(num_features, size, config.fit_samples)
+    pixels = config.fit_samples // every // 2 * per_image
     asked = num_clusters_asked(config)
     if asked > pixels:
         raise ConfigError(

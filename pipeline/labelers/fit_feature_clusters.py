@@ -140,17 +140,19 @@ class _Fit:
         numbers = [self.config.clusters] if isinstance(self.config.clusters, int) else self.config.clusters
         if len(candidates) > 1:
             middle = numbers[len(numbers) // 2]
-            by_name = {" ".join(names): self._clustered(sample, names, middle).clusters.trial for names in candidates}
+            by_name = {
+                " ".join(names): self._clustered(sample, self._scaled(sample, names)[1], middle).trial
+                for names in candidates
+            }
             layers, layer_trials = tuple(best_layers(by_name).split()), by_name
-        tried = {number: self._clustered(sample, layers, number) for number in numbers}
-        if len(tried) == 1:
-            chosen, cluster_trials = tried[numbers[0]], None
-        else:
-            cluster_trials = {number: one.clusters.trial for number, one in tried.items()}
+        scales_D, x_SD = self._scaled(sample, layers)
+        tried = {number: self._clustered(sample, x_SD, number) for number in numbers}
+        number, cluster_trials = numbers[0], None
+        if len(tried) > 1:
+            cluster_trials = {number: clusters.trial for number, clusters in tried.items()}
             number = best_number(cluster_trials)
             check_mapping(self.config, number)
-            chosen = tried[number]
-        return _Chosen(layers, chosen.scales_D, chosen.x_SD, chosen.clusters, layer_trials, cluster_trials)
+        return _Chosen(layers, scales_D, x_SD, tried[number], layer_trials, cluster_trials)
 
     def _sample(self, layers: tuple[str, ...]) -> PixelSample:
         channels, resolutions = layer_channels(self.spec), layer_resolutions(self.spec)
@@ -166,11 +168,14 @@ class _Fit:
             collector.add(batch)
         return collector.sample()
 
-    def _clustered(self, sample: PixelSample, layers: tuple[str, ...], number: int) -> _Chosen:
-        config = self.config
+    def _scaled(self, sample: PixelSample, layers: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """What the layers' features are multiplied by [D], and the sample's scaled ones [S, D]."""
         raw_SD = sample.of(layers)
-        scales_D = channel_scales(raw_SD, config.normalisation)
-        x_SD = raw_SD * scales_D
+        scales_D = channel_scales(raw_SD, self.config.normalisation)
+        return scales_D, raw_SD * scales_D
+
+    def _clustered(self, sample: PixelSample, x_SD: Tensor, number: int) -> SampleClusters:
+        config = self.config
         kmeans = KMeans(
             number,
             restarts=config.restarts,
@@ -181,7 +186,7 @@ class _Fit:
         clusters = cluster_sample(sample, x_SD, kmeans)
         if sample.dense_FE is not None:
             clusters = replace(clusters, trial=self._named_trial(sample, clusters))
-        return _Chosen(layers, scales_D, x_SD, clusters, None, None)
+        return clusters
 
     def _named_trial(self, sample: PixelSample, clusters: SampleClusters) -> Trial:
         """The trial with what prompts make of its clusters."""

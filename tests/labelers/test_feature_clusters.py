@@ -8,6 +8,8 @@ import pytest
 import torch
 import yaml
 from clusters_setup import make_config, make_sampler
+from hypothesis import given
+from hypothesis import strategies as st
 from ray_runs import shards_of
 from safetensors.torch import load, save
 from sklearn.cluster import KMeans as SklearnKMeans
@@ -18,9 +20,17 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.generator.sampling import Sampler
 from pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from pipeline.labelers import FittedLabelerError, check_labeler, feature_clusters, fit_labeler, open_labeler
+from pipeline.labelers import (
+    FittedLabelerError,
+    check_labeler,
+    choose_clustering,
+    feature_clusters,
+    fit_labeler,
+    open_labeler,
+)
 from pipeline.labelers.choose_clustering import (
     PixelSample,
+    SampleCollector,
     Trial,
     adjusted_rand_index,
     best_layers,
@@ -28,10 +38,12 @@ from pipeline.labelers.choose_clustering import (
     contingency,
     explained_colour,
     num_stable,
+    sample_plan,
 )
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, bytes_needed, layer_candidates
 from pipeline.labelers.joint_upsampling import snap_to_edges
+from pipeline.labelers.pixel_reading import some_pixels
 from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
 from pipeline.prompt_models import PromptModelError
 from schemas.config import RunConfig
@@ -203,6 +215,36 @@ def test_choosing() -> None:
     }
     assert best_number(named) == 24
     assert best_number({**named, 48: trial(0.4, classes_found=6, unsure_share=0.3)}) == 48
+
+
+@given(
+    num_features=st.integers(1, 4096),
+    size=st.sampled_from([4, 8, 16, 32, 64, 128]),
+    num_images=st.one_of(st.integers(16, 1000), st.integers(16, 10**7)),
+)
+def test_a_sample_does_not_grow_with_the_images(num_features: int, size: int, num_images: int) -> None:
+    every, per_image = sample_plan(num_features, size, num_images)
+    images = len(range(0, num_images, every))
+    assert images >= 16 and 1 <= per_image <= size**2
+    assert images * per_image <= 32768 and images * per_image * num_features <= 2**26
+    # What is left out would not have fitted.
+    assert every == 1 or images * 2 > min(32768, 2**26 // num_features)
+    assert per_image == size**2 or num_images * (per_image + 1) > min(32768, 2**26 // num_features)
+
+
+def test_a_sample_of_more_images_than_it_holds_is_of_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose_clustering, "_SAMPLE_PIXELS", 4)
+    sampler = make_sampler()
+    collector = SampleCollector(("b8.conv1",), num_features=1, size=8, num_images=8)
+    for start in range(0, 8, 4):
+        collector.add(sampler.sample(range(start, start + 4), ("b8.conv1",)))
+    sample = collector.sample()
+    assert sample.image_S.tolist() == [0, 1, 2, 3]
+    # Of the images 0, 2, 4, 6 the pixels that some_pixels draws for images 0, 1, 2, 3.
+    whole = torch.cat([sampler.sample(range(start, start + 4), ("b8.conv1",)).features["b8.conv1"] for start in (0, 4)])
+    for number in range(4):
+        (pixel,) = some_pixels(64, number, 1).tolist()
+        assert torch.equal(sample.features["b8.conv1"][number], whole[2 * number].flatten(1)[:, pixel])
 
 
 def test_stable_clusters_share_more_than_half_of_their_joint_pixels() -> None:
