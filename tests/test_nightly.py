@@ -31,11 +31,13 @@ from pipeline.nightly.retention import delete_snapshot
 from pipeline.nightly.snapshots import list_snapshots, open_snapshot, read_report
 from pipeline.nightly.status import nightly_status, status_lines
 from pipeline.nightly.webhook import Notice, Webhook
+from pipeline.prompt_models import PromptModelError
 from pipeline.store import Store
+from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError, GateError, LabelmillError, LockedError, OutputError, VerificationError
 from schemas.nightly import NightlyConfig
 from workers import nightly
-from workers.nightly import Outcome, prune_root, run_night
+from workers.nightly import Outcome, check_night, prune_root, run_night
 
 NOON = 1_800_000_000.0
 # Twelve images of a random generator vary a lot; but they are different images.
@@ -578,6 +580,20 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     assert not (root / "snapshots" / first).exists()
     with pytest.raises(ConfigError, match="no other snapshot was live before"):
         labelmill("nightly", "rollback", root)
+
+
+def test_a_prompt_model_that_is_not_there_is_found_before_the_night(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = nightly_config(tiny_checkpoint, tmp_path / "root")
+    labeler = FeatureClustersConfig(
+        method="feature_clusters",
+        clusters=3,
+        fit_samples=16,
+        names={"back": ["background"], "face": ["skin"]},
+        prompt_model=f"open-clip:RN50@{tmp_path}/none.safetensors",
+    )
+    asking = config.model_copy(update={"run": config.run.model_copy(update={"labeler": labeler})})
+    with pytest.raises(PromptModelError, match=r"none\.safetensors"):
+        check_night(asking, date(2026, 11, 1))
 
 
 def test_the_status_of_a_run_at_work(tmp_path: Path, tiny_checkpoint: Path) -> None:

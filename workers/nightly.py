@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.generator.checkpoints.source import read_bytes
 from pipeline.interruption import Interrupted
+from pipeline.labelers import check_prompts
 from pipeline.nightly.judge import failures, judge
 from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
 from pipeline.nightly.lease import Clock, Lease
@@ -111,7 +112,8 @@ def check_night(config: NightlyConfig, night: date) -> list[str]:
     """Lines that say what a night would make, without making it. Raises what `run_night` would raise before work."""
     root, run = Store.open(config.root), run_of(config, night)
     Webhook(config.webhook)
-    open_sampler(run)
+    sampler, _ = open_sampler(run)
+    check_prompts(run.labeler, sampler)
     name = _name_of(run, night, list_snapshots(root))
     dataset = run.dataset
     last = dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard - 1

@@ -202,6 +202,9 @@ def test_seeds_are_those_of_nothing_else() -> None:
     ]
     for first, second in itertools.combinations(ranges, 2):
         assert first.stop <= second.start or second.stop <= first.start
+    card = (Path(train_avatars.__file__).parent / "bundled" / "avatars-prompts.md").read_text(encoding="utf-8")
+    seeds = avatars_data.TRAINING_SEEDS
+    assert f"renders of avatars, seeds {seeds.start:,} to {seeds.stop - 1:,}:" in card
 
 
 def test_a_batch_depends_on_its_random_source_alone(small: CaptionedRenders) -> None:
