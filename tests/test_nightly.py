@@ -588,6 +588,7 @@ def test_a_prompt_model_that_is_not_there_is_found_before_the_night(tmp_path: Pa
         method="feature_clusters",
         clusters=3,
         fit_samples=16,
+        naming_samples=16,
         names={"back": ["background"], "face": ["skin"]},
         prompt_model=f"open-clip:RN50@{tmp_path}/none.safetensors",
     )
