@@ -94,4 +94,4 @@ def test_a_hundred_thousand_shards_are_planned_against_within_ten_seconds(tmp_pa
     tasks = remaining_tasks(shard_tasks(config), done)
     seconds = time.process_time() - start
     assert [task.index for task in tasks] == list(range(count, count + 10))
-    assert seconds < 10 * count / 100_000
+    assert seconds < 10
