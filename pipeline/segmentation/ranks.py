@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+
+# Before a group is there: DistributedDataParallel imports it, and defaults of its functions would hold that group.
+import torch.distributed.nn.functional
 from torch import distributed
 
 from schemas.errors import ConfigError
@@ -48,6 +51,9 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     """Join the ranks that torchrun's environment tells of: NCCL between GPUs, gloo between CPUs.
 
     device: auto, cpu, cuda or cuda:N. Raises ConfigError for a GPU that is not there.
+
+    Nothing that holds the group (DistributedDataParallel does) may outlive the context: the group's threads end when
+    the last one lets go, and one that still runs as the interpreter ends aborts the process.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     chosen = _choose(device, int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else None)

@@ -68,10 +68,15 @@ def train(config: SegmentationTrainingConfig) -> TrainingMetrics:
     split = open_split(config.data.dataset, config.data.split)
     stop = Stop(config.max_seconds)
     with joined_ranks(config.device) as ranks, postponed(stop.request):
-        trainer = Trainer(config, split, ranks)
-        trainer.restore()
-        trainer.run(stop)
-        return trainer.metrics()
+        return _train(config, split, ranks, stop)
+
+
+def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop: "Stop") -> TrainingMetrics:
+    """The trainer ends with this function: see joined_ranks."""
+    trainer = Trainer(config, split, ranks)
+    trainer.restore()
+    trainer.run(stop)
+    return trainer.metrics()
 
 
 class Stop:

@@ -183,9 +183,11 @@ def test_time_that_is_up_ends_it_resumable(dataset: str, tmp_path: Path) -> None
     assert (tmp_path / "state" / f"{metrics.steps:09d}" / "progress.json").exists()
 
 
-def _start(config: Path, **environment: str) -> subprocess.Popen[str]:
+def _start(config: Path, *, code: str | None = None, **environment: str) -> subprocess.Popen[str]:
+    """`labelmill train`, or other code with the file as its argument."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-m", "pipeline.cli", "train", str(config)]
+    program = ["-m", "pipeline.cli", "train"] if code is None else ["-c", code]
+    command = [sys.executable, *program, str(config)]
     return subprocess.Popen(
         command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -238,6 +240,18 @@ def _whole_lines(output: Path) -> list[str]:
     return [line for line in (output / "log.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def _run_two_ranks(config: Path, code: str | None = None) -> list[str]:
+    """What each of them prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [_start(config, code=code, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    texts = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(texts)
+    return texts
+
+
 def test_two_ranks_with_uneven_shards_finish(dataset: str, tmp_path: Path) -> None:
     """More than two epochs: ranks of unequal length would wait for each other for ever."""
     split = open_split(dataset, "train")
@@ -246,17 +260,29 @@ def test_two_ranks_with_uneven_shards_finish(dataset: str, tmp_path: Path) -> No
     path, output = tmp_path / "train.yaml", tmp_path / "out"
     held_out = {"kind": "dataset", "dataset": dataset, "split": "val"}
     path.write_text(yaml.safe_dump(_values(dataset, output, steps=steps, held_out=held_out)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [_start(path, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-    texts = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(texts)
+    _run_two_ranks(path)
     metrics = TrainingMetrics.model_validate_json((output / "metrics.json").read_text())
     assert metrics.steps == steps and metrics.images == steps * 4 * 2
     assert metrics.final is not None
     assert len(_losses(output)) == steps
+
+
+def test_no_thread_of_a_rank_outlives_its_training(dataset: str, tmp_path: Path) -> None:
+    """One that lets go of a tensor while the interpreter ends aborts the process, after all its work is done."""
+    code = """
+import sys
+from pathlib import Path
+from pipeline.segmentation.train import train
+from schemas.run_file import load_config
+from schemas.segmentation import SegmentationTrainingConfig
+train(load_config(Path(sys.argv[1]), SegmentationTrainingConfig, ()))
+print("threads:", *sorted(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+"""
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(_values(dataset, tmp_path / "out", steps=2)))
+    for text in _run_two_ranks(path, code):
+        threads = next(line for line in text.splitlines() if line.startswith("threads:"))
+        assert not {name for name in threads.split() if "gloo" in name or "store" in name}, threads
 
 
 def test_alpha_is_read_as_stored(tmp_path: Path) -> None:
