@@ -24,6 +24,17 @@ class ShardsData(Section):
     """Local tar files; a file name may hold wildcards."""
 
 
+class AvatarRates(Section):
+    """Shares of the portraits that are drawn; null: the domain's own. A generator may leave out what it rarely sees."""
+
+    hat: float | None = Field(None, gt=0, lt=1)
+    """With a hat."""
+    glasses: float | None = Field(None, gt=0, lt=1)
+    """With glasses."""
+    beard: float | None = Field(None, gt=0, lt=1)
+    """With a beard or a moustache."""
+
+
 class DomainData(Section):
     """A domain that labelmill draws itself."""
 
@@ -34,6 +45,8 @@ class DomainData(Section):
     """How many images to draw before training starts."""
     first_seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the first image."""
+    rates: AvatarRates = AvatarRates()
+    """How often rare parts are drawn. Seeds that would make others too frequent are passed over."""
     num_processes: int = Field(2, ge=1)
     """Processes that draw."""
 

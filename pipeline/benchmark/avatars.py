@@ -11,7 +11,10 @@ Shape suffixes: N variants; H, W height and width; C colour channels.
 from __future__ import annotations
 
 import colorsys
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +22,11 @@ from numpy.typing import NDArray
 from pipeline.benchmark.avatar_paint import MAX_BLOBS, Backdrop, Colour, Finish, Light, paint
 from pipeline.benchmark.avatar_svg import CLASSES, HATS, Figure, Pose, rasterise_classes, rasterise_figure
 
-__all__ = ["CLASSES", "Avatar", "AvatarAttributes", "recolourings", "render"]
+__all__ = ["CLASSES", "RATES", "Avatar", "AvatarAttributes", "recolourings", "render", "seeds_at_rates"]
 
 MIN_RESOLUTION = 16
-HAT_RATE, GLASSES_RATE, BEARD_RATE = 0.15, 0.10, 0.05
+RATES = {"hat": 0.15, "glasses": 0.10, "beard": 0.05}
+"""Shares of portraits with a rare part."""
 
 # Variants, repeated by how often they are drawn. Left out: what belongs to no class (tears, an eyepatch,
 # flowers or a band in the hair), what is unpleasant, brows and cheeks of a colour that no palette reaches.
@@ -126,10 +130,25 @@ def recolourings(seed: int, resolution: int, variants: int) -> tuple[NDArray[np.
     return np.stack(images), mask_HW
 
 
+def seeds_at_rates(first_seed: int, rates: Mapping[str, float]) -> Iterator[int]:
+    """Seeds from the first on, without those that other rates than the domain's would have too often; endless.
+
+    rates: shares in (0, 1) by names of RATES; those left out are the domain's. Rejection sampling: the seeds that stay
+    are a sample of the domain in which each rare part is as frequent as told, and no matter with which others.
+    """
+    odds = {name: (rate / RATES[name], (1 - rate) / (1 - RATES[name])) for name, rate in rates.items()}
+    for seed in count(first_seed):
+        figure = draw_figure(seed)
+        has = {"hat": figure.top in HATS, "glasses": bool(figure.accessories), "beard": bool(figure.facial_hair)}
+        kept = math.prod((own if has[name] else without) / max(own, without) for name, (own, without) in odds.items())
+        if _generator(seed, "choice").random() < kept:
+            yield seed
+
+
 def draw_figure(seed: int) -> Figure:
     """Which parts and which pose a seed has."""
     rng = _generator(seed, "figure")
-    has_hat, has_glasses, has_beard = rng.random(3) < (HAT_RATE, GLASSES_RATE, BEARD_RATE)
+    has_hat, has_glasses, has_beard = rng.random(3) < tuple(RATES.values())
     hat, hair, glasses, beard = (_pick(rng, names) for names in (HATS, _HAIR, _GLASSES, _BEARDS))
     return Figure(
         top=hat if has_hat else hair,
@@ -238,7 +257,7 @@ def _attributes(figure: Figure, colours: dict[str, str]) -> AvatarAttributes:
     )  # fmt: skip
 
 
-_PURPOSES = ("figure", "palette", "layout", "grain")
+_PURPOSES = ("figure", "palette", "layout", "grain", "choice")
 
 
 def _generator(seed: int, purpose: str, variant: int = 0) -> np.random.Generator:

@@ -6,6 +6,7 @@ Shape suffixes: N images, B batch, C channels, H height, W width.
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -71,13 +72,21 @@ def _cache_name(data: TrainingData, resolution: int) -> str:
 
 
 def _draw(data: DomainData, resolution: int) -> NDArray[np.uint8]:
-    seeds = range(data.first_seed, data.first_seed + data.num_images)
+    seeds = domain_seeds(data)
     images = np.empty((len(seeds), resolution, resolution, 3), dtype=np.uint8)
     jobs = [(seed, resolution) for seed in seeds]
     with get_context("spawn").Pool(data.num_processes) as pool:
         for index, image_HWC in enumerate(pool.imap(_draw_avatar, jobs, chunksize=64)):
             images[index] = image_HWC
     return images
+
+
+def domain_seeds(data: DomainData) -> list[int]:
+    """Seeds of the drawings, in order."""
+    from pipeline.benchmark.avatars import seeds_at_rates  # an extra: needed for this domain only
+
+    rates = data.rates.model_dump(exclude_none=True)
+    return list(islice(seeds_at_rates(data.first_seed, rates), data.num_images))
 
 
 def _draw_avatar(job: tuple[int, int]) -> NDArray[np.uint8]:

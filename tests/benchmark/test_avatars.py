@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -229,6 +230,23 @@ def test_rates_of_attributes(name: str, rate: float) -> None:
 
 
 # Colour does not give the truth away; recolouring does
+
+
+def test_seeds_at_other_rates() -> None:
+    """Rates are as told, parts independent, what was not told as in the domain; without rates every seed stays."""
+    assert list(itertools.islice(avatars.seeds_at_rates(7, {}), 5)) == [7, 8, 9, 10, 11]
+    seeds = list(itertools.islice(avatars.seeds_at_rates(0, {"glasses": 0.3, "beard": 0.4}), 3000))
+    assert seeds == sorted(set(seeds))
+    assert seeds[100:110] == list(
+        itertools.islice(avatars.seeds_at_rates(seeds[100], {"glasses": 0.3, "beard": 0.4}), 10)
+    )
+    figures = [avatars.draw_figure(seed) for seed in seeds]
+    hats, glasses, beards = (
+        np.array([test(figure) for figure in figures])
+        for test in (lambda f: f.top in HATS, lambda f: f.accessories is not None, lambda f: f.facial_hair is not None)
+    )
+    for has, rate in ((hats, 0.15), (glasses, 0.3), (beards, 0.4), (glasses & beards, 0.12)):
+        assert abs(has.mean() - rate) < 4 * (rate * (1 - rate) / len(seeds)) ** 0.5
 
 
 def test_recolourings_keep_the_shape_and_change_the_colours() -> None:

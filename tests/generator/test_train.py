@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from pipeline.benchmark.avatars import render, seeds_at_rates
 from pipeline.generator.checkpoints.native import load_generator
 from pipeline.generator.networks import Generator
 from pipeline.generator.train import Trainer, spec_of, train_generator
@@ -30,7 +32,7 @@ from pipeline.generator.training_state import (
     read_tensors,
     write_state,
 )
-from schemas.training import FolderData, ShardsData, TrainGeneratorConfig
+from schemas.training import AvatarRates, DomainData, FolderData, ShardsData, TrainGeneratorConfig
 
 RESOLUTION = 16
 
@@ -292,6 +294,14 @@ class TestData:
         from_folder = load_images(FolderData(kind="folder", path=folder), RESOLUTION, tmp_path / "b")
         assert np.array_equal(from_shards, from_folder)
         assert np.array_equal(from_folder, discs(256)[:, :, :, ::-1])  # OpenCV wrote them as BGR
+
+    def test_rare_parts_of_a_domain_are_drawn_as_often_as_told(self, tmp_path: Path) -> None:
+        data = DomainData(kind="domain", num_images=6, first_seed=3, rates=AvatarRates(beard=0.9))
+        images = load_images(data, RESOLUTION, tmp_path)
+        seeds = list(islice(seeds_at_rates(3, {"beard": 0.9}), 6))
+        assert np.array_equal(images, np.stack([render(seed, RESOLUTION).image_HWC for seed in seeds]))
+        plain = load_images(DomainData(kind="domain", num_images=2, first_seed=3), RESOLUTION, tmp_path)
+        assert np.array_equal(plain, np.stack([render(seed, RESOLUTION).image_HWC for seed in (3, 4)]))
 
     def test_images_are_cropped_to_their_centre(self, tmp_path: Path) -> None:
         wide = np.zeros((20, 40, 3), np.uint8)
