@@ -1,4 +1,4 @@
-"""A small random generator, and a prompt model that knows colours, for tests of feature clusters."""
+"""Settings, and a prompt model that knows colours, for tests of feature clusters."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Sampler
-from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
+from schemas.config import FeatureClustersConfig
 
 SMALL = {"method": "feature_clusters", "clusters": 5, "restarts": 2, "iterations": 5, "passes": 2, "fit_samples": 16}
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "grey": (0.1, 0.1, 0.1)}
@@ -16,14 +14,6 @@ COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, 
 
 def make_config(**settings: object) -> FeatureClustersConfig:
     return FeatureClustersConfig.model_validate({**SMALL, "naming_samples": 8, **settings})
-
-
-def make_sampler(resolution: int = 16, batch_size: int = 4, noise: str = "const", psi: float = 0.7) -> Sampler:
-    torch.manual_seed(3)
-    channels = channels_by_resolution(resolution, channel_base=128, channel_max=8)
-    spec = GeneratorSpec(resolution=resolution, z_dim=8, w_dim=8, c_dim=0, mapping_layers=2, channels=channels)
-    config = GeneratorConfig.model_validate({"checkpoint": "test", "noise": noise, "truncation_psi": psi})
-    return Sampler(Generator(spec), config, NumericsConfig(batch_size=batch_size), "cpu")
 
 
 class ColourPrompts:

@@ -32,15 +32,13 @@ from pipeline.benchmark.classes_results import (
 from pipeline.benchmark.classes_students import ON_CPU, StudentsExtent, measure_students
 from pipeline.benchmark.masks_results import Circumstances
 from pipeline.benchmark.oracle import open_oracle
-from pipeline.benchmark.oracle_data import RESOLUTION
-from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.benchmark.oracle_images import open_judged
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
 from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
-from schemas.errors import LabelmillError
 from schemas.fingerprint import canonical_json
 from schemas.sample import IGNORE
 
@@ -53,6 +51,7 @@ _DECISIVE = (
     "benchmark/downstream_data.py",
     "benchmark/downstream_training.py",
     "benchmark/oracle*.py",
+    "convolution_blocks.py",
     "generator/layers.py",
     "generator/networks.py",
     "generator/sampling.py",
@@ -106,12 +105,7 @@ def benchmark_classes(
     tell: gets a line for each row that is measured. Raises CheckpointError, or LabelmillError for a generator whose
     images the oracles do not take.
     """
-    loaded = open_checkpoint(checkpoint, device)
-    if loaded.generator.spec.resolution != RESOLUTION:
-        raise LabelmillError(
-            f"--checkpoint {checkpoint}: makes images of {loaded.generator.spec.resolution} px; the oracles judge "
-            f"portraits of {RESOLUTION} px, such as bundled:avatars-32"
-        )
+    loaded = open_judged(checkpoint, device)
     # One thread: a small generator gains little from more, and times do not depend on what else runs.
     numerics = NumericsConfig(threads=1)
     torch.set_num_threads(numerics.threads)

@@ -20,6 +20,7 @@ _DECISIVE = (
     "benchmark/downstream_data.py",
     "benchmark/downstream_training.py",
     "benchmark/masks_methods.py",
+    "convolution_blocks.py",
     "generator/layers.py",
     "generator/networks.py",
     "generator/sampling.py",

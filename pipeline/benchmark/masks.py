@@ -21,12 +21,10 @@ from pipeline.benchmark.masks_rows import DEFAULT, default_of, is_label_free_mix
 from pipeline.benchmark.masks_subjects import BATCH_SIZE, Judge, Truth
 from pipeline.benchmark.masks_sweep import FULL, QUICK, Extent, MaskSweep, picture_path
 from pipeline.benchmark.oracle import Oracle, open_oracle
-from pipeline.benchmark.oracle_data import RESOLUTION
-from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.benchmark.oracle_images import open_judged
 from pipeline.generator.sampling import Sampler
 from pipeline.store import Store
 from schemas.config import GeneratorConfig, NumericsConfig
-from schemas.errors import LabelmillError
 from schemas.sample import IGNORE
 
 _LIBRARIES = ("labelmill", "torch", "numpy", "opencv-python-headless", "scipy")
@@ -40,12 +38,7 @@ def benchmark_masks(
     tell: gets a line for each row that is measured. Raises CheckpointError, or LabelmillError for a generator whose
     images the oracles do not take.
     """
-    loaded = open_checkpoint(checkpoint, device)
-    if loaded.generator.spec.resolution != RESOLUTION:
-        raise LabelmillError(
-            f"--checkpoint {checkpoint}: makes images of {loaded.generator.spec.resolution} px; the oracles judge "
-            f"portraits of {RESOLUTION} px, such as bundled:avatars-32"
-        )
+    loaded = open_judged(checkpoint, device)
     numerics = NumericsConfig(batch_size=BATCH_SIZE)
     torch.set_num_threads(numerics.threads)
     config = GeneratorConfig(checkpoint=checkpoint)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pipeline.benchmark.avatars import render
 from pipeline.benchmark.oracle_data import RESOLUTION
-from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.checkpoints import LoadedCheckpoint, open_checkpoint
 from pipeline.generator.sampling import Sampler
 from schemas.config import GeneratorConfig, NumericsConfig
+from schemas.errors import LabelmillError
 
 GENERATOR = "bundled:avatars-32"
 _HAND_LABELS = Path(__file__).resolve().parent / "hand_labels"
@@ -35,6 +36,18 @@ class HandLabel:
     """RGB."""
     mask_HW: NDArray[np.uint8]
     """0 background, 1 foreground, 255 undecided."""
+
+
+def open_judged(checkpoint: str, device: torch.device) -> LoadedCheckpoint:
+    """The generator of `--checkpoint`. Raises CheckpointError, or LabelmillError where the oracles do not take its
+    images."""
+    loaded = open_checkpoint(checkpoint, device)
+    if loaded.generator.spec.resolution != RESOLUTION:
+        raise LabelmillError(
+            f"--checkpoint {checkpoint}: makes images of {loaded.generator.spec.resolution} px; the oracles judge "
+            f"portraits of {RESOLUTION} px, such as {GENERATOR}"
+        )
+    return loaded
 
 
 def generated_images(seeds: Sequence[int], checkpoint: str = GENERATOR, truncation_psi: float | None = None) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.convolution_blocks import Residual, convolution
+
 _STRIDE = 8
 """Sides that the U-Net's three poolings divide."""
 
@@ -68,11 +70,11 @@ class DilatedNet(nn.Module):
 
     def __init__(self, num_classes: int, stem: int = 32, width: int = 80) -> None:
         super().__init__()
-        self.stem = _convolution(3, stem)
-        self.fold = nn.Sequential(nn.PixelUnshuffle(2), _convolution(4 * stem, width, size=1))
-        self.blocks = nn.ModuleList(_Residual(width, dilation) for dilation in self.DILATIONS)
-        self.unfold = nn.Sequential(_convolution(width, 4 * stem, size=1), nn.PixelShuffle(2))
-        self.join = _convolution(2 * stem, stem)
+        self.stem = convolution(3, stem)
+        self.fold = nn.Sequential(nn.PixelUnshuffle(2), convolution(4 * stem, width, size=1))
+        self.blocks = nn.ModuleList(Residual(width, dilation) for dilation in self.DILATIONS)
+        self.unfold = nn.Sequential(convolution(width, 4 * stem, size=1), nn.PixelShuffle(2))
+        self.join = convolution(2 * stem, stem)
         self.head = nn.Conv2d(stem, num_classes, 1)
 
     def forward(self, images_BCHW: Tensor) -> Sight:
@@ -87,28 +89,8 @@ class DilatedNet(nn.Module):
         return Sight(self.head(joined_BCHW), _means([features[widest], features[-1]]))
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return functional.relu(x_BCHW + self.inner(x_BCHW))
-
-
 def _double(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(_convolution(inputs, outputs), _convolution(outputs, outputs))
-
-
-def _convolution(inputs: int, outputs: int, size: int = 3) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(convolution(inputs, outputs), convolution(outputs, outputs))
 
 
 def _means(maps: list[Tensor]) -> Tensor:

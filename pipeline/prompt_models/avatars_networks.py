@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.convolution_blocks import Residual, convolution
+
 IMAGE_SIZE = 64
 """Side that images are brought to."""
 MAP_SIZE = 32
@@ -47,11 +49,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         stem, trunk = shape.stem, shape.trunk
-        self.stem = nn.Sequential(_convolution(3, stem // 2, stride=2), _convolution(stem // 2, stem))
-        self.fold = nn.Sequential(nn.PixelUnshuffle(2), _convolution(4 * stem, trunk, size=1))
-        self.blocks = nn.ModuleList(_Residual(trunk, dilation) for dilation in self.DILATIONS)
-        self.unfold = nn.Sequential(_convolution(trunk, 4 * stem, size=1), nn.PixelShuffle(2))
-        self.join = _convolution(2 * stem, trunk)
+        self.stem = nn.Sequential(convolution(3, stem // 2, stride=2), convolution(stem // 2, stem))
+        self.fold = nn.Sequential(nn.PixelUnshuffle(2), convolution(4 * stem, trunk, size=1))
+        self.blocks = nn.ModuleList(Residual(trunk, dilation) for dilation in self.DILATIONS)
+        self.unfold = nn.Sequential(convolution(trunk, 4 * stem, size=1), nn.PixelShuffle(2))
+        self.join = convolution(2 * stem, trunk)
         self.pool = AttentionPool(trunk, shape.embedding)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,23 +124,3 @@ def fit_images(images_BCHW: Tensor, size: int = IMAGE_SIZE) -> Tensor:
     if images_BCHW.shape[2:] == (size, size):
         return images_BCHW
     return functional.interpolate(images_BCHW, (size, size), mode="bilinear", antialias=True)
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return functional.relu(x_BCHW + self.inner(x_BCHW))
-
-
-def _convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from random_sampler import make_noisy_sampler
 
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Sampler
 from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.crossover import CrossoverTable, edge_field, field_agreement, measure_crossovers
 from pipeline.labelers.foreground import (
@@ -19,25 +18,7 @@ from pipeline.labelers.foreground import (
 from pipeline.labelers.kmeans import Clusters
 from pipeline.labelers.mixing import mix
 from pipeline.labelers.variant_clusters import VariantClusterer
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
-
-
-def make_sampler() -> Sampler:
-    torch.manual_seed(2)
-    spec = GeneratorSpec(
-        resolution=16,
-        z_dim=8,
-        w_dim=8,
-        c_dim=0,
-        mapping_layers=2,
-        channels=channels_by_resolution(16, channel_base=64, channel_max=8),
-    )
-    generator = Generator(spec)
-    for name, parameter in generator.named_parameters():
-        if name.endswith("noise_strength"):
-            parameter.data.fill_(0.5)
-    return Sampler(generator, GeneratorConfig(checkpoint="test"), NumericsConfig(batch_size=4), "cpu")
-
+from schemas.config import StyleMixingConfig
 
 CONFIG = StyleMixingConfig(variants=3, clusters=4, restarts=2, iterations=4)
 
@@ -60,7 +41,7 @@ def test_flat_images_agree_with_nothing_and_divide_by_nothing() -> None:
 
 
 def measured(resolution: int | None = None, batches: Sequence[Sequence[int]] = ((1, 2, 3, 4),)) -> CrossoverTable:
-    sampler = make_sampler()
+    sampler = make_noisy_sampler()
     donors_NLD, _ = sampler.ws([10, 11, 12])
     samples = [sampler.sample(seeds) for seeds in batches]
     return measure_crossovers(sampler.generator, samples, donors_NLD, VariantClusterer(CONFIG), resolution)
@@ -93,7 +74,7 @@ def test_images_that_are_all_alike_have_no_layout_in_common_with_variants() -> N
 
 
 def test_foreground_agreement_is_that_of_masks_with_and_without_variants() -> None:
-    sampler = make_sampler()
+    sampler = make_noisy_sampler()
     donors_NLD, _ = sampler.ws([10, 11, 12])
     batch, clusterer = sampler.sample([1, 2, 3, 4]), VariantClusterer(CONFIG)
     variants = torch.cat([mix(sampler.generator, batch.select([i]), donors_NLD, 4) for i in range(4)])

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clusters_setup import ColourPrompts, make_config, make_sampler
+from clusters_setup import ColourPrompts, make_config
+from random_sampler import make_sampler
 from safetensors.torch import load
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional

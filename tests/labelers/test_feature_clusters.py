@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from clusters_setup import make_config, make_sampler
+from clusters_setup import make_config
 from hypothesis import given
 from hypothesis import strategies as st
+from random_sampler import make_sampler
 from ray_runs import shards_of
 from safetensors.torch import load, save
 from sklearn.cluster import KMeans as SklearnKMeans

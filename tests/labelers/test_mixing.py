@@ -5,38 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_sampler import make_noisy_sampler
 
 from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Batch, Sampler
+from pipeline.generator.sampling import Batch
 from pipeline.labelers.mixing import images_per_pass, mix, mix_in_passes, variants_per_pass
-from schemas.config import GeneratorConfig, NumericsConfig
 
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
-
-
-def make_sampler(noise: str = "const") -> Sampler:
-    torch.manual_seed(2)
-    spec = GeneratorSpec(
-        resolution=16,
-        z_dim=8,
-        w_dim=8,
-        c_dim=0,
-        mapping_layers=2,
-        channels=channels_by_resolution(16, channel_base=64, channel_max=8),
-    )
-    generator = Generator(spec)
-    for name, parameter in generator.named_parameters():
-        if name.endswith("noise_strength"):
-            parameter.data.fill_(0.5)
-    config = GeneratorConfig.model_validate({"checkpoint": "test", "noise": noise})
-    return Sampler(generator, config, NumericsConfig(batch_size=4), "cpu")
 
 
 @pytest.mark.parametrize("noise", ["const", "none", "per_seed"])
 @pytest.mark.parametrize("crossover", [1, 2, 3, 4, 5])
 def test_variants_are_full_syntheses_of_mixed_rows_with_the_images_own_noise(crossover: int, noise: str) -> None:
-    sampler = make_sampler(noise)
+    sampler = make_noisy_sampler(noise)
     batch = sampler.sample([1, 2])
     donors_NLD, _ = sampler.ws([10, 11, 12])
     variants_BNCHW = mix(sampler.generator, batch, donors_NLD, crossover)
@@ -62,7 +43,7 @@ def test_mixing_is_nvidias(crossover: int) -> None:
 
 
 def test_more_variants_than_a_pass_holds() -> None:
-    sampler = make_sampler()
+    sampler = make_noisy_sampler()
     batch = sampler.sample([1])
     donors_NLD, _ = sampler.ws(range(10, 30))
     variants_BNCHW = mix(sampler.generator, batch, donors_NLD, 3)
@@ -79,7 +60,7 @@ def test_passes_are_bounded_in_images_and_pixels() -> None:
 
 
 def test_mixing_an_image_with_itself_gives_the_image() -> None:
-    sampler = make_sampler()
+    sampler = make_noisy_sampler()
     batch = sampler.sample([3])
     variants_BNCHW = mix(sampler.generator, batch, batch.ws_BLD, 3)
     torch.testing.assert_close(variants_BNCHW[:, 0], batch.images_BCHW, rtol=1e-4, atol=1e-5)
@@ -87,7 +68,7 @@ def test_mixing_an_image_with_itself_gives_the_image() -> None:
 
 @pytest.mark.parametrize("noise", ["const", "per_seed"])
 def test_variants_of_a_lower_resolution_are_the_rgb_at_which_synthesis_stops(noise: str) -> None:
-    sampler = make_sampler(noise)
+    sampler = make_noisy_sampler(noise)
     batch = sampler.sample([1, 2])
     donors_NLD, _ = sampler.ws([10, 11, 12])
     variants_BNCHW = mix(sampler.generator, batch, donors_NLD, 2, resolution=8)
@@ -99,7 +80,7 @@ def test_variants_of_a_lower_resolution_are_the_rgb_at_which_synthesis_stops(noi
 
 
 def test_passes_cover_a_batch_in_order_and_are_of_one_size() -> None:
-    sampler = make_sampler()
+    sampler = make_noisy_sampler()
     batch, (donors_NLD, _) = sampler.sample([1, 2, 3]), sampler.ws(range(10, 18))
     passes = list(mix_in_passes(sampler.generator, batch, donors_NLD, 3))
     assert [(list(positions), len(variants)) for positions, variants in passes] == [([0, 1], 2), ([2], 2)]

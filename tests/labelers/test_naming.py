@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from clusters_setup import COLOURS, ColourPrompts, make_config, make_sampler
+from clusters_setup import COLOURS, ColourPrompts, make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_sampler import make_sampler
 
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Batch, Sampler

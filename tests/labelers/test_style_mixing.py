@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from random_sampler import make_sampler
 from safetensors.torch import load, save
 
-from pipeline.generator.networks import Architecture, Generator, GeneratorSpec, channels_by_resolution
+from pipeline.generator.networks import Architecture
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import FittedLabelerError, fit_labeler, open_labeler
 from pipeline.labelers.agreement import soft_iou
@@ -15,7 +16,7 @@ from pipeline.labelers.joint_upsampling import snap_to_edges
 from pipeline.labelers.mixing import images_per_pass
 from pipeline.labelers.style_mixing import StyleMixingLabeler
 from pipeline.labelers.variant_clusters import VariantClusterer, pixel_vectors
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from schemas.config import StyleMixingConfig
 from schemas.errors import ConfigError, LabelmillError
 
 SMALL = {"variants": 4, "crossover": 3, "clusters": 4, "restarts": 2, "iterations": 3, "fit_samples": 16}
@@ -23,28 +24,6 @@ SMALL = {"variants": 4, "crossover": 3, "clusters": 4, "restarts": 2, "iteration
 
 def make_config(**settings: object) -> StyleMixingConfig:
     return StyleMixingConfig.model_validate({**SMALL, **settings})
-
-
-def make_sampler(
-    resolution: int = 16,
-    w_dim: int = 8,
-    batch_size: int = 4,
-    noise: str = "const",
-    architecture: Architecture = "skip",
-    psi: float = 0.7,
-) -> Sampler:
-    torch.manual_seed(3)
-    spec = GeneratorSpec(
-        resolution=resolution,
-        z_dim=8,
-        w_dim=w_dim,
-        c_dim=0,
-        mapping_layers=2,
-        channels=channels_by_resolution(resolution, channel_base=128, channel_max=8),
-        architecture=architecture,
-    )
-    config = GeneratorConfig.model_validate({"checkpoint": "test", "noise": noise, "truncation_psi": psi})
-    return Sampler(Generator(spec), config, NumericsConfig(batch_size=batch_size), "cpu")
 
 
 MODES = ("readout", "clusters")
