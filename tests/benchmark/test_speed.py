@@ -84,5 +84,8 @@ def test_both_sides_are_measured_and_written(tmp_path: Path) -> None:
     (row,) = results.rows
     assert (row.resolution, row.clusters.crossover, row.clusters.variant_resolution) == (32, 4, 32)
     assert set(row.readout.seconds_by_stage) == {"synthesise", "read out"}
-    assert all(min(side.seconds_by_stage.values()) > 0 for side in (row.readout, row.clusters, row.baseline))
+    for side in (row.readout, row.clusters, row.baseline):
+        # Clustering is what is left of a labeled image without its variants, both timed: little, in one round.
+        timed = [seconds for stage, seconds in side.seconds_by_stage.items() if stage != "cluster and merge"]
+        assert min(timed) > 0
     assert 0 < row.predicted_saving < 1

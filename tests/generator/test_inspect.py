@@ -1,6 +1,7 @@
 """What `inspect` says and draws."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,11 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 def inspected(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "pipeline.cli", "inspect", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }  # pixels depend on it in their last bits
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
 
 
 def test_the_command_describes_draws_and_converts(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_sigterm_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(dataset: str, tmp_path: Path) -> None:
     """States are saved all the time, so that kills fall between the files of one, too."""
-    common = {"steps": 60, "threads": 1, "checkpoint_interval_seconds": 0.001}
+    common = {"steps": 24, "threads": 1, "checkpoint_interval_seconds": 0.001}
     train(_config(dataset, tmp_path / "whole", **common))
     path, output = tmp_path / "train.yaml", tmp_path / "killed"
     path.write_text(yaml.safe_dump(_values(dataset, output, **common)))
@@ -228,11 +228,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(dataset: str, tmp_path
         process.kill()
         process.communicate()
         reached.append(len(_whole_lines(output)))
-    assert reached == sorted(set(reached)) and reached[-1] < 60
+    assert reached == sorted(set(reached)) and reached[-1] < 24
     train(_config(dataset, output, **common))
     assert _losses(output) == _losses(tmp_path / "whole")
     assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert [path.name for path in (output / "state").iterdir()] == ["000000060"]
+    assert [path.name for path in (output / "state").iterdir()] == ["000000024"]
 
 
 def _whole_lines(output: Path) -> list[str]:
@@ -270,13 +270,26 @@ def test_two_ranks_with_uneven_shards_finish(dataset: str, tmp_path: Path) -> No
 def test_no_thread_of_a_rank_outlives_its_training(dataset: str, tmp_path: Path) -> None:
     """One that lets go of a tensor while the interpreter ends aborts the process, after all its work is done."""
     code = """
-import sys
+import sys, time
 from pathlib import Path
 from pipeline.segmentation.train import train
 from schemas.run_file import load_config
 from schemas.segmentation import SegmentationTrainingConfig
 train(load_config(Path(sys.argv[1]), SegmentationTrainingConfig, ()))
-print("threads:", *sorted(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+
+def names():
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            yield (task / "comm").read_text().strip()
+        except OSError:  # it has just ended
+            pass
+
+for _ in range(100):  # a thread that was joined is listed for a moment longer
+    threads = sorted(names())
+    if not any("gloo" in name or "store" in name for name in threads):
+        break
+    time.sleep(0.05)
+print("threads:", *threads)
 """
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(_values(dataset, tmp_path / "out", steps=2)))
