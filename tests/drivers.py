@@ -1,13 +1,16 @@
 """`labelmill` in a process of its own, watched through what it says."""
 
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,14 +40,14 @@ class Driver:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_for(self, pattern: str, *, times: int = 1, seconds: float = 120) -> list[re.Match[str]]:
+    def wait_for(self, pattern: str, *, times: int = 1, seconds: float = 240) -> list[re.Match[str]]:
         """Wait until so many lines match."""
         deadline = time.monotonic() + seconds
         while True:
+            ended = self._process.poll() is not None and not self._reader.is_alive()
             found = [match for line in list(self.lines) if (match := re.search(pattern, line))]
             if len(found) >= times:
                 return found
-            ended = self._process.poll() is not None and not self._reader.is_alive()
             assert not ended and time.monotonic() < deadline, f"{pattern} is not among what it said:\n{self.text}"
             time.sleep(0.02)
 
@@ -59,7 +62,7 @@ class Driver:
             return False
         return True
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """The exit status."""
         status = self._process.wait(seconds)
         self._reader.join(10)
@@ -81,9 +84,18 @@ class Driver:
         self._reader.join(10)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
     """Wait until a function returns something true."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def free_port() -> int:
+    """One among those that neither the kernel gives to whoever asks for any, nor Ray to its workers."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

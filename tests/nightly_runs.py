@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -104,6 +105,7 @@ def wait_until_stopped(process: BaseProcess) -> None:
     stat = Path(f"/proc/{process.pid}/stat")
     while stat.read_text().rpartition(")")[2].split()[0] != "T":
         assert process.is_alive(), "a night ended instead of stopping"
+        time.sleep(0.01)
 
 
 def _run(config: str, night: str, now: float, trap: Trap | None, log: Path | None, env: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ with RayNodes(num_cpus=2, num_gpus=2) as nodes, nodes.entered():
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,19 @@ def silent(nodes: RayNodes) -> Iterator[None]:
 def workers_on(node: Any, title: str = "") -> list[psutil.Process]:
     """The processes of labelmill's workers on a node; with `.make` those that make a shard now."""
     return [process for process in raylet_of(node).children() if _title(process).startswith(f"ray::_RayWorker{title}")]
+
+
+def kill_one_at_work(node: Any) -> bool:
+    """Kill a worker that surely makes a shard; whether there was one."""
+    for worker in workers_on(node, ".make")[:1]:
+        worker.suspend()  # or its shard might end before the kill
+        while worker.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        if _title(worker).startswith("ray::_RayWorker.make"):
+            worker.kill()
+            return True
+        worker.resume()
+    return False
 
 
 def _title(process: psutil.Process) -> str:

@@ -29,7 +29,11 @@ def _drive(config: RunConfig) -> None:
 
 
 def _start(config: RunConfig) -> BaseProcess:
-    process = context.Process(target=_drive, args=(config,))
+    return _started(_drive, config)
+
+
+def _started(work: Callable[..., object], *arguments: object) -> BaseProcess:
+    process = context.Process(target=work, args=arguments)
     process.start()
     return process
 
@@ -56,18 +60,24 @@ def _configs(write_run_file: RunFileWriter, tmp_path: Path, *names: str, samples
 
 def test_fifty_kills_lose_nothing_and_show_nothing_half_written(write_run_file: RunFileWriter, tmp_path: Path) -> None:
     calm, stormy = _configs(write_run_file, tmp_path, "calm", "stormy", samples=240)
+    _finish(_started(int))  # the server imports torch before the clock runs
     whole = _seconds_of(calm)
     start_up = _seconds_of(calm)  # nothing is left to make: this is loading, checking and describing
     seconds_per_shard = max(0.0, whole - start_up) / 60
 
     # From at once to many shards in: kills fall into loading, fitting, every file of a shard, and the description.
     moments = random.Random(7)
+    longest = start_up + 20 * seconds_per_shard
     num_kills = 0
     with Observer(tmp_path / "stormy") as observer:
         while num_kills < NUM_KILLS:
+            begun = time.monotonic()
             process = _start(stormy)
-            process.join(moments.uniform(0.0, start_up + 20 * seconds_per_shard))
-            num_kills += process.exitcode is None
+            process.join(moments.uniform(0.0, longest))
+            if process.exitcode is None:
+                num_kills += 1
+            else:  # the machine has become quicker, or all is made
+                longest = min(longest, time.monotonic() - begun)
             process.kill()
             process.join()
         _finish(_start(stormy))
@@ -101,7 +111,7 @@ def test_sigterm_ends_resumable(write_run_file: RunFileWriter, tmp_path: Path) -
     run_file = write_run_file(dataset={"samples": 4000, "samples_per_shard": 4})
     command = [sys.executable, "-m", "pipeline.cli", "generate", str(run_file)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list((tmp_path / "out").glob("shards/*.tar")):
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.05)

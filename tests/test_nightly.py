@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,10 +23,12 @@ from tiny_run import tiny_run
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
+from pipeline.interruption import Interrupted
 from pipeline.manifest import read_manifest
 from pipeline.nightly import commands
 from pipeline.nightly.commands import live_snapshot, rollback, shard_urls
 from pipeline.nightly.latest import change_latest, read_latest, roll_back
+from pipeline.nightly.lease import Lease
 from pipeline.nightly.lock import acquire, read_lock
 from pipeline.nightly.retention import delete_snapshot
 from pipeline.nightly.snapshots import list_snapshots, open_snapshot, read_report
@@ -192,6 +195,25 @@ def test_a_lock_that_was_taken_just_now_is_noticed(
     with pytest.raises(LockedError, match="this run has lost the lock: another run has taken it"):
         night(config, 1)
     assert read_latest(Store.open(config.root)).snapshot is None
+
+
+def test_a_lock_that_is_lost_while_it_is_let_go(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeat finds out then, and interrupts a night that has ended: it is no interrupted one."""
+    config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
+    let_go = Lease.__exit__
+
+    def disturbed(lease: Lease, *error: Any) -> None:
+        acquire(Store.open(config.root), "another run", NOON + 61, 60, 0)
+        with suppress(LockedError):
+            lease.confirm()
+        let_go(lease, *error)
+        raise Interrupted("SIGTERM")
+
+    monkeypatch.setattr(Lease, "__exit__", disturbed)
+    with pytest.raises(LockedError, match="another run has taken it"):
+        night(config, 1)
 
 
 def test_with_fixed_seeds_only_changes_make_a_snapshot(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -658,7 +680,7 @@ def test_sigterm_while_the_bucket_is_down(s3: S3Server, tiny_checkpoint: Path) -
 
 def test_a_run_that_loses_its_lock_ends_at_once(long_night: tuple[Driver, Store]) -> None:
     driver, root = long_night
-    acquire(root, "another run", time.time() + 61, 60, 0)
+    acquire(root, "another run", time.time() + 3600, 60, 0)
     assert driver.wait(60) == 6
     assert "this run has lost the lock: another run has taken it" in driver.lines[-1]
     assert read_lock(root)[0].owner == "another run" and list_snapshots(root)[0].state == "unfinished"

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
-from drivers import wait_until
+from drivers import free_port, wait_until
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray_nodes import environment, own_ray
 from ray_runs import RAY, num_tars, shards_of, state_of
@@ -38,18 +38,12 @@ def _commands(readme: Path) -> list[str]:
     return [block for block in blocks if re.search(r"^ray job", block, flags=re.MULTILINE)]
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def head(s3_server: S3Server) -> Iterator[dict[str, str]]:
     """A head that wants a token, with two cores and the S3 server's address; gives a client's environment."""
-    dashboard, agent = _free_port(), _free_port()
+    dashboard, agent = free_port(), free_port()
     ports = {"port": 0, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
-    ports |= {"ray-client-server-port": _free_port(), "metrics-export-port": _free_port()}
+    ports |= {"ray-client-server-port": free_port(), "metrics-export-port": free_port()}
     # Ray's 3 s are short where tests share two cores.
     patience = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
     with own_ray() as own, environment(**own, **patience, **s3_server.environment):
@@ -123,7 +117,8 @@ def test_documented_commands(
     assert state_of(OUTPUT).state == "interrupted"
     before = shards_of(OUTPUT)
 
-    samples = 6 * (2 + max(int(path[12:18]) for path in before))
+    # Beyond what workers may have published while they were stopped.
+    samples = 6 * (6 + max(int(path[12:18]) for path in before))
     write_run_file(output=OUTPUT, execution=RAY, dataset={"samples": samples})
     assert f"{samples} samples of {samples} candidates" in _ran(resubmit, folder, head)
     assert verify(Store.open(OUTPUT), repair=False).problems == ()

@@ -2,6 +2,7 @@
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,10 @@ from workers.watchdog import Watchdog
 # For the shard that is on its way when the run is interrupted; a store that is down may take minutes to say so.
 _LAST_PUT_SECONDS = 15.0
 _LAST_WORDS = "interrupted, and the output does not answer; the same command goes on from here"
+
+
+def _impatience() -> AbstractContextManager[None]:
+    return Watchdog().limit(_LAST_PUT_SECONDS, exit_code=EXIT_RESUMABLE, last_words=_LAST_WORDS)
 
 
 class LocalCluster:
@@ -90,8 +95,7 @@ class LocalCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        seconds = _LAST_PUT_SECONDS if isinstance(error, Interrupted) else float("inf")
-        with Watchdog().limit(seconds, exit_code=EXIT_RESUMABLE, last_words=_LAST_WORDS):
+        with _impatience() if isinstance(error, Interrupted) else nullcontext():
             self._publisher.shutdown(wait=True, cancel_futures=True)
         if self._worker is not None:
             self._worker.__exit__(kind, error, trace)

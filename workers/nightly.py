@@ -143,6 +143,14 @@ class _Night:
         self._report: GateReport | None = None
 
     def go(self) -> Outcome:
+        try:
+            return self._go()
+        except Interrupted:
+            if self._lease.is_lost:  # which is what interrupted it, or would have ended it anyway
+                self._lease.check()
+            raise
+
+    def _go(self) -> Outcome:
         run = run_of(self._config, self._night)
         with ExitStack() as end, speaking_of(f"{run.name} {self._night}"), self._lease:
             try:
@@ -150,8 +158,6 @@ class _Night:
             except Interrupted:
                 # A root that is down would take minutes to say so, and who interrupts does not wait for so long.
                 end.enter_context(Watchdog().limit(_RELEASE_SECONDS, exit_code=EXIT_RESUMABLE, last_words=_LAST_WORDS))
-                if self._lease.is_lost:  # which is what interrupted it
-                    self._lease.check()
                 raise
             except (GateError, VerificationError):
                 raise

@@ -19,6 +19,12 @@ from workers.supervisor import Failed, Limits, Loaded, Placed, Supervisor
 DONE = [make_record(0, 10, {"fragmented": 2})]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk, the last state is written before a test looks."""
+    monkeypatch.setattr(progress_module, "_LAST_WRITE_SECONDS", 60.0)
+
+
 def _saved(folder: Path) -> dict[str, object]:
     deadline = time.monotonic() + 10
     while not (folder / "progress.json").exists():

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import ray
 from drivers import Driver, wait_until
-from ray_nodes import RayNodes, raylet_of, workers_on
+from ray_nodes import RayNodes, kill_one_at_work, raylet_of, workers_on
 from ray_runs import RAY, NamedWorker, meanwhile, num_tars, shards_of, state_of, workers_in
 from s3_server import S3Server
 
@@ -141,8 +141,7 @@ def test_a_worker_that_is_killed_mid_shard(
 ) -> None:
     def kill() -> None:
         wait_until(lambda: num_tars(output) >= 3)
-        # Between two shards a worker makes none.
-        wait_until(lambda: [worker.kill() or worker for worker in workers_on(ray_cluster.head, ".make")[:1]])
+        wait_until(lambda: kill_one_at_work(ray_cluster.head))
 
     with meanwhile(kill):
         generate(_config(write_run_file, samples=MANY_SAMPLES).model_copy(update={"output": output}))
@@ -183,7 +182,7 @@ def test_sigterm_ends_resumable_and_frees_the_workers(
         assert driver.wait() == 75
         assert "interrupted by SIGTERM; the same command goes on from here" in driver.text
     assert state_of(output).state == "interrupted"
-    wait_until(lambda: not workers_on(ray_cluster.head, ".make"), seconds=10)
+    wait_until(lambda: not workers_on(ray_cluster.head, ".make"))
 
 
 def test_paths_are_the_drivers(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from drivers import Driver, wait_until
-from ray_nodes import RayNodes, workers_on
+from ray_nodes import RayNodes, kill_one_at_work
 from ray_runs import RAY, num_tars, shards_of, state_of
 
 
@@ -19,7 +19,7 @@ def test_a_worker_on_a_gpu_that_is_killed_mid_shard(write_run_file: Callable[...
         run_file = write_run_file(**sections, output=output, execution={**RAY, "device": "cuda"})
         with Driver("generate", run_file) as driver:
             wait_until(lambda: num_tars(output) >= 3)
-            wait_until(lambda: [worker.kill() or worker for worker in workers_on(nodes.head, ".make")[:1]])
+            wait_until(lambda: kill_one_at_work(nodes.head))
             assert driver.wait() == 0, driver.text
     assert shards_of(output) == shards_of(alone)
     assert state_of(output).retries >= 1
