@@ -15,6 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+PATIENCE_SECONDS = 240
+"""Starting Python, torch and Ray takes a busy machine minutes."""
+
 
 class Driver:
     """Use as a context: it is killed at the end if it still runs."""
@@ -40,9 +43,9 @@ class Driver:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_for(self, pattern: str, *, times: int = 1, seconds: float = 240) -> list[re.Match[str]]:
+    def wait_for(self, pattern: str, *, times: int = 1) -> list[re.Match[str]]:
         """Wait until so many lines match."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             ended = self._process.poll() is not None and not self._reader.is_alive()
             found = [match for line in list(self.lines) if (match := re.search(pattern, line))]
@@ -84,18 +87,21 @@ class Driver:
         self._reader.join(10)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait until a function returns something true."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
 
 
-def free_port() -> int:
-    """One among those that neither the kernel gives to whoever asks for any, nor Ray to its workers."""
-    while True:
-        port = random.randint(20_000, 32_000)
+def free_ports(count: int) -> list[int]:
+    """Some of those that neither the kernel gives to whoever asks for any, nor Ray to its workers."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 12_000):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            found.append(port)
+        if len(found) == count:
+            break
+    return found

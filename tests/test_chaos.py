@@ -7,6 +7,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from drivers import PATIENCE_SECONDS
 from observer import Observer
 
 from pipeline.store import Store
@@ -111,7 +112,7 @@ def test_sigterm_ends_resumable(write_run_file: RunFileWriter, tmp_path: Path) -
     run_file = write_run_file(dataset={"samples": 4000, "samples_per_shard": 4})
     command = [sys.executable, "-m", "pipeline.cli", "generate", str(run_file)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not list((tmp_path / "out").glob("shards/*.tar")):
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.05)

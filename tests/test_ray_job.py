@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
-from drivers import free_port, wait_until
+from drivers import free_ports, wait_until
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray_nodes import environment, own_ray
 from ray_runs import RAY, num_tars, shards_of, state_of
@@ -41,9 +41,9 @@ def _commands(readme: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def head(s3_server: S3Server) -> Iterator[dict[str, str]]:
     """A head that wants a token, with two cores and the S3 server's address; gives a client's environment."""
-    dashboard, agent = free_port(), free_port()
+    dashboard, agent, client, metrics = free_ports(4)
     ports = {"port": 0, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
-    ports |= {"ray-client-server-port": free_port(), "metrics-export-port": free_port()}
+    ports |= {"ray-client-server-port": client, "metrics-export-port": metrics}
     # Ray's 3 s are short where tests share two cores.
     patience = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
     with own_ray() as own, environment(**own, **patience, **s3_server.environment):
@@ -55,7 +55,7 @@ def head(s3_server: S3Server) -> Iterator[dict[str, str]]:
         with log.open("w") as said:
             process = subprocess.Popen(command, env={**os.environ, "PATH": path}, stdout=said, stderr=subprocess.STDOUT)
         try:
-            wait_until(lambda: (_answers(dashboard) and _answers(agent)) or process.poll() is not None, seconds=120)
+            wait_until(lambda: (_answers(dashboard) and _answers(agent)) or process.poll() is not None)
             assert process.poll() is None, log.read_text()
             yield {**os.environ, "PATH": path, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
         finally:

@@ -229,9 +229,6 @@ def test_rates_of_attributes(name: str, rate: float) -> None:
     assert abs(np.mean(has[name]) - rate) < bound
 
 
-# Colour does not give the truth away; recolouring does
-
-
 def test_seeds_at_other_rates() -> None:
     """Rates are as told, parts independent, what was not told as in the domain; without rates every seed stays."""
     assert list(itertools.islice(avatars.seeds_at_rates(7, {}), 5)) == [7, 8, 9, 10, 11]
@@ -247,6 +244,9 @@ def test_seeds_at_other_rates() -> None:
     )
     for has, rate in ((hats, 0.15), (glasses, 0.3), (beards, 0.4), (glasses & beards, 0.12)):
         assert abs(has.mean() - rate) < 4 * (rate * (1 - rate) / len(seeds)) ** 0.5
+
+
+# Colour does not give the truth away; recolouring does
 
 
 def test_recolourings_keep_the_shape_and_change_the_colours() -> None:

@@ -102,10 +102,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 def inspected(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "pipeline.cli", "inspect", *arguments]
-    variables = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }  # pixels depend on it in their last bits
+    # Pixels depend on it in their last bits.
+    variables = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
 
 

@@ -100,18 +100,10 @@ def test_the_command_labels_photos(photos: Path, tmp_path: Path) -> None:
     trained = build(config, num_classes=3, mean=card.mean, std=card.std, seed=1).eval()
     save_segmenter(tmp_path / "model.safetensors", trained, card)
     command = [sys.executable, "-m", "pipeline.cli", "predict", str(tmp_path / "model.safetensors"), str(photos)]
-    variables = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }  # logits depend on it in their last bits
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "masks")],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command += ["--out", str(tmp_path / "masks")]
+    # Logits depend on it in their last bits.
+    variables = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "3 masks of 0 background, 1 skin, 2 hair" in done.stdout
     image_HWC = cv2.imread(str(photos / "wide.png"), cv2.IMREAD_COLOR_RGB)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from discs import add_alpha, alpha_of, disc, write_discs, write_photos
-from drivers import free_port
+from drivers import free_ports
 from safetensors.torch import load_file
 
 from pipeline.generator.training_state import TrainingStateError
@@ -242,7 +242,8 @@ def _whole_lines(output: Path) -> list[str]:
 
 def _run_two_ranks(config: Path, code: str | None = None) -> list[str]:
     """What each of them prints."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    (port,) = free_ports(1)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [_start(config, code=code, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     texts = [rank.communicate(timeout=200)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(texts)

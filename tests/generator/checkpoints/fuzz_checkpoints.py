@@ -32,6 +32,7 @@ from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
 from pipeline.generator.checkpoints.native import save_generator
 
 MAX_SECONDS_A_FILE = 5.0
+"""Of CPU: how long a busy machine lets it wait says nothing of the file."""
 Mutation = Callable[[random.Random, list[bytes]], bytes]
 
 
