@@ -51,8 +51,8 @@ class StyleMixingConfig(Section):
     """Network-free masks: pixels of a segment change together under style mixing (Feng et al., CVPR 2023).
 
     `fit` recolours many images by mixing styles, clusters their pixels, and merges the clusters into foreground and
-    background without a label. The paper does not publish its own settings; these were chosen on the bundled generator
-    and on ideal recolourings of drawings.
+    background without a label. The paper does not publish its own settings; these were chosen on an earlier training of
+    the bundled generator and on ideal recolourings of drawings.
     """
 
     method: Literal["style_mixing"] = "style_mixing"
@@ -125,9 +125,10 @@ class DiscoverConfig(Section):
     """Share of the scored images that are taken for images with the class: those of the highest scores."""
     moved_share: float = Field(0.5, gt=0, le=1)
     """The edit is the weakest that brings so many of the images of `fit` over the lowest score of those."""
-    extra_clusters: int = Field(2, ge=0, le=8)
+    extra_clusters: int = Field(8, ge=0, le=64)
     """Clusters beside `clusters`, which start from pixels of edited images: those that come nearest to the class
-    `name`, or without a name those that the edit changes most."""
+    `name`, or without a name those that the edit changes most. With a name take more than it needs: few are mixtures
+    that prompts do not give it, very many are splinters of other classes."""
 
     def num_positive(self, num_scored: int) -> int:
         """How many of the scored images are taken for images with the class."""
@@ -140,7 +141,7 @@ class FeatureClustersConfig(Section):
 
     `fit` clusters features over many images; a sample is labeled from its own synthesis, each pixel by the nearest
     centroid. Clusters get names by prompts, or by hand in the `clusters.yaml` that `fit` writes; without either they
-    are `cluster_0`, ... The defaults were chosen on the bundled generator.
+    are `cluster_0`, ... The defaults were chosen on the bundled generator and an earlier training of it.
     """
 
     method: Literal["feature_clusters"]
@@ -191,7 +192,7 @@ class FeatureClustersConfig(Section):
     discovery_first_seed: int = Field(4_200_000_000, ge=0, lt=SEED_LIMIT)
     """Seeds of those images count up from here."""
     edited_samples: int = Field(64, ge=8)
-    """Edited images of each rare class that join the clustering."""
+    """Edited images of each rare class, which its clusters are fitted to."""
 
     @field_validator("clusters")
     @classmethod

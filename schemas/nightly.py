@@ -41,7 +41,7 @@ class GatesConfig(Section):
     """The highest value of each gate that passes; null turns a gate off.
 
     The defaults are measured on the bundled generator: nights of 256 samples that differ in their seeds alone stay
-    below a third of each of them, and a truncation psi of .5 or 1 instead of .7 fails.
+    about half below each of them or further, and a truncation psi of .5 or 1 instead of .7 fails.
 
     Gates that compare with the live snapshot are skipped while there is none. Change a limit, or override it once
     with --set, and run the same night again: nothing is made anew, the gates are asked again.
@@ -50,14 +50,14 @@ class GatesConfig(Section):
     missing_samples: float | None = Field(0.1, ge=0, le=1)
     """Share by which tonight has fewer samples than the live snapshot."""
     class_psi: float | None = Field(0.01, ge=0)
-    """Population stability index between both snapshots' class shares of all pixels. Seeds alone gave .000003,
-    a truncation psi of .3 instead of .7 gave .0027."""
+    """Population stability index between both snapshots' class shares of all pixels. Seeds alone gave up to
+    .00025, a truncation psi of .3 instead of .7 gave .0055."""
     class_js: float | None = Field(0.002, ge=0, le=1)
     """Jensen-Shannon divergence of the same shares, in bits."""
     foreground_psi: float | None = Field(0.1, ge=0)
-    """Population stability index over ten equal bins of each image's foreground share. Seeds alone gave .023 with 256
-    samples, a truncation psi of .5 or 1 instead of .7 gave .17 and .11. Chance adds in proportion to 1 / samples:
-    raise the limit below 200."""
+    """Population stability index over ten equal bins of each image's foreground share. Seeds alone gave .021 to .051
+    with 256 samples, a truncation psi of .5 or 1 instead of .7 gave .15 and .12. Chance adds in proportion to
+    1 / samples: raise the limit below 200."""
     empty_masks: float | None = Field(0.01, ge=0, le=1)
     """Share of tonight's masks without a foreground pixel."""
     confidence_drop: float | None = Field(0.05, ge=0, le=1)
@@ -65,11 +65,11 @@ class GatesConfig(Section):
     brightness_shift: float | None = Field(0.04, ge=0, le=1)
     """Difference of mean pixel values, which are in [0, 1]."""
     contrast_change: float | None = Field(0.1, ge=0)
-    """Relative difference of the standard deviations of pixel values. Seeds alone gave .027, a truncation psi of .5 or
-    1 instead of .7 gave .11 and .15."""
+    """Relative difference of the standard deviations of pixel values. Seeds alone gave up to .022, a truncation psi of
+    .5 or 1 instead of .7 gave .14 and .13."""
     near_duplicates: float | None = Field(0.1, ge=0, le=1)
     """Share of tonight's sampled images that look like another one of them. 1024 images of the bundled generator have
-    .000, .006, .031, .28 and 1 at truncation psi 1, .7, .5, .3 and 0."""
+    .002, .002, .032, .18 and 1 at truncation psi 1, .7, .5, .3 and 0."""
     near_duplicates_rise: float | None = Field(0.05, ge=0, le=1)
     """By how much that share is higher than in the live snapshot."""
     image_bytes_change: float | None = Field(0.25, ge=0)

@@ -56,9 +56,8 @@ def _preamble(benchmark: ClassBenchmark) -> str:
         f"neither oracle nor mask has anywhere is left out of the mean. Named by truth: every cluster named by what "
         f"most of its pixels are on {benchmark.num_dev} other images. Judges agree: without the pixels that oracle A "
         f"sees otherwise.\n\n"
-        f"The generator makes images of 32 px, so masks are 32 px, and it hardly draws eyes, noses, glasses and "
-        f"beards. On what it draws instead the oracles themselves disagree: the first table is the other oracle's "
-        f"score, and no figure above it can be trusted. Brows, eyes and mouths are one to three pixels high.\n\n"
+        f"The generator makes images of 32 px, so masks are 32 px: brows, eyes and mouths are one to three pixels "
+        f"high. The first table is the other oracle's score, and no figure above it can be trusted.\n\n"
         f"Measured on {circumstances.device} with {circumstances.threads} thread."
     )
 

@@ -26,7 +26,7 @@ NARROW, CONFIG_F = (4096, 256), (32768, 512)
 _W_DIM, _MAPPING_LAYERS = 256, 4
 # Random weights give nothing to choose by. The row is what `auto` chose on the bundled generator. That variants of
 # 32 px do is an assumption: they are that generator's whole images, and no larger one has been measured.
-_CROSSOVER, _VARIANT_RESOLUTION = 4, 32
+_CROSSOVER, _VARIANT_RESOLUTION = 3, 32
 _ROUNDS, _QUICK_ROUNDS = 3, 1
 _REPEATS, _QUICK_REPEATS = 5, 2
 JSON_PATH, TABLE_PATH = "speed.json", "speed.md"

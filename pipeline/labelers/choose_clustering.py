@@ -8,8 +8,9 @@ other image, and those of the images between.
 - Explained colour: how much of the variance of an image's colours lies between its clusters. Clusters of coarse layers
   are cut where no edge is.
 
-`layers: auto` takes the layer with the highest product of the two, at the same k. On the bundled generator the product
-rises with the mIoU of the best possible naming over the layers.
+`layers: auto` takes the layer with the highest product of the two, at the same k. On the bundled generator that is the
+better one of the two that it compares, but narrowly (.346 and .342): clusters of coarse layers are more stable, and
+over all its layers explained colour alone follows the mIoU of the best possible naming more closely than the product.
 
 Of a list of `clusters` that prompts name, those k are left whose named clusters bear most classes; of these, those with
 about the least share of pixels in unsure clusters; of these, the least is taken. A mean over classes loses more by a

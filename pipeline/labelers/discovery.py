@@ -6,18 +6,19 @@ For each prompt, with a contrasting one ("a person with a beard", "a person with
 2. Logistic regression with balanced classes tells positive w from the others; its normal is the edit's direction.
 3. The strength is the least, of a fixed ladder, that brings most images of `fit` over the lowest positive score; where
    none does, the one that brings over the most. What it reached is recorded.
-4. The edited images join the clustering: new clusters are the ones that move. They start from the pixels that come
-   nearest to the class of that name, as prompts see them, since an edit in all rows of w changes much besides; without
-   a name, from those that the edit changes most. With one, those clusters stay that prompts give it; without any,
-   nothing changes.
+4. New clusters, more than the class needs, are fitted to the edited images beside the others, which do not move. They
+   start from the pixels that come nearest to the class of that name, as prompts see them, since an edit in all rows of
+   w changes much besides; without a name, from those that the edit changes most. With one, those clusters stay that
+   prompts give it; without any, nothing changes.
 
 Differences from the paper and its code: 2,000 images are scored unless told, not 5,000; they are scored against a
 contrast, not against a fixed value of .25, and a fixed share of them is positive, which needs no calibration of the
 model, but takes others along where fewer images show the class, which `fit` says then; the penalty of the regression is
 chosen on held-out samples, not scikit-learn's default; the strength is found, not given a prompt at a time (.3, .5);
 rare classes get clusters beside the others, whose centroids stay as they are, where the paper clusters everything again
-with the same k: edited images, as many as plain ones, pulled centroids of small parts away (on the bundled generator,
-the mouth's).
+with the same k: edited images, as many as plain ones, pulled centroids of small parts away (in portraits, the mouth's).
+They are fitted to edited images alone: over plain ones too they gather what is only like the class (the beard's,
+mouths).
 
 Shape suffixes: B batch, N samples, D style or features of a pixel, E embedding, S pixels, K clusters.
 """

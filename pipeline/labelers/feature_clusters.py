@@ -14,7 +14,7 @@ Differences from the paper and its code:
   of an image in each pass.
 - k is 24 unless told. The code takes 9 or 10 for people, 25 where prompts name, 7 to 12 for animals.
 - Assignment is soft; classes add up their clusters, and edges are snapped to the image's. The paper takes the nearest
-  centroid, upsampled. On the bundled generator softness and snapping raise mIoU by 2 points.
+  centroid, upsampled. On the bundled generator softness and snapping raise mIoU by .6 points.
 - A pixel is background unless the other classes together pass a half, and then the likeliest of those (decision.py):
   .4 background, .3 skin and .3 hair are skin or hair, not the likeliest class.
 - Which cluster is which class comes from prompts or from a saved mapping; the code's are numbers in a notebook.

@@ -5,7 +5,6 @@ Shape suffixes: B batch, S pixels, D features of a pixel, K clusters, h w resolu
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -198,11 +197,11 @@ class _Fit:
         return clusters.trial.model_copy(update={"classes_found": classes_found, "unsure_share": unsure_share})
 
     def _refined(self, chosen: _Chosen, starts_KD: Tensor, edit: Edit | None = None, num_fixed: int = 0) -> Tensor:
-        """Centroids after the passes over all images, with an edit over the edited ones too."""
+        """Centroids after the passes over all images, or with an edit over the edited ones alone."""
         stream = StreamedKMeans(starts_KD, num_fixed)
         for _ in range(self.config.passes):
             number = 0
-            for batch in chain(self._images(chosen.layers), self._edited(chosen.layers, edit)):
+            for batch in self._edited(chosen.layers, edit) if edit else self._images(chosen.layers):
                 stream.add(self._pixels(batch, chosen, number))
                 number += len(batch)
             stream.move()
@@ -309,11 +308,11 @@ class _Fit:
         for start in range(0, len(seeds), size):
             yield self.sampler.sample(seeds[start : start + size], layers)
 
-    def _edited(self, layers: tuple[str, ...], edit: Edit | None) -> Iterator[Batch]:
-        """The edited images; none without an edit."""
+    def _edited(self, layers: tuple[str, ...], edit: Edit) -> Iterator[Batch]:
+        """The edited images."""
         seeds, size = edited_seeds(self.config), self.sampler.numerics.batch_size
-        for start in range(0, len(seeds) if edit else 0, size):
-            yield self.sampler.sample(seeds[start : start + size], layers, edit.edit_D if edit else None)
+        for start in range(0, len(seeds), size):
+            yield self.sampler.sample(seeds[start : start + size], layers, edit.edit_D)
 
 
 def _check_clustering(mapping: ClusterMapping, model: ClusterModel) -> None:

@@ -82,7 +82,7 @@ def test_both_sides_are_measured_and_written(tmp_path: Path) -> None:
     assert SpeedResults.model_validate_json(store.read("speed.json")) == results
     assert store.read("speed.md").decode() == "\n".join(table(results)) + "\n"
     (row,) = results.rows
-    assert (row.resolution, row.clusters.crossover, row.clusters.variant_resolution) == (32, 4, 32)
+    assert (row.resolution, row.clusters.crossover, row.clusters.variant_resolution) == (32, 3, 32)
     assert set(row.readout.seconds_by_stage) == {"synthesise", "read out"}
     for side in (row.readout, row.clusters, row.baseline):
         # Clustering is what is left of a labeled image without its variants, both timed: little, in one round.

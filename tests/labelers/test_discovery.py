@@ -24,7 +24,10 @@ from pipeline.labelers.naming import ClusterShares, by_prompts
 from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError
 
-DISCOVER = [{"prompt": "red", "against": "blue"}, {"prompt": "green", "against": "red", "extra_clusters": 1}]
+DISCOVER = [
+    {"prompt": "red", "against": "blue", "extra_clusters": 2},
+    {"prompt": "green", "against": "red", "extra_clusters": 1},
+]
 NAMES = {"back": ["grey"], "warm": ["red"], "cool": ["green", "blue"]}
 
 
@@ -159,6 +162,27 @@ def test_rare_classes_get_clusters_and_the_others_stay_to_the_bit() -> None:
     json.loads(found.provenance.model_dump_json())
     sheets = cluster_guide(config, sampler, found)
     assert [name for name in sheets if name.startswith("discovery")] == ["discovery_00.png", "discovery_01.png"]
+
+
+def test_new_clusters_are_means_of_edited_pixels_alone() -> None:
+    """Lloyd's passes by hand: over the images that the edit changed, with the other centroids held where they are."""
+    sampler, layer = make_sampler(), "b16.conv1"
+    settings = {"discover": DISCOVER[:1], "layers": layer, "passes": 2}
+    config = config_with(**settings)
+    plain_KD = fit_feature_clusters(make_config(layers=layer, passes=2), sampler).model.centroids_KD
+    edit = find_edits(config, sampler, ColourPrompts())[0]
+    edited = [sampler.sample([seed], (layer,), edit.edit_D).features[layer][0] for seed in edited_seeds(config)]
+    x_SD = torch.cat([features_DHW.flatten(1).T for features_DHW in edited])
+    new_KD = starts_of_rare(edit, 2, config, sampler, (layer,), torch.ones(8))
+    for _ in range(config.passes):
+        nearest_S = torch.cdist(x_SD.double(), torch.cat([plain_KD, new_KD]).double()).argmin(dim=1)
+        members = [x_SD[nearest_S == len(plain_KD) + number] for number in range(2)]
+        assert all(0 < len(member_SD) < len(x_SD) for member_SD in members)
+        new_KD = torch.stack([member_SD.mean(dim=0) for member_SD in members])
+    found = fit_feature_clusters(config, sampler, None, ColourPrompts())
+    kept_KD = found.model.centroids_KD[found.provenance.discoveries[0].clusters]
+    for expected_D in new_KD:
+        assert (kept_KD - expected_D).abs().amax(dim=1).min() < 1e-3
 
 
 @pytest.mark.parametrize(("name", "some_dropped"), [("back", False), ("cool", True)])

@@ -60,17 +60,17 @@ def clustered(sampler: Sampler) -> Judged:
 
 
 def test_masks_are_good_and_the_readouts_better(read: Judged, clustered: Judged) -> None:
-    assert clustered.iou.mean() > 0.92
+    assert clustered.iou.mean() > 0.95
     assert read.iou.mean() > clustered.iou.mean() + 0.001
-    assert read.iou.mean() > 0.93
+    assert read.iou.mean() > 0.96
 
 
 @pytest.mark.parametrize("mode", ["read", "clustered"])
-def test_confidence_is_about_the_iou_and_tells_the_worst(mode: str, request: pytest.FixtureRequest) -> None:
+def test_confidence_is_a_little_below_the_iou_and_tells_the_worst(mode: str, request: pytest.FixtureRequest) -> None:
     found: Judged = request.getfixturevalue(mode)
     confidence_B, iou_B = found.labels.confidence_B, found.iou
-    assert (confidence_B.mean() - iou_B.mean()).abs() < 0.02
-    assert torch.corrcoef(torch.stack([confidence_B, iou_B]))[0, 1] > 0.35
+    assert -0.01 < iou_B.mean() - confidence_B.mean() < 0.05
+    assert torch.corrcoef(torch.stack([confidence_B, iou_B]))[0, 1] > 0.2
     kept = confidence_B.argsort()[len(iou_B) // 10 :]
     assert iou_B[kept].mean() > iou_B.mean()
 
