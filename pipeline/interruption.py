@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as an exception, so that a run can end resumable, with its own exit status."""
 
 import atexit
+import ctypes
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,17 @@ def postponed(on_signal: Callable[[], None] = lambda: None) -> Iterator[None]:
 
 
 def keep_exit_status() -> None:
-    """Let no SIGTERM replace the exit status once the interpreter ends, which takes a second with Ray and torch."""
+    """Let nothing replace the exit status once the interpreter ends.
+
+    That takes a second with Ray and torch, in which SIGTERM is ignored. After it the C library destroys global objects
+    that Ray's threads may still use, such as the logger: a process whose work was done died of SIGSEGV there. So
+    `_exit` is the first thing that `exit` calls, with its status, where the C library can do that (glibc's on_exit).
+    Called last of all, because what is registered later runs earlier.
+    """
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):
+        libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class StyleMixingConfig(Section):
     mIoU may be so much below that of the best row."""
     clusters: int = Field(8, ge=2, le=64)
     """k of k-means. Above 2, clusters are merged into foreground and background by evidence calibrated in
-    `fit`; 2 is the paper's setting (best with 16 restarts)."""
+    `fit`; 2 is the paper's setting."""
     normalisation: Literal["none", "centred", "standardised"] = "standardised"
     """What is done to each pixel's vector over the variants before clustering: nothing, its mean colour
     subtracted, or that and division by its deviation (correlation)."""
@@ -128,7 +128,7 @@ class DiscoverConfig(Section):
     extra_clusters: int = Field(8, ge=0, le=64)
     """Clusters beside `clusters`, which start from pixels of edited images: those that come nearest to the class
     `name`, or without a name those that the edit changes most. With a name take more than it needs: few are mixtures
-    that prompts do not give it, very many are splinters of other classes."""
+    that prompts do not give it, very many are splinters of other classes. Without one all are kept."""
 
     def num_positive(self, num_scored: int) -> int:
         """How many of the scored images are taken for images with the class."""

@@ -13,6 +13,7 @@ from ray_runs import shards_of
 from s3_server import S3Server
 from tiny_run import save_tiny_generator, tiny_run
 
+from pipeline.interruption import keep_exit_status
 from pipeline.segmentation.torchvision_import import import_torchvision
 from schemas.config import RunConfig
 from schemas.run_file import load_config
@@ -28,6 +29,11 @@ settings.load_profile("labelmill")
 
 # The suite shares two cores with Ray, browsers and subprocesses; more threads only get in each other's way.
 torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    """Ray's driver is this process too: what its threads do while the process ends must not fail the suite."""
+    keep_exit_status()
 
 
 @pytest.fixture(scope="session")

@@ -74,3 +74,23 @@ def test_a_signal_at_exit_changes_no_status() -> None:
     process.terminate()
     assert process.wait(30) == 3
     process.stdout.close()
+
+
+_CRASH_AT_EXIT = """
+import ctypes, sys
+from pipeline.interruption import keep_exit_status
+libc = ctypes.CDLL(None)
+libc.on_exit(ctypes.cast(libc.abort, ctypes.c_void_p), None)
+{keep}
+print("the last word")
+sys.exit(5)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on_exit is glibc's")
+@pytest.mark.parametrize(("keep", "status"), [("keep_exit_status()", 5), ("", -signal.SIGABRT)])
+def test_a_library_that_crashes_while_the_process_ends_does_not_change_the_status(keep: str, status: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _CRASH_AT_EXIT.format(keep=keep)], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout) == (status, "the last word\n")

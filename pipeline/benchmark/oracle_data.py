@@ -1,8 +1,7 @@
 """What the oracles learn from: exact renders of avatars, drawn once, and what generated images may look like.
 
-Every range of seeds here is disjoint from the others, from the bundled generators' data, from what networks of the
-benchmarks learn from and are tested on (downstream_data), and from what the bundled prompts learned from
-(pipeline/prompt_models/avatars_data).
+Every range of seeds here is disjoint from the others, from what networks of the benchmarks learn from and are tested on
+(downstream_data), and from what the bundled prompts learned from (pipeline/prompt_models/avatars_data).
 
 Shape suffixes: N images, B batch, H, W height and width, C channels.
 """

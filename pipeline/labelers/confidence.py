@@ -3,7 +3,7 @@
 What a labeler notices about a mask (how sharp it is, how far its halves agree) is mapped to how well the masks of `fit`
 agreed with other masks of the same images: those of the clusters where the read-out labels, and the other way round.
 The two may share mistakes, so that either agrees with the truth less than with the other; the square of their agreement
-is taken for it. That is cautious: on the bundled generator masks are better by .02 to .04.
+is taken for it. That is cautious: on the bundled generator masks are better by about .02.
 
 Shape suffixes: B batch (images), S signals.
 """

@@ -6,7 +6,7 @@ For each prompt, with a contrasting one ("a person with a beard", "a person with
 2. Logistic regression with balanced classes tells positive w from the others; its normal is the edit's direction.
 3. The strength is the least, of a fixed ladder, that brings most images of `fit` over the lowest positive score; where
    none does, the one that brings over the most. What it reached is recorded.
-4. New clusters, more than the class needs, are fitted to the edited images beside the others, which do not move. They
+4. New clusters, more than the class needs, are fitted to the edited images beside the other clusters, which stay. They
    start from the pixels that come nearest to the class of that name, as prompts see them, since an edit in all rows of
    w changes much besides; without a name, from those that the edit changes most. With one, those clusters stay that
    prompts give it; without any, nothing changes.

@@ -84,10 +84,12 @@ def check_mapping(config: FeatureClustersConfig, number: int) -> None:
 def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> None:
     """Raises ConfigError, before any work, where configuration, generator and memory do not go together."""
     spec, most = sampler.generator.spec, num_clusters_at_most(config)
+    num_extra = most - num_clusters_asked(config)
+    number = f"{most - num_extra} clusters" + (f" and {num_extra} for discover" if num_extra else "")
     candidates = layer_candidates(config, spec)
     if config.names is None and config.mapping is None and most > MOST_CLASSES:
         raise ConfigError(
-            f"labeler.clusters: {most} clusters without names, but masks hold {MOST_CLASSES} classes; lower it, or "
+            f"labeler.clusters: {number} without names, but masks hold {MOST_CLASSES} classes; lower it, or "
             f"give labeler.names or labeler.mapping, which join clusters"
         )
     if isinstance(config.clusters, int):
@@ -99,9 +101,9 @@ def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> N
             (k for k in range(2, most) if _needs(config, spec, candidates, k, sampler.numerics.batch_size) <= free),
             default=0,
         )
-        remedy = f"at most {fitting} fit" if fitting else "lower numerics.batch_size"
+        remedy = f"at most {fitting - num_extra} fit" if fitting - num_extra >= 2 else "lower numerics.batch_size"
         raise ConfigError(
-            f"labeler.clusters: {most} clusters need {needed / 1e9:.1f} GB beside the generator, and the "
+            f"labeler.clusters: {number} need {needed / 1e9:.1f} GB beside the generator, and the "
             f"{sampler.device.type.upper()} has {free / 1e9:.1f} GB left; {remedy}, or take a lower layer"
         )
     _check_sample(config, spec, candidates)

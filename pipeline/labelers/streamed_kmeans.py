@@ -1,6 +1,6 @@
 """k-means over more pixels than memory holds: Lloyd iterations whose sums are gathered a mini-batch at a time.
 
-Starts come from k-means on a sample of pixels (kmeans.py). Then every pass goes over all images once, and centroids
+Starts come from k-means on a sample of pixels (kmeans.py). Then every pass goes over all its images once, and centroids
 move at its end. Unlike mini-batch k-means (Sculley, 2010), which moves them all the time at falling rates, the result
 is Lloyd's own and does not depend on the order of images. Work and order are fixed, sums are products with zeros and
 ones: the same images give the same bits.

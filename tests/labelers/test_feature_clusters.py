@@ -306,6 +306,10 @@ def test_more_clusters_than_pixels_to_start_from_are_refused_before_any_work() -
 def test_more_clusters_than_mask_values_need_names() -> None:
     with pytest.raises(ConfigError, match=r"labeler\.clusters: 256 clusters without names, but masks hold 255"):
         check_labeler(make_config(clusters=256), make_sampler())
+    rare = {"discover": [{"prompt": "red", "against": "blue"}], "prompt_model": "colours", "edited_samples": 16}
+    check_labeler(make_config(clusters=247, **rare), make_sampler())
+    with pytest.raises(ConfigError, match=r"labeler\.clusters: 248 clusters and 8 for discover without names"):
+        check_labeler(make_config(clusters=248, **rare), make_sampler())
 
 
 def test_a_labeler_of_another_checkpoint_is_refused(fitted: bytes) -> None:

@@ -14,7 +14,7 @@ from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.base import Labels
 from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
 
-# A smaller fit than the default, and the row that it would choose.
+# A smaller fit than the default, and one of the good rows.
 SMALL = {"fit_samples": 48, "crossover": 4, "variants": 12}
 SEEDS = range(300, 364)
 
