@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import Section
+from schemas.config import PRINTABLE, Section
 
 
 class FolderData(Section):
@@ -114,12 +114,56 @@ class OptimisationConfig(Section):
     average_ramp: float = Field(0.05, gt=0)
     """Early on the half-life is at most this share of the images seen."""
     mean_w_decay: float = Field(0.995, ge=0, lt=1)
-    """Decay a step of the moving average of w."""
-    discriminator_head_start_images: int = Field(0, ge=0)
-    """Images during which only the discriminator learns: for a generator grown from a smaller one."""
+    """Decay per step of the moving average of w."""
+    discriminator_head_start_images: int | None = Field(None, ge=0)
+    """Images during which only the discriminator learns. null: growth.head_start_images where a generator grows, 5000
+    where it comes from initialise_from without its discriminator, else 0."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the top four resolutions' activations. float16 needs a GPU; bfloat16 is several times faster
     on GPUs and on CPUs with matrix units (AMX). Weights, sums of RGB and penalties stay float32."""
+
+
+class DiscriminatorConfig(Section):
+    """The discriminator, which is not part of the finished generator."""
+
+    channel_base: int | None = Field(None, ge=4)
+    """Its channels at resolution r are min(channel_base / r, the generator's largest width). null: the generator's
+    widths."""
+    detail: float | None = Field(None, ge=0)
+    """Gain of three more input channels: what the image holds beyond its 2x2 means. 0: the image alone. null: what
+    the training in initialise_from had, 6 when a generator grows, else 0."""
+
+
+class GrowthConfig(Section):
+    """How a generator of twice the resolution is trained from a smaller one.
+
+    Phases, by the images seen: the discriminator alone; the new block against it, all others frozen; all blocks, the
+    old ones slowly and anchored to the images of the small generator; all blocks, without the anchor.
+    """
+
+    head_start_images: int = Field(640, ge=0)
+    """Images from which only the discriminator learns."""
+    frozen_images: int = Field(40_000, ge=0)
+    """Images after that during which only the new block learns."""
+    anchored_images: int = Field(150_000, ge=0)
+    """Images after that during which the old blocks learn, too, but anchored."""
+    old_rate: float = Field(0.05, gt=0, le=1)
+    """Rate of the old blocks while they are anchored, as a share of the new block's."""
+    anchor: float = Field(20.0, ge=0)
+    """Weight of the mean squared difference between an image's 2x2 means and the small generator's image of the same
+    latents and noise."""
+    final_anchor: float = Field(2.0, ge=0)
+    """Weight that it falls to, in equal ratios, until the anchored images are over."""
+    settled_old_rate: float = Field(0.4, gt=0, le=1)
+    """Rate of the old blocks once the anchor is gone, as a share of the new block's."""
+
+    @model_validator(mode="after")
+    def _check_anchor(self) -> Self:
+        if self.final_anchor > self.anchor or (self.final_anchor == 0 < self.anchor):
+            raise ValueError(
+                f"final_anchor must be above 0 and at most anchor ({self.anchor:g}), got {self.final_anchor:g}"
+            )
+        return self
 
 
 class TrainGeneratorConfig(Section):
@@ -129,22 +173,28 @@ class TrainGeneratorConfig(Section):
     """What to learn."""
     output: Path
     """Folder for the state, log, sample sheets and the finished generator.safetensors."""
-    network: NetworkConfig = NetworkConfig()
-    """Sizes of the networks."""
+    network: NetworkConfig | None = None
+    """Sizes of the generator. null: those of the generator that initialise_from or grow_from names (growing adds a
+    block half as wide as the last one), else the defaults of this section."""
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    """Sizes of the discriminator."""
     optimisation: OptimisationConfig = OptimisationConfig()
     """Losses and rates."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initial weights, latents, data order, noise and flips."""
     horizontal_flip: bool = True
     """Mirror half of the images."""
-    initialise_from: Path | None = None
-    """State folder of another training (its `state`), or a generator.safetensors, whose tensors of the same name
-    and shape are copied before the first step; toRGB layers that are new start at zero weight, so that a larger
-    'skip' generator first shows the smaller one's images."""
+    initialise_from: str | None = Field(None, pattern=PRINTABLE)
+    """Weights to start from, of a generator of the same sizes: a state folder of another training (its `state`), or
+    whatever a run file's generator.checkpoint takes. The discriminator comes along where one of its sizes is there."""
+    grow_from: str | None = Field(None, pattern=PRINTABLE)
+    """A generator of half the resolution to grow from; takes what initialise_from does. See growth."""
+    growth: GrowthConfig | None = None
+    """Phases of growing; null: the defaults of this section, where grow_from is given."""
     total_images: int = Field(1_000_000, ge=1)
-    """Stop after so many training images."""
+    """Stop after this many training images."""
     max_seconds: float | None = Field(None, gt=0)
-    """Stop, resumably, after so many seconds of this run."""
+    """Stop, resumable, after this many seconds of this run."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
@@ -157,3 +207,14 @@ class TrainGeneratorConfig(Section):
     """Images between sample sheets."""
     log_interval_steps: int = Field(50, ge=1)
     """Steps between lines of the log."""
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.grow_from is None:
+            if self.growth is not None:
+                raise ValueError("growth: name the smaller generator in grow_from, or leave growth out")
+        elif self.initialise_from is not None:
+            raise ValueError("initialise_from and grow_from name two generators to start from: keep one of them")
+        elif self.optimisation.discriminator_head_start_images is not None:
+            raise ValueError("optimisation.discriminator_head_start_images: set growth.head_start_images instead")
+        return self

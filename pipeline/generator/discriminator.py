@@ -7,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.generator.layers import Conv2dLayer, FullyConnected, binomial_filter
 from pipeline.generator.networks import Mapping, is_half_resolution
@@ -66,10 +67,23 @@ class DiscriminatorEpilogue(nn.Module):
         return self.out(self.fc(x_BCHW.contiguous().flatten(1)))
 
 
+def with_detail(images_BCHW: Tensor, gain: float) -> Tensor:
+    """Images [B, C, H, W] with as many more channels: `gain` times what an image holds beyond its 2x2 means.
+
+    One level of a Laplacian pyramid (Denton et al. 2015, section 2.2), as channels beside the image: what a generator
+    that has just grown lacks is a few hundredths of the range, which a fresh discriminator is slow to see.
+    """
+    coarse_BCHW = functional.interpolate(
+        functional.avg_pool2d(images_BCHW, 2), scale_factor=2, mode="bilinear", align_corners=False
+    )
+    return torch.cat([images_BCHW, gain * (images_BCHW - coarse_BCHW)], dim=1)
+
+
 class Discriminator(nn.Module):
     """Images [B, 3, R, R] float32 in [-1, 1] (and one-hot classes [B, Z]) to logits [B, 1] float32.
 
-    Source: Karras et al. 2020, section 4 and table 2 (residual discriminator).
+    Source: Karras et al. 2020, section 4 and table 2 (residual discriminator). With `detail` above 0 the first
+    convolution reads the image's fine detail as channels of its own, too (`with_detail`).
     """
 
     def __init__(
@@ -80,9 +94,12 @@ class Discriminator(nn.Module):
         image_channels: int = 3,
         conv_clamp: float | None = None,
         group_size: int = 4,
+        detail: float = 0.0,
     ) -> None:
         super().__init__()
+        self.detail = detail
         widths = dict(channels)
+        first_channels = 2 * image_channels if detail > 0 else image_channels
         self.resolution = max(widths)
         self.compute_dtype = torch.float32
         self.block_resolutions = sorted((r for r in widths if r > 4), reverse=True)
@@ -90,7 +107,7 @@ class Discriminator(nn.Module):
             block = DiscriminatorBlock(
                 widths[resolution],
                 widths[resolution // 2],
-                image_channels=image_channels if resolution == self.resolution else None,
+                image_channels=first_channels if resolution == self.resolution else None,
                 conv_clamp=conv_clamp,
             )
             self.add_module(f"b{resolution}", block)
@@ -103,7 +120,7 @@ class Discriminator(nn.Module):
     def forward(self, images_BCHW: Tensor, classes_BZ: Tensor | None = None) -> Tensor:
         if images_BCHW.shape[-1] != self.resolution:
             raise ValueError(f"this discriminator takes {self.resolution} px images, got {tuple(images_BCHW.shape)}")
-        x_BCHW = images_BCHW
+        x_BCHW = with_detail(images_BCHW, self.detail) if self.detail > 0 else images_BCHW
         for resolution in self.block_resolutions:
             half = is_half_resolution(resolution, self.resolution)
             dtype = self.compute_dtype if half else torch.float32

@@ -10,24 +10,26 @@ import copy
 import hashlib
 import signal
 import time
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from pipeline.generator.checkpoints.native import load_generator, save_generator
+from pipeline.generator.checkpoints.native import save_generator
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution, row_resolution
+from pipeline.generator.networks import Generator, Noise, Trunk, row_resolution
 from pipeline.generator.sample_sheet import write_sheet
 from pipeline.generator.training_data import TrainingImages, load_images
+from pipeline.generator.training_growth import Phase, RankWatch, new_parameters, phase_at, plain_phase
 from pipeline.generator.training_log import TrainingLog
 from pipeline.generator.training_resume import comparable, refuse_changes
+from pipeline.generator.training_start import Source, Start, find_start, growth_of, spec_as_json
 from pipeline.generator.training_state import (
     SecondMomentAdam,
-    TrainingStateError,
-    copy_matching,
     latest_state,
     read_progress,
     read_tensors,
@@ -50,9 +52,10 @@ def train_generator(config: TrainGeneratorConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    images = load_images(config.data, config.network.resolution, config.cache or config.output / "cache")
+    start = find_start(config)
+    images = load_images(config.data, start.spec.resolution, config.cache or config.output / "cache")
     data = TrainingImages(images, seed=config.seed, horizontal_flip=config.horizontal_flip)
-    trainer = Trainer(config, data)
+    trainer = Trainer(config, start, data)
     trainer.restore()
     with StopSignals() as stop:
         run(trainer, stop)
@@ -102,35 +105,48 @@ def run(trainer: "Trainer", stop: StopSignals) -> None:
 class Trainer:
     """Networks, optimisers and counters of one training."""
 
-    def __init__(self, config: TrainGeneratorConfig, data: TrainingImages) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: TrainGeneratorConfig, start: Start, data: TrainingImages) -> None:
+        self.config, self.start, self.data = config, start, data
         self.device = choose_device(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.generator = Generator(spec_of(config)).to(self.device)
-            self.discriminator = Discriminator(self.generator.spec.channels, conv_clamp=config.network.conv_clamp).to(
-                self.device
-            )
+            self.generator = Generator(start.spec).to(self.device)
+            self.discriminator = Discriminator(
+                start.discriminator_channels, conv_clamp=start.spec.conv_clamp, detail=start.detail
+            ).to(self.device)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.small = None if start.small is None else Generator(start.small).to(self.device).requires_grad_(False)
+        """The generator that this one grows from, as it was."""
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        self.generator.compute_dtype = self.discriminator.compute_dtype = dtype[config.optimisation.precision]
-        rates = config.optimisation
-        self.generator_optimiser = self._optimiser(
-            self.generator, rates.generator_learning_rate, rates.path_length_weight, rates.path_length_interval
-        )
-        self.discriminator_optimiser = self._optimiser(
-            self.discriminator, rates.discriminator_learning_rate, 1.0, rates.r1_interval
-        )
+        for module in (self.generator, self.discriminator, self.small):
+            if module is not None:
+                module.compute_dtype = dtype[config.optimisation.precision]
+        self._make_optimisers()
         self.mean_path_length = torch.zeros([], device=self.device)
         self.num_steps = 0
         self.seconds_trained = 0.0
         self.log = TrainingLog(config.output / "log.jsonl", config.log_interval_steps)
+        self.watch = None if start.small is None else RankWatch(growth_of(config))
 
-    def _optimiser(self, module: torch.nn.Module, rate: float, weight: float, interval: int) -> SecondMomentAdam:
+    def _make_optimisers(self) -> None:
+        """One for what is new in the generator (all of it unless it grows), one for what is old."""
+        rates, parameters = self.config.optimisation, dict(self.generator.named_parameters())
+        growing = self.small is not None
+        new = new_parameters(parameters, self.generator.spec.resolution) if growing else frozenset(parameters)
+        lazy = rates.generator_learning_rate, rates.path_length_weight, rates.path_length_interval
+        self.generator_optimiser = self._optimiser({n: p for n, p in parameters.items() if n in new}, *lazy)
+        self.old_optimiser = self._optimiser({n: p for n, p in parameters.items() if n not in new}, *lazy)
+        self.discriminator_optimiser = self._optimiser(
+            dict(self.discriminator.named_parameters()), rates.discriminator_learning_rate, 1.0, rates.r1_interval
+        )
+
+    def _optimiser(
+        self, parameters: Mapping[str, nn.Parameter], rate: float, weight: float, interval: int
+    ) -> SecondMomentAdam:
         """Lazy regularisation takes extra steps: rate and decay shrink so that both together are as before."""
         ratio = interval / (interval + 1) if weight > 0 else 1.0
         return SecondMomentAdam(
-            dict(module.named_parameters()),
+            parameters,
             rate=rate * ratio,
             beta2=0.99**ratio,
             may_overflow=self.config.optimisation.precision == "float16",
@@ -143,15 +159,20 @@ class Trainer:
     # One step.
 
     def step(self) -> None:
-        """Train both networks once on a batch."""
+        """Train both networks once on a batch. Raises TrainingFailedError where growing cannot go on."""
         started, settings = time.monotonic(), self.config.optimisation
         halvings = self.images_seen / settings.rate_images if settings.rate_images else 0.0
         self.rate_scale = 0.5**halvings
-        if self.images_seen >= settings.discriminator_head_start_images:
-            self._generator_step()
-            if settings.path_length_weight > 0 and self.num_steps % settings.path_length_interval == 0:
-                self._path_length_step()
-        self._discriminator_step()
+        phase = self._phase()
+        self.old_optimiser.requires_grad_(phase.old_rate > 0)
+        if phase.generator_learns:
+            fake_BCHW = self._generator_step(phase)
+            regularised = phase.path_length and settings.path_length_weight > 0
+            if regularised and self.num_steps % settings.path_length_interval == 0:
+                self._path_length_step(phase)
+        else:
+            fake_BCHW = self._fake_images()
+        self._discriminator_step(fake_BCHW)
         if self.num_steps % settings.r1_interval == 0:
             self._r1_step()
         self.num_steps += 1
@@ -163,48 +184,89 @@ class Trainer:
         self.seconds_trained += time.monotonic() - started
         self.log.step(self.num_steps, self.images_seen, self.seconds_trained)
 
-    def _generator_step(self) -> None:
-        self.discriminator.requires_grad_(False)
-        ws_BLD = self._draw_ws("generator", self.config.optimisation.batch_size, track_mean=True)
-        fake_BCHW = self._synthesise(ws_BLD, "generator")
-        loss = generator_loss(self.discriminator(fake_BCHW))
-        loss.backward()
-        self.generator_optimiser.step(self.rate_scale)
-        self.discriminator.requires_grad_(True)
-        self.log.add("generator_loss", loss)
+    def _phase(self) -> Phase:
+        if self.small is None:
+            return plain_phase(self.start.head_start_images, self.images_seen)
+        return phase_at(growth_of(self.config), self.images_seen)
 
-    def _path_length_step(self) -> None:
+    def _generator_step(self, phase: Phase) -> Tensor:
+        """Returns the images that the generator was judged by, for the discriminator to learn from."""
+        self.discriminator.requires_grad_(False)
+        batch_size, frozen = self.config.optimisation.batch_size, phase.old_rate == 0
+        latents = self._draw_latents("generator", batch_size)
+        noise = self._draw_noise("generator", batch_size)
+        ws_BLD = self._map(self.generator, latents, track_mean=not frozen)
+        trunk = self._frozen_trunk(ws_BLD, noise) if frozen else None
+        fake_BCHW = self.generator.synthesize(ws_BLD, noise, trunk=trunk).images_BCHW
+        loss = generator_loss(self.discriminator(fake_BCHW))
+        self.log.add("generator_loss", loss)
+        if phase.anchor > 0:
+            small_BCHW = self._small_images(latents, noise)
+            drift = functional.mse_loss(functional.avg_pool2d(fake_BCHW, 2), small_BCHW)
+            self.log.add("drift", drift)
+            loss = loss + phase.anchor * drift
+        loss.backward()
+        self._move_generator(phase)
+        self.discriminator.requires_grad_(True)
+        return fake_BCHW.detach()
+
+    @torch.no_grad()
+    def _frozen_trunk(self, ws_BLD: Tensor, noise: Noise) -> Trunk | None:
+        """All that frozen blocks do, short of their last toRGB."""
+        if self.start.small is None:
+            return None
+        return self.generator.trunk(ws_BLD, self.start.small.num_ws - 1, noise)
+
+    @torch.no_grad()
+    def _small_images(self, latents: "Latents", noise: Sequence[Tensor]) -> Tensor:
+        """What the generator that this one grows from shows."""
+        assert self.small is not None
+        return self.small.synthesize(self._map(self.small, latents), noise).images_BCHW
+
+    def _move_generator(self, phase: Phase) -> None:
+        self.generator_optimiser.step(self.rate_scale)
+        self.old_optimiser.step(self.rate_scale * phase.old_rate)
+
+    def _path_length_step(self, phase: Phase) -> None:
         settings = self.config.optimisation
         batch_size = max(1, settings.batch_size // settings.path_length_batch_shrink)
-        ws_BLD = self._draw_ws("path_length", batch_size)
-        fake_BCHW = self._synthesise(ws_BLD, "path_length")
+        ws_BLD = self._map(self.generator, self._draw_latents("path_length", batch_size))
+        fake_BCHW = self.generator.synthesize(ws_BLD, self._draw_noise("path_length", batch_size)).images_BCHW
         directions = self._normal("path_length_direction", *fake_BCHW.shape)
         lengths_B = path_lengths(fake_BCHW, ws_BLD, directions)
         mean = torch.lerp(self.mean_path_length, lengths_B.detach().mean(), PATH_LENGTH_DECAY)
         self.mean_path_length = mean
         penalty = (lengths_B - mean).square().mean()
         (penalty * (settings.path_length_weight * settings.path_length_interval)).backward()
-        self.generator_optimiser.step(self.rate_scale)
+        self._move_generator(phase)
         self.log.add("path_length", lengths_B.mean())
 
-    def _discriminator_step(self) -> None:
+    @torch.no_grad()
+    def _fake_images(self) -> Tensor:
+        """Images of a generator that does not learn."""
         batch_size = self.config.optimisation.batch_size
-        with torch.no_grad():
-            fake_BCHW = self._synthesise(self._draw_ws("discriminator", batch_size), "discriminator")
+        ws_BLD = self._map(self.generator, self._draw_latents("discriminator", batch_size))
+        return self.generator.synthesize(ws_BLD, self._draw_noise("discriminator", batch_size)).images_BCHW
+
+    def _discriminator_step(self, fake_BCHW: Tensor) -> None:
         real_logits = self.discriminator(self._real_images())
         fake_logits = self.discriminator(fake_BCHW)
         loss = discriminator_loss(real_logits, fake_logits)
         loss.backward()
         self.discriminator_optimiser.step(self.rate_scale)
+        rank = (real_logits > fake_logits.t()).float().mean()
         self.log.add("discriminator_loss", loss)
         self.log.add("real_logit", real_logits.mean())
         self.log.add("fake_logit", fake_logits.mean())
+        self.log.add("discriminator_rank", rank)
+        if self.watch is not None:
+            self.watch.add(float(rank), self.images_seen)
 
     def _r1_step(self) -> None:
         settings = self.config.optimisation
         gamma = settings.r1_gamma
         if gamma is None:
-            gamma = 0.0002 * self.config.network.resolution**2 / settings.batch_size
+            gamma = 0.0002 * self.generator.spec.resolution**2 / settings.batch_size
         penalty = r1_penalty(self.discriminator, self._real_images())
         (penalty * (gamma * settings.r1_interval)).backward()
         self.discriminator_optimiser.step(self.rate_scale)
@@ -223,27 +285,27 @@ class Trainer:
     def _real_images(self) -> Tensor:
         return self.data.batch(self.images_seen, self.config.optimisation.batch_size).to(self.device)
 
-    def _draw_ws(self, purpose: str, batch_size: int, *, track_mean: bool = False) -> Tensor:
-        """ws [B, L, D] of random latents; most samples take their last rows from a second latent."""
+    def _draw_latents(self, purpose: str, batch_size: int) -> "Latents":
+        """Random latents; most samples take their last rows of w from a second one."""
         spec, random = self.generator.spec, self._random(f"{purpose}/z")
         z_BZ = torch.randn(2 * batch_size, spec.z_dim, generator=random).to(self.device)
         crossover_B = torch.randint(1, spec.num_ws, (batch_size,), generator=random)
         mixed_B = torch.rand(batch_size, generator=random) < self.config.optimisation.style_mixing_probability
-        crossover_B = torch.where(mixed_B, crossover_B, spec.num_ws).to(self.device)
-        first_BLD, second_BLD = self.generator.map(z_BZ).chunk(2)
+        return Latents(z_BZ, torch.where(mixed_B, crossover_B, spec.num_ws).to(self.device))
+
+    def _map(self, generator: Generator, latents: "Latents", *, track_mean: bool = False) -> Tensor:
+        """ws [B, L, D] of latents, which another generator may share."""
+        first_BLD, second_BLD = generator.map(latents.z_BZ).chunk(2)
         if track_mean:
             decay = self.config.optimisation.mean_w_decay
-            self.generator.mapping.w_avg.lerp_(first_BLD[:, 0].detach().mean(dim=0), 1 - decay)
-        rows_L = torch.arange(spec.num_ws, device=self.device)
-        return torch.where((rows_L < crossover_B[:, None])[:, :, None], first_BLD, second_BLD)
+            generator.mapping.w_avg.lerp_(first_BLD[:, 0].detach().mean(dim=0), 1 - decay)
+        rows_L = torch.arange(generator.spec.num_ws, device=self.device)
+        return torch.where((rows_L < latents.crossover_B[:, None])[:, :, None], first_BLD, second_BLD)
 
-    def _synthesise(self, ws_BLD: Tensor, purpose: str) -> Tensor:
-        random, batch_size = self._random(f"{purpose}/noise"), ws_BLD.shape[0]
-        noise = []
-        for row in range(self.generator.spec.num_ws - 1):
-            size = row_resolution(row)
-            noise.append(torch.randn(batch_size, 1, size, size, generator=random).to(self.device))
-        return self.generator.synthesize(ws_BLD, noise).images_BCHW
+    def _draw_noise(self, purpose: str, batch_size: int) -> list[Tensor]:
+        random = self._random(f"{purpose}/noise")
+        sizes = [row_resolution(row) for row in range(self.generator.spec.num_ws - 1)]
+        return [torch.randn(batch_size, 1, size, size, generator=random).to(self.device) for size in sizes]
 
     # State.
 
@@ -253,20 +315,28 @@ class Trainer:
             "generator": self.generator.state_dict(),
             "average": dict(self.average.named_parameters()),  # its buffers are the generator's
             "discriminator": self.discriminator.state_dict(),
-            "generator_moments": self.generator_optimiser.moments,
+            "generator_moments": {**self.generator_optimiser.moments, **self.old_optimiser.moments},
             "discriminator_moments": self.discriminator_optimiser.moments,
+            **({} if self.small is None else {"small": self.small.state_dict()}),
         }
 
     def save(self) -> None:
         """Publish the state of this step and the averaged generator."""
         progress = {
             "config": comparable(self.config),
+            "spec": spec_as_json(self.start.spec),
+            "small": spec_as_json(self.start.small),
+            "discriminator_detail": self.start.detail,
+            "head_start_images": self.start.head_start_images,
             "num_steps": self.num_steps,
             "images_seen": self.images_seen,
             "seconds_trained": self.seconds_trained,
             "mean_path_length": float(self.mean_path_length),
             "generator_optimiser_steps": self.generator_optimiser.num_steps,
+            "old_optimiser_steps": self.old_optimiser.num_steps,
             "discriminator_optimiser_steps": self.discriminator_optimiser.num_steps,
+            "rank_total": 0.0 if self.watch is None else self.watch.total,
+            "rank_steps": 0 if self.watch is None else self.watch.steps,
             "log_sums": self.log.sums(),
         }
         write_state(self.config.output / "state", self.num_steps, self._groups, progress)
@@ -274,11 +344,11 @@ class Trainer:
         save_generator(self.config.output / "generator.safetensors", self.average, provenance)
 
     def restore(self) -> None:
-        """Continue from the newest state of config.output; without one, apply config.initialise_from."""
+        """Resume from the newest state of config.output; without one, take the weights of the start."""
         state = latest_state(self.config.output / "state")
         if state is None:
-            if self.config.initialise_from is not None:
-                self._initialise(self.config.initialise_from)
+            if self.start.source is not None:
+                self._take_weights(self.start.source)
             self.log.truncate(0, {})
             return
         progress = read_progress(state)
@@ -292,27 +362,38 @@ class Trainer:
         self.seconds_trained = float(numbers["seconds_trained"])
         self.mean_path_length = torch.tensor(numbers["mean_path_length"], device=self.device)
         self.generator_optimiser.num_steps = int(numbers["generator_optimiser_steps"])
+        self.old_optimiser.num_steps = int(numbers["old_optimiser_steps"])
         self.discriminator_optimiser.num_steps = int(numbers["discriminator_optimiser_steps"])
+        if self.watch is not None:
+            self.watch.total, self.watch.steps = float(numbers["rank_total"]), int(numbers["rank_steps"])
         self.log.truncate(self.num_steps, progress["log_sums"])
 
     @torch.no_grad()
-    def _initialise(self, source: Path) -> None:
-        """Copy what another training or generator shares; a toRGB layer it lacks starts at zero."""
-        if source.is_dir():
-            state = latest_state(source)
-            if state is None:
-                raise TrainingStateError(f"initialise_from: {source} holds no complete training state")
-            tensors = read_tensors(state, "generator")
-            averaged = read_tensors(state, "average")
-            copy_matching(self.discriminator, read_tensors(state, "discriminator"))
-        else:
-            tensors = averaged = load_generator(source).generator.state_dict()
-        for module, given in ((self.generator, tensors), (self.average, averaged)):
-            fresh = copy_matching(module, given)
-            for name in fresh:
-                if name.endswith((".torgb.weight", ".torgb.bias")):
-                    module.get_parameter(name).zero_()
-        update_average(self.average, self.generator, decay=1.0)
+    def _take_weights(self, source: Source) -> None:
+        """Those of a generator of the same sizes as they are; a smaller one's average for all old blocks, beside a new
+        toRGB layer that adds nothing yet."""
+        if self.small is None:
+            self.generator.load_state_dict(source.generator)
+            self.average.load_state_dict(source.average)
+            if self.start.discriminator_comes_along:
+                assert source.discriminator is not None
+                self.discriminator.load_state_dict(source.discriminator)
+            return
+        self.small.load_state_dict(source.average)
+        self.generator.load_state_dict(source.average, strict=False)
+        torgb = self.generator.synthesis.get_submodule(f"b{self.generator.spec.resolution}.torgb")
+        torgb.get_parameter("weight").zero_()
+        update_average(self.average, self.generator, decay=0.0)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a batch of ws is mapped from."""
+
+    z_BZ: Tensor
+    """Twice as many as samples: first latents, then second ones."""
+    crossover_B: Tensor
+    """The first row of w that is the second latent's."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -320,21 +401,3 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def spec_of(config: TrainGeneratorConfig) -> GeneratorSpec:
-    """The generator that a training configuration describes."""
-    network = config.network
-    channels = channels_by_resolution(
-        network.resolution, channel_base=network.channel_base, channel_max=network.channel_max
-    )
-    return GeneratorSpec(
-        resolution=network.resolution,
-        z_dim=network.z_dim,
-        w_dim=network.w_dim,
-        c_dim=0,
-        mapping_layers=network.mapping_layers,
-        channels=channels,
-        architecture=network.architecture,
-        conv_clamp=network.conv_clamp,
-    )

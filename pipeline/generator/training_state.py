@@ -45,8 +45,10 @@ class SecondMomentAdam:
     def step(self, rate_scale: float = 1.0) -> None:
         """Apply and clear the gradients; parameters without one stay. With `may_overflow` (float16), NaN counts
         as 0 and infinity as 1e5."""
-        self.num_steps += 1
         names = [name for name, tensor in self.parameters.items() if tensor.grad is not None]
+        if not names:  # all frozen: the bias correction of the first step that moves them is still to come
+            return
+        self.num_steps += 1
         gradients = [_gradient(self.parameters[name]) for name in names]
         if self.may_overflow:
             gradients = [torch.nan_to_num_(gradient, posinf=1e5, neginf=-1e5) for gradient in gradients]
@@ -58,6 +60,11 @@ class SecondMomentAdam:
         torch._foreach_add_(scales, self.epsilon)
         torch._foreach_addcdiv_([self.parameters[name] for name in names], gradients, scales, -self.rate * rate_scale)
         self.clear()
+
+    def requires_grad_(self, needed: bool) -> None:
+        """Freeze the parameters, or no longer."""
+        for tensor in self.parameters.values():
+            tensor.requires_grad_(needed)
 
     def clear(self) -> None:
         for tensor in self.parameters.values():
@@ -129,14 +136,6 @@ def read_tensors(state: Path, name: str, like: Mapping[str, Tensor] | None = Non
 
 def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size | None:
     return tensors[key].shape if key in tensors else None
-
-
-def copy_matching(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Copy tensors of the same name and shape into a module; returns the names that stayed as they were."""
-    own = module.state_dict()
-    matching = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape}
-    module.load_state_dict(matching, strict=False)
-    return sorted(own.keys() - matching.keys())
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Training: it learns, resumes exactly, survives kills, grows, and reads every kind of data."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -18,12 +17,14 @@ import webdataset
 import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer
 
 from pipeline.benchmark.avatars import render, seeds_at_rates
 from pipeline.generator.checkpoints.native import load_generator
 from pipeline.generator.networks import Generator
-from pipeline.generator.train import Trainer, spec_of, train_generator
+from pipeline.generator.train import Trainer, train_generator
 from pipeline.generator.training_data import TrainingDataError, TrainingImages, load_images
+from pipeline.generator.training_start import find_start, spec_of
 from pipeline.generator.training_state import (
     SecondMomentAdam,
     TrainingStateError,
@@ -33,59 +34,6 @@ from pipeline.generator.training_state import (
     write_state,
 )
 from schemas.training import AvatarRates, DomainData, FolderData, ShardsData, TrainGeneratorConfig
-
-RESOLUTION = 16
-
-
-def discs(count: int) -> NDArray[np.uint8]:
-    """uint8 [count, 16, 16, 3]: a coloured disc on another colour."""
-    random = np.random.RandomState(0)
-    images = np.empty((count, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
-    rows, columns = np.mgrid[:RESOLUTION, :RESOLUTION]
-    for image in images:
-        centre, radius = random.uniform(6, 10, 2), random.uniform(3, 5)
-        inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
-        image[:] = random.randint(0, 90, 3)
-        image[inside] = random.randint(150, 256, 3)
-    return images
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("images")
-    for index, image in enumerate(discs(256)):
-        cv2.imwrite(str(path / f"{index:03d}.png"), image)
-    return path
-
-
-def make_config(folder: Path, output: Path, **changes: object) -> TrainGeneratorConfig:
-    values: dict[str, object] = {
-        "data": {"kind": "folder", "path": str(folder)},
-        "output": str(output),
-        "network": {
-            "resolution": RESOLUTION,
-            "channel_base": 512,
-            "channel_max": 32,
-            "z_dim": 16,
-            "w_dim": 32,
-            "mapping_layers": 2,
-        },
-        "optimisation": {"batch_size": 8, "average_half_life_images": 500, "path_length_interval": 4},
-        "device": "cpu",
-        "threads": 1,
-        "total_images": 8 * 24,
-        "log_interval_steps": 5,
-    }
-    for key, change in changes.items():
-        current = values.get(key)
-        values[key] = {**current, **change} if isinstance(current, dict) and isinstance(change, dict) else change
-    return TrainGeneratorConfig.model_validate(json.loads(json.dumps(values, default=str)))
-
-
-def losses(output: Path) -> list[dict[str, float]]:
-    """The log without timings."""
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
 
 
 def pixel_distance(images_NHWC: NDArray[np.uint8], generator: Generator) -> float:
@@ -106,7 +54,7 @@ def pixel_distance(images_NHWC: NDArray[np.uint8], generator: Generator) -> floa
 
 def test_training_brings_the_generator_closer_to_the_data(folder: Path, tmp_path: Path) -> None:
     config = make_config(folder, tmp_path / "run", total_images=8 * 300)
-    before = pixel_distance(discs(256), Generator(spec_of(config)))
+    before = pixel_distance(discs(256), Generator(spec_of(config.network)))
     train_generator(config)
     after = pixel_distance(discs(256), load_generator(config.output / "generator.safetensors").generator)
     assert after < 0.5 * before, (before, after)
@@ -142,8 +90,7 @@ def test_kills_at_random_moments_lose_little_and_break_nothing(folder: Path, tmp
         process.wait()
         state = latest_state(output / "state")
         assert state is not None
-        trainer = Trainer(config, TrainingImages(discs(8), seed=0, horizontal_flip=True))
-        trainer.restore()
+        trainer = open_trainer(config)
         assert trainer.num_steps == int(state.name)
         load_generator(output / "generator.safetensors")
         steps = [line["step"] for line in losses(output)]
@@ -188,26 +135,6 @@ def test_max_seconds_stops_resumably(folder: Path, tmp_path: Path) -> None:
     assert state is not None and int(state.name) > 0
 
 
-def test_growing_a_skip_generator_first_shows_the_smaller_images(folder: Path, tmp_path: Path) -> None:
-    small = make_config(folder, tmp_path / "small", network={"resolution": 8}, total_images=8 * 10)
-    train_generator(small)
-    large = make_config(folder, tmp_path / "large", initialise_from=str(tmp_path / "small" / "state"))
-    data = TrainingImages(discs(8), seed=0, horizontal_flip=True)
-    trainer = Trainer(large, data)
-    trainer.restore()
-    trained = load_generator(tmp_path / "small" / "generator.safetensors").generator
-    z = torch.randn(3, 16)
-    with torch.no_grad():
-        expected = trained.synthesize(trained.map(z)).images_BCHW
-        ws = trainer.average.map(z)
-        assert torch.equal(trainer.average.synthesize(ws, resolution=8).images_BCHW, expected)
-        block = trainer.average.synthesis.get_submodule("b16")
-        upsampled = torch.nn.functional.conv_transpose2d(
-            expected, 4 * block.get_buffer("resample_filter").expand(3, 1, 4, 4), stride=2, padding=1, groups=3
-        )
-        assert torch.allclose(trainer.average.synthesize(ws).images_BCHW, upsampled, atol=1e-6)
-
-
 def test_changed_settings_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
     train_generator(make_config(folder, tmp_path / "run", total_images=8))
     changed = make_config(folder, tmp_path / "run", optimisation={"generator_learning_rate": 0.01}, seed=5)
@@ -233,8 +160,7 @@ def test_a_missing_source_of_weights_is_refused(folder: Path, tmp_path: Path) ->
 
 def test_the_head_start_leaves_the_generator_alone(folder: Path, tmp_path: Path) -> None:
     config = make_config(folder, tmp_path / "run", optimisation={"discriminator_head_start_images": 16})
-    trainer = Trainer(config, TrainingImages(discs(8), seed=0, horizontal_flip=True))
-    trainer.restore()
+    trainer = open_trainer(config)
     before = {name: tensor.clone() for name, tensor in trainer.generator.state_dict().items()}
     for expected in (True, True, False):
         trainer.step()
@@ -277,7 +203,7 @@ class TestState:
     def test_files_of_the_128_px_training_stay_small(self, tmp_path: Path) -> None:
         config = TrainGeneratorConfig.model_validate({"data": {"kind": "domain"}, "output": str(tmp_path / "run")})
         data = TrainingImages(np.zeros((1, 128, 128, 3), np.uint8), seed=0, horizontal_flip=False)
-        Trainer(config, data).save()
+        Trainer(config, find_start(config), data).save()
         state = latest_state(tmp_path / "run" / "state")
         assert state is not None
         sizes = [path.stat().st_size for path in state.iterdir()]
