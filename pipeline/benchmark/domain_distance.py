@@ -6,7 +6,12 @@ are oracle B's, which was trained on this very domain, not Inception's. Means an
 those of the distribution, which makes the estimate too large by about 1 / N; renders against other renders, as many
 on each side, show by how much. Distances of different numbers of images must not be compared.
 
-Beside it, how many of the pixels each class has.
+The oracle looks at 32 px: larger images are reduced to that by means of blocks of pixels, so that its distance is one
+of structure. What it cannot see is measured beside it, as the distance of detail (detail_distance). `--resolution`
+measures at another size than the generator's: smaller images are enlarged bicubically, to compare generators that grew
+out of each other.
+
+Beside both, how many of the pixels each class has.
 
 Shape suffixes: B batch, C channels, H height, W width, N images, D features, K classes.
 """
@@ -23,10 +28,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
+from pipeline.benchmark.detail_distance import detail_distance
 from pipeline.benchmark.oracle import Oracle, open_oracle
-from pipeline.benchmark.oracle_data import DISTANCE_SEEDS
+from pipeline.benchmark.oracle_data import DISTANCE_SEEDS, RESOLUTION
 from pipeline.benchmark.oracle_images import GENERATOR, generated_images, rendered_images
+from pipeline.generator.checkpoints import open_checkpoint
 from schemas.errors import LabelmillError
 
 Floats = NDArray[np.float64]
@@ -38,11 +46,22 @@ TRUNCATIONS = (1.0, 0.7)
 
 @dataclass(frozen=True)
 class Population:
-    """What is measured of a set of images."""
+    """A set of images, and what is measured of it."""
 
+    images_NCHW: Tensor
     features_ND: Floats
     shares_K: Floats
     """Each class's share of all pixels, by the oracle's masks."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Between the renders and another set."""
+
+    structure: float
+    """Fréchet distance by the oracle, on images reduced to its size."""
+    detail: float
+    """Sliced Wasserstein distance of fine detail, times 1,000."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +70,10 @@ class DomainDistance:
 
     num_images: int
     classes: tuple[str, ...]
-    floor: float
-    """Between the renders and other renders."""
-    distances: dict[str, float]
-    """Between the renders and each generated set, by its name."""
+    resolution: int
+    """Of renders and images, in pixels."""
+    distances: dict[str, Distance]
+    """Between the renders and each other set, by its name."""
     shares: dict[str, Floats]
     """Class shares by set; "renders, exact" are counted from exact masks."""
 
@@ -89,9 +108,12 @@ def _root(covariance_DD: Floats) -> Floats:
 
 
 def look(oracle: Oracle, images_BCHW: Tensor) -> Population:
-    """Features and class shares of images float32 in [-1, 1]."""
-    masks_BHW = oracle.segment(images_BCHW).cpu().numpy()
-    return Population(oracle.features(images_BCHW).cpu().double().numpy(), shares(masks_BHW, len(oracle.classes)))
+    """Features and class shares of images float32 in [-1, 1], whose sides are multiples of 32."""
+    reduced_BCHW = functional.avg_pool2d(images_BCHW, images_BCHW.shape[-1] // RESOLUTION)
+    masks_BHW = oracle.segment(reduced_BCHW).cpu().numpy()
+    return Population(
+        images_BCHW, oracle.features(reduced_BCHW).cpu().double().numpy(), shares(masks_BHW, len(oracle.classes))
+    )
 
 
 def shares(masks: NDArray[Any], num_classes: int) -> Floats:
@@ -99,32 +121,59 @@ def shares(masks: NDArray[Any], num_classes: int) -> Floats:
     return np.bincount(masks.ravel(), minlength=num_classes) / masks.size
 
 
-def measure(checkpoint: str, truncations: Sequence[float], num_images: int) -> DomainDistance:
-    """Distances of a generator's seeds 0, 1, ... with constant noise at each truncation."""
+def measure(
+    checkpoint: str, truncations: Sequence[float], num_images: int, resolution: int | None = None
+) -> DomainDistance:
+    """Distances of a generator's seeds 0, 1, ... with constant noise at each truncation.
+
+    resolution: None is the generator's. Raises LabelmillError where one is not a multiple of 32, or the generator's
+    is above the other.
+    """
+    own = open_checkpoint(checkpoint).generator.spec.resolution
+    resolution = resolution or own
+    if resolution % RESOLUTION or own > resolution:
+        raise LabelmillError(
+            f"{checkpoint} makes images of {own} px: they can be measured at their own size or enlarged, at a multiple "
+            f"of {RESOLUTION} px; got {resolution}"
+        )
     oracle = open_oracle("b")
-    generated = {
-        f"generated, psi {psi:g}": look(oracle, generated_images(range(num_images), checkpoint, psi))
-        for psi in truncations
-    }
     own_seeds, other_seeds = (seeds[:num_images] for seeds in DISTANCE_SEEDS)
-    images_BCHW, truths_NHW = rendered_images(own_seeds)
-    renders, others = look(oracle, images_BCHW), look(oracle, rendered_images(other_seeds)[0])
+    drawn_BCHW, truths_NHW = rendered_images(own_seeds, resolution)
+    renders = look(oracle, drawn_BCHW)
+    sets = {"other renders": look(oracle, rendered_images(other_seeds, resolution)[0])}
+    for psi in truncations:
+        images_BCHW = _enlarged(generated_images(range(num_images), checkpoint, psi).clamp(-1, 1), resolution)
+        sets[f"generated, psi {psi:g}"] = look(oracle, images_BCHW)
     exact = {"renders, exact": shares(truths_NHW, len(oracle.classes))}
-    sets = {"renders": renders, "other renders": others, **generated}
     return DomainDistance(
         num_images,
         oracle.classes,
-        frechet_distance(renders.features_ND, others.features_ND),
-        {name: frechet_distance(renders.features_ND, seen.features_ND) for name, seen in generated.items()},
-        exact | {name: seen.shares_K for name, seen in sets.items()},
+        resolution,
+        {name: distance(renders, seen) for name, seen in sets.items()},
+        exact | {name: seen.shares_K for name, seen in ({"renders": renders} | sets).items()},
     )
+
+
+def distance(renders: Population, seen: Population) -> Distance:
+    """Of a set of images to as many renders."""
+    return Distance(
+        frechet_distance(renders.features_ND, seen.features_ND),
+        detail_distance(renders.images_NCHW, seen.images_NCHW),
+    )
+
+
+def _enlarged(images_BCHW: Tensor, resolution: int) -> Tensor:
+    if images_BCHW.shape[-1] == resolution:
+        return images_BCHW
+    size = (resolution, resolution)
+    return functional.interpolate(images_BCHW, size, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def as_markdown(found: DomainDistance) -> str:
     """Two tables: distances, and class shares in per cent of the pixels."""
-    distances = {"other renders (floor)": found.floor, **found.distances}
-    lines = [f"| distance of {found.num_images:,} renders to as many | |", "|---|---|"]
-    lines += [f"| {name} | {distance:.3f} |" for name, distance in distances.items()]
+    size = f"{found.resolution} px"
+    lines = [f"| distance of {found.num_images:,} renders to as many, {size} | structure | detail |", "|---|---|---|"]
+    lines += [f"| {name} | {one.structure:.3f} | {one.detail:.2f} |" for name, one in found.distances.items()]
     lines += ["", f"| % of pixels | {' | '.join(found.shares)} |", "|---" * (len(found.shares) + 1) + "|"]
     for index, name in enumerate(found.classes):
         figures = " | ".join(f"{100 * shares_K[index]:.2f}" for shares_K in found.shares.values())
@@ -135,7 +184,8 @@ def as_markdown(found: DomainDistance) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.benchmark.domain_distance")
-    parser.add_argument("--generator", default=GENERATOR, help="bundled:NAME, a path or a URL; 32 px")
+    parser.add_argument("--generator", default=GENERATOR, help="bundled:NAME, a path or a URL")
+    parser.add_argument("--resolution", type=int, help="measure at this size (default: the generator's)")
     parser.add_argument("--psi", type=float, nargs="+", default=TRUNCATIONS, help="truncations")
     most = min(len(seeds) for seeds in DISTANCE_SEEDS)
     parser.add_argument("--images", type=int, default=NUM_IMAGES, help=f"images of each set, 2 to {most}")
@@ -145,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--images: 2 to {most}, got {given.images}")
     torch.set_num_threads(given.threads)
     try:
-        print(as_markdown(measure(given.generator, given.psi, given.images)))
+        print(as_markdown(measure(given.generator, given.psi, given.images, given.resolution)))
     except LabelmillError as error:
         print(f"domain_distance: {error}", file=sys.stderr)
         return error.exit_code

@@ -61,9 +61,9 @@ def generated_images(seeds: Sequence[int], checkpoint: str = GENERATOR, truncati
     return torch.cat(parts)
 
 
-def rendered_images(seeds: Sequence[int]) -> tuple[Tensor, NDArray[np.uint8]]:
+def rendered_images(seeds: Sequence[int], resolution: int = RESOLUTION) -> tuple[Tensor, NDArray[np.uint8]]:
     """Exact renders: images_BCHW float32 in [-1, 1] and their masks_NHW, uint8 class ids."""
-    avatars = [render(seed, RESOLUTION) for seed in seeds]
+    avatars = [render(seed, resolution) for seed in seeds]
     images_BCHW = as_images(np.stack([avatar.image_HWC for avatar in avatars]))
     return images_BCHW, np.stack([avatar.mask_HW for avatar in avatars])
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 from pipeline.benchmark.avatars import CLASSES, render
+from pipeline.benchmark.detail_distance import detail_distance, detail_patches, sliced_distance
 from pipeline.benchmark.domain_distance import as_markdown, frechet_distance, gaussian_distance, main, measure, shares
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.benchmark.oracle_data import DISTANCE_SEEDS
@@ -76,13 +78,16 @@ def test_shares_count_pixels() -> None:
 def test_generated_avatars_are_farther_from_renders_than_other_renders() -> None:
     num = 96
     found = measure("bundled:avatars-32", (0.7,), num)
-    assert found.classes == CLASSES and found.num_images == num
-    assert 0 < 3 * found.floor < found.distances["generated, psi 0.7"]
+    floor, seen = found.distances["other renders"], found.distances["generated, psi 0.7"]
+    assert found.classes == CLASSES and (found.num_images, found.resolution) == (num, 32)
+    assert 0 < 3 * floor.structure < seen.structure
+    assert 0 < floor.detail < seen.detail
 
     oracle, own = open_oracle("b"), DISTANCE_SEEDS[0]
-    seen = [oracle.features(images) for images in (rendered_images(own[:num])[0], generated_images(range(num)))]
-    by_hand = frechet_distance(*(features_ND.numpy() for features_ND in seen))
-    assert found.distances["generated, psi 0.7"] == pytest.approx(by_hand, rel=1e-6)
+    pair = rendered_images(own[:num])[0], generated_images(range(num)).clamp(-1, 1)
+    by_hand = frechet_distance(*(oracle.features(images).numpy() for images in pair))
+    assert seen.structure == pytest.approx(by_hand, rel=1e-6)
+    assert seen.detail == detail_distance(*pair)
 
     masks_NHW = np.stack([render(seed, 32).mask_HW for seed in own[:num]])
     counts_K = [(masks_NHW == index).mean() for index in range(len(CLASSES))]
@@ -91,9 +96,41 @@ def test_generated_avatars_are_farther_from_renders_than_other_renders() -> None
     assert all(abs(shares_K.sum() - 1) < 1e-9 for shares_K in found.shares.values())
 
     text = as_markdown(found)
-    assert f"| other renders (floor) | {found.floor:.3f} |" in text
+    assert f"| other renders | {floor.structure:.3f} | {floor.detail:.2f} |" in text
     assert "| % of pixels | renders, exact | renders | other renders | generated, psi 0.7 |" in text
     assert text.count("\n| ") == 14
+
+
+def test_a_small_generator_enlarged_has_the_structure_and_lacks_the_detail() -> None:
+    num = 64
+    found = measure("bundled:avatars-32", (1.0,), num, resolution=64)
+    floor, enlarged = found.distances["other renders"], found.distances["generated, psi 1"]
+    renders_BCHW, small_BCHW = (
+        rendered_images(DISTANCE_SEEDS[0][:num], 64)[0],
+        generated_images(range(num), truncation_psi=1.0),
+    )
+    size_BCHW = torch.nn.functional.interpolate(small_BCHW.clamp(-1, 1), (64, 64), mode="bicubic").clamp(-1, 1)
+    reduced = [images.reshape(num, 3, 32, 2, 32, 2).mean(dim=(3, 5)) for images in (renders_BCHW, size_BCHW)]
+    by_hand = frechet_distance(*(open_oracle("b").features(images).numpy() for images in reduced))
+    assert enlarged.structure == pytest.approx(by_hand, rel=1e-4)
+    assert enlarged.detail > 10 * floor.detail
+
+
+class TestDetail:
+    def test_along_one_axis_it_is_the_mean_difference_of_sorted_numbers(self) -> None:
+        first, second = (np.random.default_rng(seed).standard_normal((50, 1)).astype(np.float32) for seed in (0, 1))
+        expected = 1000 * np.abs(np.sort(first[:, 0]) - np.sort(second[:, 0])).mean()  # directions are 1 or -1
+        assert sliced_distance(first, second) == pytest.approx(expected, rel=1e-5)
+
+    def test_patches_of_flat_images_are_zero(self) -> None:
+        patches = detail_patches(torch.full((2, 3, 16, 16), 0.25), seed=0)
+        assert patches.shape == (2 * 128, 3 * 49) and not patches.any()
+
+    def test_fainter_detail_is_farther_away(self) -> None:
+        images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        smooth = (torch.nn.functional.avg_pool2d(images, 3, 1, 1), images * 0.5)
+        same = detail_distance(images, images)
+        assert all(detail_distance(images, other) > 3 * same for other in smooth)
 
 
 def test_unusable_arguments_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,9 +141,12 @@ def test_unusable_arguments_are_explained(capsys: pytest.CaptureFixture[str]) ->
     assert "--images: 2 to 10000, got 1" in capsys.readouterr().err
 
 
-def test_generators_of_another_size_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    channels = channels_by_resolution(16, channel_base=64, channel_max=8)
-    spec = GeneratorSpec(resolution=16, z_dim=8, w_dim=8, c_dim=0, mapping_layers=1, channels=channels)
+@pytest.mark.parametrize(("resolution", "size"), [(16, []), (64, ["--resolution", "32"])])
+def test_sizes_that_cannot_be_compared_are_refused(
+    resolution: int, size: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    channels = channels_by_resolution(resolution, channel_base=64, channel_max=8)
+    spec = GeneratorSpec(resolution=resolution, z_dim=8, w_dim=8, c_dim=0, mapping_layers=1, channels=channels)
     save_generator(tmp_path / "small.safetensors", Generator(spec), {})
-    assert main(["--images", "2", "--generator", str(tmp_path / "small.safetensors")]) == 2
-    assert "images of shape [2, 3, 16, 16]" in capsys.readouterr().err
+    assert main(["--images", "2", "--generator", str(tmp_path / "small.safetensors"), *size]) == 2
+    assert f"makes images of {resolution} px" in capsys.readouterr().err
