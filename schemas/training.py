@@ -14,6 +14,8 @@ class FolderData(Section):
     kind: Literal["folder"]
     path: Path
     """Folder of .jpg, .jpeg, .png or .webp files."""
+    skip_unreadable: bool = False
+    """Train without the files that are not readable, instead of naming them and ending."""
 
 
 class ShardsData(Section):
@@ -22,6 +24,8 @@ class ShardsData(Section):
     kind: Literal["shards"]
     urls: tuple[str, ...] = Field(min_length=1)
     """Local tar files; a file name may hold wildcards."""
+    skip_unreadable: bool = False
+    """Train without the files that are not readable, instead of naming them and ending."""
 
 
 class AvatarRates(Section):
@@ -50,6 +54,8 @@ class DomainData(Section):
     num_processes: int = Field(2, ge=1)
     """Processes that draw."""
 
+
+Augmentation = Literal["auto", "diffaugment", "none"]
 
 TrainingData = Annotated[FolderData | ShardsData | DomainData, Field(discriminator="kind")]
 
@@ -118,6 +124,9 @@ class OptimisationConfig(Section):
     discriminator_head_start_images: int | None = Field(None, ge=0)
     """Images during which only the discriminator learns. null: growth.head_start_images where a generator grows, 5000
     where it comes from initialise_from without its discriminator, else 0."""
+    augmentation: Augmentation = "auto"
+    """Differentiable augmentation of what the discriminator sees (DiffAugment), which few images need. auto: for fewer
+    than 5,000 images of a folder or of shards."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the top four resolutions' activations. float16 needs a GPU; bfloat16 is several times faster
     on GPUs and on CPUs with matrix units (AMX). Weights, sums of RGB and penalties stay float32."""
@@ -166,6 +175,16 @@ class GrowthConfig(Section):
         return self
 
 
+class MonitorConfig(Section):
+    """Numbers in the log that say how close the generator is to its data, at every sample sheet."""
+
+    num_images: int = Field(1_000, ge=2)
+    """Images of each side. Distances of different numbers must not be compared."""
+    fid_weights: Path | None = None
+    """Weights of torch-fidelity's Inception network, for the Fréchet inception distance; needs the extra `fid`.
+    null: the distance of thumbnails alone."""
+
+
 class TrainGeneratorConfig(Section):
     """One training: data, networks, optimisation, and where everything goes."""
 
@@ -180,6 +199,8 @@ class TrainGeneratorConfig(Section):
     """Sizes of the discriminator."""
     optimisation: OptimisationConfig = OptimisationConfig()
     """Losses and rates."""
+    monitor: MonitorConfig = MonitorConfig()
+    """Quality in the log."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initial weights, latents, data order, noise and flips."""
     horizontal_flip: bool = True

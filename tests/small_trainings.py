@@ -40,7 +40,12 @@ def make_config(folder: Path, output: Path, **changes: object) -> TrainGenerator
             "w_dim": 32,
             "mapping_layers": 2,
         },
-        "optimisation": {"batch_size": 8, "average_half_life_images": 500, "path_length_interval": 4},
+        "optimisation": {
+            "batch_size": 8,
+            "average_half_life_images": 500,
+            "path_length_interval": 4,
+            "augmentation": "none",
+        },
         "device": "cpu",
         "threads": 1,
         "total_images": 8 * 24,
@@ -65,7 +70,7 @@ def write_discs(folder: Path, count: int = 256) -> None:
 
 
 def open_trainer(config: TrainGeneratorConfig) -> Trainer:
-    """Ready for its next step, on eight discs."""
-    trainer = Trainer(config, find_start(config), TrainingImages(discs(8), seed=0, horizontal_flip=True))
+    """Ready for its next step, on the discs that `write_discs` writes."""
+    trainer = Trainer(config, find_start(config), TrainingImages(discs(256), seed=0, horizontal_flip=True))
     trainer.restore()
     return trainer

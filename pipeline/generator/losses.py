@@ -3,11 +3,11 @@
 Shape suffixes: B batch, C channels, H height, W width, L rows of w, D style.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from pipeline.generator.discriminator import Discriminator
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     return functional.softplus(-real_logits).mean() + functional.softplus(fake_logits).mean()
 
 
-def r1_penalty(discriminator: Discriminator, real_BCHW: Tensor) -> Tensor:
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], real_BCHW: Tensor) -> Tensor:
     """Mean squared norm of the logit's gradient at real images, over two (Mescheder et al. 2018, equation 9)."""
     real_BCHW = real_BCHW.detach().requires_grad_(True)
     logits = discriminator(real_BCHW)

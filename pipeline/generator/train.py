@@ -23,10 +23,13 @@ from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
 from pipeline.generator.networks import Generator, Noise, Trunk, row_resolution
 from pipeline.generator.sample_sheet import write_sheet
+from pipeline.generator.training_augmentation import augment, is_augmented
 from pipeline.generator.training_data import TrainingImages, load_images
 from pipeline.generator.training_growth import Phase, RankWatch, new_parameters, phase_at, plain_phase
 from pipeline.generator.training_log import TrainingLog
-from pipeline.generator.training_resume import comparable, refuse_changes
+from pipeline.generator.training_overview import Pace, introduce
+from pipeline.generator.training_quality import QualityMonitor
+from pipeline.generator.training_resume import comparable, refuse_changes, refuse_other_data
 from pipeline.generator.training_start import Source, Start, find_start, growth_of, spec_as_json
 from pipeline.generator.training_state import (
     SecondMomentAdam,
@@ -37,8 +40,10 @@ from pipeline.generator.training_state import (
     write_state,
 )
 from pipeline.interruption import Interrupted
+from pipeline.speech import say
 from schemas.training import TrainGeneratorConfig
 
+GENERATOR_FILE = "generator.safetensors"
 PATH_LENGTH_DECAY = 0.01
 RAMP_FLOOR_IMAGES = 500
 
@@ -53,14 +58,19 @@ def train_generator(config: TrainGeneratorConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     start = find_start(config)
-    images = load_images(config.data, start.spec.resolution, config.cache or config.output / "cache")
-    data = TrainingImages(images, seed=config.seed, horizontal_flip=config.horizontal_flip)
+    loaded = load_images(config.data, start.spec.resolution, config.cache or config.output / "cache")
+    data = TrainingImages(loaded.images_NHWC, seed=config.seed, horizontal_flip=config.horizontal_flip)
     trainer = Trainer(config, start, data)
     trainer.restore()
+    introduce(config, start, loaded.summary, trainer.images_seen, str(trainer.device), augmented=trainer.augmented)
     with StopSignals() as stop:
         run(trainer, stop)
-    if stop.requested is not None and trainer.images_seen < config.total_images:
+    if trainer.images_seen >= config.total_images:
+        say(f"done: {config.output / GENERATOR_FILE}, which a run file's generator.checkpoint takes")
+    elif stop.requested is not None:
         raise Interrupted(stop.requested)
+    else:
+        say(f"stopped after {trainer.images_seen:,} of {config.total_images:,} images; the same command resumes")
 
 
 class StopSignals:
@@ -86,15 +96,17 @@ class StopSignals:
 
 def run(trainer: "Trainer", stop: StopSignals) -> None:
     """The loop: step; log, sample and save when due; save at the end."""
-    config, started = trainer.config, time.monotonic()
+    config, started, pace = trainer.config, time.monotonic(), Pace(trainer.config, trainer.num_steps)
     next_save = started + config.checkpoint_interval_seconds
     while trainer.images_seen < config.total_images and stop.requested is None:
         if config.max_seconds is not None and time.monotonic() - started > config.max_seconds:
             break
         before = trainer.images_seen // config.sample_interval_images
         trainer.step()
+        pace.step(trainer.num_steps, trainer.images_seen)
         if trainer.images_seen // config.sample_interval_images > before:
             write_sheet(config.output / "samples" / f"{trainer.images_seen:09d}.png", trainer.average)
+            trainer.measure()
         if time.monotonic() > next_save:
             trainer.save()
             next_save = time.monotonic() + config.checkpoint_interval_seconds
@@ -127,6 +139,8 @@ class Trainer:
         self.seconds_trained = 0.0
         self.log = TrainingLog(config.output / "log.jsonl", config.log_interval_steps)
         self.watch = None if start.small is None else RankWatch(growth_of(config))
+        self.augmented = is_augmented(config.optimisation.augmentation, config.data, len(data))
+        self.monitor = QualityMonitor(config.monitor, data, self.device)
 
     def _make_optimisers(self) -> None:
         """One for what is new in the generator (all of it unless it grows), one for what is old."""
@@ -184,6 +198,11 @@ class Trainer:
         self.seconds_trained += time.monotonic() - started
         self.log.step(self.num_steps, self.images_seen, self.seconds_trained)
 
+    def measure(self) -> None:
+        """Add the distances of the averaged generator from the data to the log's next line."""
+        for name, value in self.monitor.measure(self.average).items():
+            self.log.add(name, torch.tensor(value))
+
     def _phase(self) -> Phase:
         if self.small is None:
             return plain_phase(self.start.head_start_images, self.images_seen)
@@ -198,7 +217,7 @@ class Trainer:
         ws_BLD = self._map(self.generator, latents, track_mean=not frozen)
         trunk = self._frozen_trunk(ws_BLD, noise) if frozen else None
         fake_BCHW = self.generator.synthesize(ws_BLD, noise, trunk=trunk).images_BCHW
-        loss = generator_loss(self.discriminator(fake_BCHW))
+        loss = generator_loss(self._judge(fake_BCHW, "generator"))
         self.log.add("generator_loss", loss)
         if phase.anchor > 0:
             small_BCHW = self._small_images(latents, noise)
@@ -249,8 +268,8 @@ class Trainer:
         return self.generator.synthesize(ws_BLD, self._draw_noise("discriminator", batch_size)).images_BCHW
 
     def _discriminator_step(self, fake_BCHW: Tensor) -> None:
-        real_logits = self.discriminator(self._real_images())
-        fake_logits = self.discriminator(fake_BCHW)
+        real_logits = self._judge(self._real_images(), "real")
+        fake_logits = self._judge(fake_BCHW, "fake")
         loss = discriminator_loss(real_logits, fake_logits)
         loss.backward()
         self.discriminator_optimiser.step(self.rate_scale)
@@ -262,12 +281,18 @@ class Trainer:
         if self.watch is not None:
             self.watch.add(float(rank), self.images_seen)
 
+    def _judge(self, images_BCHW: Tensor, purpose: str) -> Tensor:
+        """The discriminator's logits of images, augmented where few images ask for that."""
+        if self.augmented:
+            images_BCHW = augment(images_BCHW, self._random(f"{purpose}/augmentation"))
+        return self.discriminator(images_BCHW)
+
     def _r1_step(self) -> None:
         settings = self.config.optimisation
         gamma = settings.r1_gamma
         if gamma is None:
             gamma = 0.0002 * self.generator.spec.resolution**2 / settings.batch_size
-        penalty = r1_penalty(self.discriminator, self._real_images())
+        penalty = r1_penalty(lambda images_BCHW: self._judge(images_BCHW, "r1"), self._real_images())
         (penalty * (gamma * settings.r1_interval)).backward()
         self.discriminator_optimiser.step(self.rate_scale)
         self.log.add("r1_penalty", penalty)
@@ -328,6 +353,7 @@ class Trainer:
             "small": spec_as_json(self.start.small),
             "discriminator_detail": self.start.detail,
             "head_start_images": self.start.head_start_images,
+            "num_images": len(self.data),
             "num_steps": self.num_steps,
             "images_seen": self.images_seen,
             "seconds_trained": self.seconds_trained,
@@ -341,7 +367,7 @@ class Trainer:
         }
         write_state(self.config.output / "state", self.num_steps, self._groups, progress)
         provenance = {"images_seen": str(self.images_seen), "data": self.config.data.model_dump_json()}
-        save_generator(self.config.output / "generator.safetensors", self.average, provenance)
+        save_generator(self.config.output / GENERATOR_FILE, self.average, provenance)
 
     def restore(self) -> None:
         """Resume from the newest state of config.output; without one, take the weights of the start."""
@@ -353,6 +379,7 @@ class Trainer:
             return
         progress = read_progress(state)
         refuse_changes(state, progress["config"], comparable(self.config))
+        refuse_other_data(state, progress["num_images"], len(self.data))
         for name, own in self._groups.items():
             for key, tensor in read_tensors(state, name, like=own).items():
                 own[key].data.copy_(tensor)

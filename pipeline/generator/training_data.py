@@ -5,7 +5,11 @@ Shape suffixes: N images, B batch, C channels, H height, W width.
 
 import hashlib
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,10 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.speech import say
 from schemas.errors import LabelmillError
 from schemas.training import DomainData, FolderData, ShardsData, TrainingData
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MOST_NAMED = 20
+"""Files or kinds that a message names."""
+PROGRESS_SECONDS = 10.0
 
 
 class TrainingDataError(LabelmillError):
@@ -51,34 +60,88 @@ class TrainingImages:
         return image_HWC[:, ::-1] if self._mirrored[index] else image_HWC
 
 
-def load_images(data: TrainingData, resolution: int, cache: Path) -> NDArray[np.uint8]:
-    """uint8 [N, resolution, resolution, 3] RGB, memory-mapped; decoded into `cache` when not there yet."""
+@dataclass(frozen=True)
+class LoadedImages:
+    """Decoded images, and what was passed over."""
+
+    images_NHWC: NDArray[np.uint8]
+    """[N, resolution, resolution, 3] RGB, memory-mapped."""
+    summary: str
+    """What was found and skipped, for people."""
+
+
+def load_images(data: TrainingData, resolution: int, cache: Path) -> LoadedImages:
+    """The images that `data` names; decoded into `cache` when they are not there yet.
+
+    Raises TrainingDataError where there are none, and one that names all files that are not readable, unless
+    data.skip_unreadable is set.
+    """
     path = cache / f"{_cache_name(data, resolution)}.npy"
-    if not path.exists():
+    told = path.with_suffix(".json")
+    if not told.exists():  # written last
         cache.mkdir(parents=True, exist_ok=True)
-        images = _draw(data, resolution) if isinstance(data, DomainData) else _decode_all(data, resolution)
         temporary = path.with_suffix(".partial.npy")
-        np.save(temporary, images)
+        if isinstance(data, DomainData):
+            notes = _draw(data, resolution, temporary)
+        else:
+            notes = _decode_all(data, resolution, temporary)
         temporary.replace(path)
-    return np.load(path, mmap_mode="r")
+        write_atomically(told, json.dumps(notes).encode())
+    images_NHWC = np.load(path, mmap_mode="r")
+    notes = json.loads(told.read_text())
+    summary = f"{len(images_NHWC):,} images at {resolution} px from {_place(data)}"
+    return LoadedImages(images_NHWC, "; ".join([summary, *notes]))
+
+
+def _place(data: TrainingData) -> str:
+    if isinstance(data, DomainData):
+        return f"the domain {data.name}"
+    return str(data.path) if isinstance(data, FolderData) else ", ".join(data.urls)
 
 
 def _cache_name(data: TrainingData, resolution: int) -> str:
     fields = data.model_dump(mode="json", exclude={"num_processes"})
-    if isinstance(data, FolderData):
-        fields["files"] = [str(path.name) for path in _files(data)]
+    if not isinstance(data, DomainData):
+        files = _files(data) if isinstance(data, FolderData) else _shards(data)
+        fields["files"] = [[str(path), (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
     return f"{data.kind}-{resolution}-{digest}"
 
 
-def _draw(data: DomainData, resolution: int) -> NDArray[np.uint8]:
-    seeds = domain_seeds(data)
-    images = np.empty((len(seeds), resolution, resolution, 3), dtype=np.uint8)
-    jobs = [(seed, resolution) for seed in seeds]
-    with get_context("spawn").Pool(data.num_processes) as pool:
-        for index, image_HWC in enumerate(pool.imap(_draw_avatar, jobs, chunksize=64)):
-            images[index] = image_HWC
-    return images
+def _draw(data: DomainData, resolution: int, path: Path) -> list[str]:
+    jobs = [(seed, resolution) for seed in domain_seeds(data)]
+    with ImageFile(path, resolution) as file, get_context("spawn").Pool(data.num_processes) as pool:
+        for image_HWC in pool.imap(_draw_avatar, jobs, chunksize=64):
+            file.append(image_HWC)
+    return []
+
+
+class ImageFile:
+    """An .npy file of images uint8 [N, resolution, resolution, 3] whose number is known at its end alone."""
+
+    _HEADER_BYTES = 128
+
+    def __init__(self, path: Path, resolution: int) -> None:
+        self.path, self.resolution, self.num_images = path, resolution, 0
+
+    def __enter__(self) -> "ImageFile":
+        self._stream = self.path.open("wb")
+        self._stream.write(bytes(self._HEADER_BYTES))
+        return self
+
+    def append(self, image_HWC: NDArray[np.uint8]) -> None:
+        assert image_HWC.shape == (self.resolution, self.resolution, 3) and image_HWC.dtype == np.uint8
+        self._stream.write(image_HWC.tobytes())
+        self.num_images += 1
+
+    def __exit__(self, *_: object) -> None:
+        header = BytesIO()
+        shape = (self.num_images, self.resolution, self.resolution, 3)
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        assert len(header.getvalue()) == self._HEADER_BYTES
+        self._stream.seek(0)
+        self._stream.write(header.getvalue())
+        self._stream.close()
 
 
 def domain_seeds(data: DomainData) -> list[int]:
@@ -97,17 +160,67 @@ def _draw_avatar(job: tuple[int, int]) -> NDArray[np.uint8]:
     return render(seed, resolution).image_HWC
 
 
-def _decode_all(data: FolderData | ShardsData, resolution: int) -> NDArray[np.uint8]:
-    files = _folder_bytes(data) if isinstance(data, FolderData) else _shard_bytes(data)
-    images = [_decode(name, content, resolution) for name, content in files]
-    if not images:
-        place = data.path if isinstance(data, FolderData) else ", ".join(data.urls)
-        raise TrainingDataError(f"{place}: no images found; looked for {', '.join(IMAGE_SUFFIXES)}")
-    return np.stack(images)
+def _decode_all(data: FolderData | ShardsData, resolution: int, path: Path) -> list[str]:
+    """Write the readable images; returns what is to be said of the others."""
+    unreadable: list[str] = []
+    progress = _Progress()
+    with ImageFile(path, resolution) as file:
+        for name, content in _folder_bytes(data) if isinstance(data, FolderData) else _shard_bytes(data):
+            image_HWC = _decode(content, resolution)
+            if image_HWC is None:
+                unreadable.append(name)
+            else:
+                file.append(image_HWC)
+            progress.add()
+    if unreadable and not data.skip_unreadable:
+        raise TrainingDataError(
+            f"{_place(data)}: {len(unreadable):,} of {file.num_images + len(unreadable):,} images are not readable: "
+            f"{_listed(unreadable)}. Repair or remove them, or set data.skip_unreadable: true"
+        )
+    if file.num_images == 0:
+        raise TrainingDataError(f"{_place(data)}: no images found; looked for {', '.join(IMAGE_SUFFIXES)}")
+    notes = [f"skipped {len(unreadable):,} that are not readable: {_listed(unreadable)}"] if unreadable else []
+    return notes + (_passed_over(data) if isinstance(data, FolderData) else [])
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+class _Progress:
+    """Says every ten seconds how many images are decoded."""
+
+    def __init__(self) -> None:
+        self._count, self._next = 0, time.monotonic() + PROGRESS_SECONDS
+
+    def add(self) -> None:
+        self._count += 1
+        if time.monotonic() > self._next:
+            say(f"data: {self._count:,} images decoded so far")
+            self._next += PROGRESS_SECONDS
 
 
 def _files(data: FolderData) -> list[Path]:
-    return sorted(path for path in data.path.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    """Image files by name; hidden ones, such as those macOS leaves beside each file, are none."""
+    return sorted(path for path in data.path.rglob("*") if _is_image(path))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _passed_over(data: FolderData) -> list[str]:
+    """Files of the folder that are not taken for images, by their endings."""
+    others = Counter(path.suffix.lower() or path.name for path in data.path.rglob("*") if _is_other(path))
+    if not others:
+        return []
+    kinds = ", ".join(f"{number:,} {ending}" for ending, number in others.most_common(MOST_NAMED))
+    return [f"passed over {others.total():,} other files: {kinds}"]
+
+
+def _is_other(path: Path) -> bool:
+    return path.is_file() and not _is_image(path)
 
 
 def _folder_bytes(data: FolderData) -> Iterator[tuple[str, bytes]]:
@@ -117,13 +230,18 @@ def _folder_bytes(data: FolderData) -> Iterator[tuple[str, bytes]]:
         yield str(path), path.read_bytes()
 
 
+def _shards(data: ShardsData) -> list[Path]:
+    patterns = [Path(url) for url in data.urls]
+    paths = [match for pattern in patterns for match in sorted(pattern.parent.glob(pattern.name))]
+    if not paths:
+        raise TrainingDataError(f"data.urls: no file matches {', '.join(data.urls)}")
+    return paths
+
+
 def _shard_bytes(data: ShardsData) -> Iterator[tuple[str, bytes]]:
     import webdataset
 
-    patterns = [Path(url) for url in data.urls]
-    urls = [str(match) for pattern in patterns for match in sorted(pattern.parent.glob(pattern.name))]
-    if not urls:
-        raise TrainingDataError(f"data.urls: no file matches {', '.join(data.urls)}")
+    urls = [str(path) for path in _shards(data)]
     for sample in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False):
         for suffix in IMAGE_SUFFIXES:
             if suffix[1:] in sample:
@@ -131,11 +249,11 @@ def _shard_bytes(data: ShardsData) -> Iterator[tuple[str, bytes]]:
                 break
 
 
-def _decode(name: str, content: bytes, resolution: int) -> NDArray[np.uint8]:
-    """Centre square of an image file as uint8 RGB [resolution, resolution, 3]."""
+def _decode(content: bytes, resolution: int) -> NDArray[np.uint8] | None:
+    """Centre square of an image file as uint8 RGB [resolution, resolution, 3]; None where it is not readable."""
     image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
-        raise TrainingDataError(f"{name}: not a readable image; remove it or repair it")
+        return None
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

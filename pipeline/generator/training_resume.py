@@ -8,7 +8,7 @@ from schemas.training import TrainGeneratorConfig
 # Fields that a resumed training may change.
 FREE_FIELDS = (
     "output", "total_images", "max_seconds", "device", "threads", "cache", "checkpoint_interval_seconds",
-    "sample_interval_images", "initialise_from",
+    "sample_interval_images", "initialise_from", "log_interval_steps", "monitor",
 )  # fmt: skip
 
 
@@ -24,6 +24,15 @@ def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None
         raise TrainingStateError(
             f"{state}: was trained with other settings: {'; '.join(differences)}. Restore them, or choose another "
             f"output and set initialise_from to {state.parent}"
+        )
+
+
+def refuse_other_data(state: Path, saved: object, found: int) -> None:
+    """Raise TrainingStateError where the data holds another number of images than before."""
+    if saved != found:
+        raise TrainingStateError(
+            f"{state}: learned from {saved} images, and there are {found} now. Restore them, or choose another output "
+            f"and set initialise_from to {state.parent}"
         )
 
 

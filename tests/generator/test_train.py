@@ -6,24 +6,20 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-import webdataset
 import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer
 
-from pipeline.benchmark.avatars import render, seeds_at_rates
 from pipeline.generator.checkpoints.native import load_generator
 from pipeline.generator.networks import Generator
 from pipeline.generator.train import Trainer, train_generator
-from pipeline.generator.training_data import TrainingDataError, TrainingImages, load_images
+from pipeline.generator.training_data import TrainingImages
 from pipeline.generator.training_start import find_start, spec_of
 from pipeline.generator.training_state import (
     SecondMomentAdam,
@@ -33,7 +29,7 @@ from pipeline.generator.training_state import (
     read_tensors,
     write_state,
 )
-from schemas.training import AvatarRates, DomainData, FolderData, ShardsData, TrainGeneratorConfig
+from schemas.training import TrainGeneratorConfig
 
 
 def pixel_distance(images_NHWC: NDArray[np.uint8], generator: Generator) -> float:
@@ -209,61 +205,3 @@ class TestState:
         sizes = [path.stat().st_size for path in state.iterdir()]
         assert max(sizes) < 16 * 2**20
         assert sum(sizes) < 34 * 2**20
-
-
-class TestData:
-    def test_folder_and_shards_hold_the_same_images(self, folder: Path, tmp_path: Path) -> None:
-        with webdataset.TarWriter(str(tmp_path / "part-0.tar")) as writer:
-            for path in sorted(folder.iterdir()):
-                writer.write({"__key__": path.stem, "png": path.read_bytes()})
-        shards = ShardsData(kind="shards", urls=(str(tmp_path / "part-*.tar"),))
-        from_shards = load_images(shards, RESOLUTION, tmp_path / "a")
-        from_folder = load_images(FolderData(kind="folder", path=folder), RESOLUTION, tmp_path / "b")
-        assert np.array_equal(from_shards, from_folder)
-        assert np.array_equal(from_folder, discs(256)[:, :, :, ::-1])  # OpenCV wrote them as BGR
-
-    def test_rare_parts_of_a_domain_are_drawn_as_often_as_told(self, tmp_path: Path) -> None:
-        data = DomainData(kind="domain", num_images=6, first_seed=3, rates=AvatarRates(beard=0.9))
-        images = load_images(data, RESOLUTION, tmp_path)
-        seeds = list(islice(seeds_at_rates(3, {"beard": 0.9}), 6))
-        assert np.array_equal(images, np.stack([render(seed, RESOLUTION).image_HWC for seed in seeds]))
-        plain = load_images(DomainData(kind="domain", num_images=2, first_seed=3), RESOLUTION, tmp_path)
-        assert np.array_equal(plain, np.stack([render(seed, RESOLUTION).image_HWC for seed in (3, 4)]))
-
-    def test_images_are_cropped_to_their_centre(self, tmp_path: Path) -> None:
-        wide = np.zeros((20, 40, 3), np.uint8)
-        wide[:, 10:30] = (10, 20, 200)
-        (tmp_path / "in").mkdir()
-        cv2.imwrite(str(tmp_path / "in" / "a.png"), wide)
-        images = load_images(FolderData(kind="folder", path=tmp_path / "in"), 8, tmp_path / "cache")
-        assert images.shape == (1, 8, 8, 3)
-        assert (np.asarray(images) == (200, 20, 10)).all()
-
-    def test_every_image_once_an_epoch_in_an_order_of_its_own(self) -> None:
-        images = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-        data = TrainingImages(images, seed=3, horizontal_flip=True)
-        values = [round((float(data.batch(i, 1)[0, 0, 0, 0]) + 1) * 127.5) for i in range(20)]
-        assert sorted(values[:10]) == sorted(values[10:]) == list(range(10))
-        assert values[:10] != values[10:]
-        assert torch.equal(data.batch(7, 6)[4], TrainingImages(images, seed=3, horizontal_flip=True).batch(11, 1)[0])
-
-    def test_half_of_the_images_are_mirrored(self) -> None:
-        image = np.zeros((1, 4, 4, 3), np.uint8)
-        image[:, :, 0] = 255
-        data = TrainingImages(np.repeat(image, 200, axis=0), seed=0, horizontal_flip=True)
-        mirrored = int((data.batch(0, 200)[:, 0, 0, 0] < 0).sum())
-        assert 60 < mirrored < 140
-        plain = TrainingImages(image, seed=0, horizontal_flip=False)
-        assert all(float(plain.batch(i, 1)[0, 0, 0, 0]) == 1.0 for i in range(20))
-
-    def test_bad_data_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(TrainingDataError, match="is not a folder"):
-            load_images(FolderData(kind="folder", path=tmp_path / "none"), 8, tmp_path / "c")
-        (tmp_path / "in").mkdir()
-        with pytest.raises(TrainingDataError, match="no images found"):
-            load_images(FolderData(kind="folder", path=tmp_path / "in"), 8, tmp_path / "c")
-        (tmp_path / "in" / "broken.png").write_bytes(b"not an image")
-        with pytest.raises(TrainingDataError, match=r"broken\.png: not a readable image"):
-            load_images(FolderData(kind="folder", path=tmp_path / "in"), 8, tmp_path / "c")
-        with pytest.raises(TrainingDataError, match="no file matches"):
-            load_images(ShardsData(kind="shards", urls=(str(tmp_path / "no-*.tar"),)), 8, tmp_path / "c")
