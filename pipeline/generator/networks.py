@@ -111,16 +111,18 @@ class Mapping(nn.Module):
 
     w_avg: Tensor
 
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, *, num_layers: int) -> None:
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, *, num_layers: int, width: int | None = None) -> None:
+        """width: of all layers but the last, which has w_dim; None: w_dim too."""
         super().__init__()
         self.z_dim, self.c_dim, self.num_layers = z_dim, c_dim, num_layers
+        width = w_dim if width is None else width
         if c_dim > 0:
             self.embed = FullyConnected(c_dim, w_dim)
         in_features = z_dim + (w_dim if c_dim > 0 else 0)
         for index in range(num_layers):
             layer = FullyConnected(
-                in_features if index == 0 else w_dim,
-                w_dim,
+                in_features if index == 0 else width,
+                w_dim if index == num_layers - 1 else width,
                 leaky=True,
                 rate_multiplier=MAPPING_RATE_MULTIPLIER,
             )
@@ -176,7 +178,9 @@ class Generator(nn.Module):
         super().__init__()
         self.spec = spec
         self.compute_dtype = torch.float32
-        self.mapping = Mapping(spec.z_dim, spec.c_dim, spec.w_dim, num_layers=spec.mapping_layers)
+        self.mapping = Mapping(
+            spec.z_dim, spec.c_dim, spec.w_dim, num_layers=spec.mapping_layers, width=spec.mapping_width
+        )
         self.synthesis = nn.Module()
         for resolution, _ in spec.channels:
             self.synthesis.add_module(f"b{resolution}", SynthesisBlock(spec, resolution))

@@ -40,6 +40,8 @@ class GeneratorSpec:
     conv_clamp: float | None = None
     """Activations and RGB contributions are clamped to this magnitude; None: not at all."""
     img_channels: int = 3
+    mapping_width: int | None = None
+    """Features of all mapping layers but the last; None: w_dim, as every published network has."""
 
     def __post_init__(self) -> None:
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
@@ -50,6 +52,8 @@ class GeneratorSpec:
         for name in ("z_dim", "w_dim", "img_channels", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise SynthesisError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.mapping_width is not None and self.mapping_width < 1:
+            raise SynthesisError(f"mapping_width must be at least 1, got {self.mapping_width}")
         if self.c_dim < 0:
             raise SynthesisError(f"c_dim must be 0 (unconditional) or more, got {self.c_dim}")
         if self.architecture not in ARCHITECTURES:

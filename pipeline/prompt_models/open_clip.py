@@ -29,7 +29,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.generator.checkpoints.inert import Budget, UnreadableError
+from pipeline.generator.checkpoints.inert import Budget, UnreadableError, describe_value, text_of
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.checkpoints.torch_archive import read_saved
 from pipeline.generator.sampling import repeatable_kernels
@@ -39,6 +39,7 @@ from pipeline.segmentation.torchvision_import import import_torchvision
 DENSE_SCALE = 4
 """How many times larger than in its training a ResNet sees an image for dense features."""
 _BATCH_SIZE = 8
+_MAX_NAME = 200
 """Images, or prompts, at once, always: the size of a batch chooses kernels and thereby bits."""
 _HOW_TO_GET = (
     "labelmill downloads no models. To get one: hf download timm/resnet50_clip.openai "
@@ -245,10 +246,13 @@ def read_tensors(path: Path, content: bytes) -> dict[str, Tensor]:
             found = found["state_dict"]
         if not isinstance(found, dict) or not found:
             raise UnreadableError("holds no state dict")
-        tensors = {str(key).removeprefix("module."): value for key, value in found.items()}
+        tensors = {text_of(key, _MAX_NAME).removeprefix("module."): value for key, value in found.items()}
         foreign = sorted(key for key, value in tensors.items() if not isinstance(value, StoredTensor))
         if foreign:
-            raise UnreadableError(f"holds no state dict: {foreign[0][:60]!r} is no tensor")
+            found = describe_value(tensors[foreign[0]])
+            raise UnreadableError(
+                f"holds no state dict: {foreign[0][:60]!r} is no tensor but {found}; nothing was executed"
+            )
         return {key: value.to_float32() for key, value in tensors.items()}
     except UnreadableError as error:
         raise PromptModelError(f"{path}: {error}; take the .safetensors of the model") from error

@@ -84,6 +84,9 @@ def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) 
         num_layers += 1
     w_dim = axis("synthesis.b4.conv1.affine.weight", 1)
     is_conditional = "mapping.embed.weight" in shapes
+    if is_conditional and axis("mapping.embed.weight", 0) != w_dim:
+        raise embedding_width_error(axis("mapping.embed.weight", 0), w_dim)
+    hidden = axis("mapping.fc0.weight", 0)
     img_channels = axis(f"synthesis.b{resolution}.torgb.weight", 0)
     if img_channels != 3:
         raise UnreadableError(f"its images have {img_channels} channels; generators of RGB images work")
@@ -94,12 +97,24 @@ def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) 
             w_dim=w_dim,
             c_dim=axis("mapping.embed.weight", 1) if is_conditional else 0,
             mapping_layers=num_layers,
+            mapping_width=None if num_layers < 2 or hidden == w_dim else hidden,
             channels=tuple((size, axis(f"synthesis.b{size}.conv1.weight", 0)) for size in sizes),
             architecture=_architecture(shapes),
             conv_clamp=conv_clamp,
         )
     except SynthesisError as error:
-        raise UnreadableError(f"not a StyleGAN2 generator that can be used: {error}") from error
+        raise UnreadableError(
+            f"not a StyleGAN2 generator that can be used: {error}", "Only a network of StyleGAN2's layers works"
+        ) from error
+
+
+def embedding_width_error(width: int, w_dim: int) -> UnreadableError:
+    """What to raise for a class embedding of another width than w."""
+    return UnreadableError(
+        f"unknown architecture option 'embed_features' = {width}: its class embedding has another width than w "
+        f"({w_dim}), which this StyleGAN2 cannot have",
+        "Only a network whose embedding is as wide as w works",
+    )
 
 
 def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
@@ -132,7 +147,8 @@ def _without_omissions(
 def check_generator_size(spec: GeneratorSpec, num_file_bytes: int) -> None:
     """Raises UnreadableError when a generator would be far larger than its file."""
     widths = dict(spec.channels)
-    numbers = spec.w_dim * (spec.z_dim + spec.w_dim * (1 + spec.mapping_layers) + spec.c_dim)
+    hidden = max(spec.w_dim, spec.mapping_width or 0)
+    numbers = spec.w_dim * (spec.w_dim + spec.c_dim) + hidden * (spec.z_dim + hidden * spec.mapping_layers)
     for size, width in spec.channels:
         below = widths.get(size // 2, width)
         numbers += width * (10 * below + 9 * width) + spec.w_dim * (below + 2 * width) + 2 * size * size

@@ -12,6 +12,9 @@ from pipeline.generator.layers import binomial_filter
 from pipeline.generator.networks import MAPPING_RATE_MULTIPLIER
 
 FILTER_SUFFIX = "resample_filter"
+_MAX_FILTER_ELEMENTS = 64
+
+Conversion = Callable[[Tensor], Tensor]
 
 
 def unchanged(values: Tensor) -> Tensor:
@@ -26,17 +29,17 @@ class NamedTensor:
     stored: StoredTensor
     shape: tuple[int, ...]
     """Once arranged."""
-    arrange: Callable[[Tensor], Tensor]
+    arrange: Conversion
     """Indexing, permuting, reshaping."""
-    adjust: Callable[[Tensor], Tensor]
+    adjust: Conversion
     """What changes values, not the shape."""
 
     @classmethod
     def of(
         cls,
         stored: StoredTensor,
-        arrange: Callable[[Tensor], Tensor] = unchanged,
-        adjust: Callable[[Tensor], Tensor] = unchanged,
+        arrange: Conversion = unchanged,
+        adjust: Conversion = unchanged,
     ) -> "NamedTensor":
         """The arranged shape is found without memory. Raises UnreadableError when it cannot be arranged."""
         try:
@@ -63,23 +66,32 @@ def fill_network(network: nn.Module, state: Mapping[str, NamedTensor | Tensor]) 
     """Replace a network's tensors. Raises UnreadableError."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     filters = {name for name in expected if name.endswith(FILTER_SUFFIX)}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in filters & state.keys():
+        tensor = state[name]
+        check_filter(tensor if isinstance(tensor, Tensor) else stored_filter(tensor.stored))
+    found = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in filters}
     check_names({name: expected[name] for name in filters} | found, expected)
-    values = {}
-    for name, tensor in state.items():
+    values = {name: binomial_filter() for name in filters}
+    for name in found:
+        tensor = state[name]
         values[name] = _laid_out(tensor if isinstance(tensor, Tensor) else _converted(name, tensor))
-    for name in filters:
-        check_filter(values.get(name, binomial_filter()))
-        values[name] = binomial_filter()
     network.load_state_dict(values, assign=True)
 
 
+def stored_filter(stored: StoredTensor) -> Tensor:
+    """The numbers of a resampling filter; none at all when it is larger than any."""
+    return stored.to_float32() if stored.num_elements <= _MAX_FILTER_ELEMENTS else torch.zeros(0)
+
+
 def check_filter(kernel: Tensor) -> None:
-    """A resampling filter, whatever it sums to, must be [1, 3, 3, 1]. Raises UnreadableError."""
-    ours = binomial_filter()
+    """A resampling filter, whatever it sums to, must be [1, 3, 3, 1] in both directions. Raises UnreadableError."""
+    ours, kernel = binomial_filter(), kernel.squeeze()
+    if kernel.ndim == 1:
+        kernel = torch.outer(kernel, kernel)
     if kernel.shape != ours.shape or not torch.allclose(kernel / kernel.sum(), ours, atol=1e-6):
         raise UnreadableError(
-            "unknown architecture option: a resampling filter other than [1, 3, 3, 1], which every StyleGAN2 has"
+            "unknown architecture option: a resampling filter other than [1, 3, 3, 1], which every StyleGAN2 has",
+            "Only a network trained with the standard filter works",
         )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.generator.checkpoints.assemble import check_generator_size
-from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, describe_value, text_of
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator, GeneratorSpec
 from schemas.errors import CheckpointError
@@ -108,16 +108,22 @@ def parse_generator(name: str, content: bytes) -> LoadedCheckpoint:
     except (SafetensorError, KeyError) as error:
         raise CheckpointError(f"{name}: damaged safetensors file ({error}); fetch or write it again") from error
     except UnreadableError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+        raise CheckpointError(f"{name}: {error.sentence()}") from error
     generator = Generator(spec)
     _assign_tensors(name, generator, tensors)
     provenance = header.get("provenance")
-    texts = {str(k): str(v) for k, v in provenance.items()} if isinstance(provenance, dict) else {}
+    entries = provenance.items() if isinstance(provenance, dict) else ()
+    texts = {key: value if isinstance(value, str) else text_of(value) for key, value in entries}
     return LoadedCheckpoint(
         generator.eval().requires_grad_(False),
         hashlib.sha256(content).hexdigest(),
         CheckpointInfo(name, f"{FORMAT} {VERSION}", texts),
     )
+
+
+def is_native(content: bytes) -> bool:
+    """Whether a safetensors file's header has labelmill's metadata, as far as its beginning is there."""
+    return f'"{METADATA_KEY}":'.encode() in content[8 : 8 + int.from_bytes(content[:8], "little")]
 
 
 def _read_header(name: str, content: bytes) -> tuple[dict[str, object], int]:
@@ -169,6 +175,7 @@ def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> Gen
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{name}: its description of the network is unusable: {str(error)[:200]}") from error
     numbers = {"z_dim": checked.z_dim, "w_dim": checked.w_dim, "img_channels": checked.img_channels}
+    numbers |= {} if checked.mapping_width is None else {"mapping_width": checked.mapping_width}
     numbers |= {f"channels at {size} px": width for size, width in channels} | {"c_dim + 1": checked.c_dim + 1}
     for key, value in numbers.items():
         if type(value) is not int or not 1 <= value <= MAX_WIDTH:

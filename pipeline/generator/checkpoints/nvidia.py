@@ -1,32 +1,17 @@
-"""StyleGAN2 pickles of NVIDIA's PyTorch repositories (stylegan2-ada-pytorch, stylegan3), read without their code.
+"""What NVIDIA's PyTorch repositories (stylegan2-ada-pytorch, stylegan3) store beside a network's tensors.
 
-Each module in them is stored as source text, which NVIDIA's loader executes, beside a dictionary of its parameters,
-buffers, submodules and settings. Only the dictionary is used here. Names and layouts are those of
-`pipeline.generator.networks` already.
+Each module in their pickles is stored as source text, which NVIDIA's loader executes, beside a dictionary of its
+parameters, buffers, submodules and settings. Only the dictionary is used here.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 
-import torch
+from pipeline.generator.checkpoints.assemble import embedding_width_error
+from pipeline.generator.checkpoints.contents import Module
+from pipeline.generator.checkpoints.inert import UnreadableError, describe_value, text_of
 
-from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
-from pipeline.generator.checkpoints.inert import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
-from pipeline.generator.checkpoints.named_tensors import NamedTensor, rate_ratio, unchanged
-from pipeline.generator.checkpoints.tensors import StoredTensor
-from pipeline.generator.discriminator import Discriminator
-
-PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 ADA_FORMAT = "stylegan2-ada-pytorch pickle"
 SG3_REPOSITORY_FORMAT = "stylegan3-repository StyleGAN2 pickle"
-
-LICENCE_NOTE = (
-    "not stated in the file; weights published by NVIDIA are under the Nvidia Source Code License-NC (research and "
-    "evaluation only, no commercial use), weights of your own training are yours"
-)
-
-_MAX_DEPTH = 16
 
 # Settings that this reader understands: either they show in the tensors, or they are looked at below, or they touch
 # training and precision only.
@@ -42,178 +27,109 @@ _SYNTHESIS_OPTIONS = frozenset(
 _GENERATOR_OPTIONS = frozenset(
     {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"}
 )
+# Options of forks that change no image, whatever their value: they touch training or memory only.
+_IDLE_OPTIONS = frozenset({"freeze_layers", "force_fp32", "use_checkpoint", "grad_checkpointing", "class_name"})
+# Options of forks that change nothing at these values.
+_IDLE_VALUES: dict[str, tuple[object, ...]] = {"square": (True,)}
 
 
-@dataclass(frozen=True)
-class Module:
-    """A stored module: its class's name and its attributes."""
-
-    class_name: str
-    state: dict[object, object]
-
-    @classmethod
-    def of(cls, value: object) -> "Module | None":
-        """None for anything that is no module."""
-        if not isinstance(value, Record) or value.name != PERSISTENT or len(value.args) != 1:
-            return None
-        meta = value.args[0]
-        if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
-            raise UnreadableError("damaged: a stored module without state")
-        return cls(str(meta.get("class_name"))[:MAX_NAME], meta["state"])
-
-    def children(self) -> Iterator[tuple[str, "Module"]]:
-        for name, value in _dictionary(self.state.get("_modules")).items():
-            module = Module.of(value)
-            if module is None and value is not None:
-                raise UnreadableError(f"damaged: its submodule {describe_value(name)} is no module")
-            if module is not None:
-                yield str(name)[:MAX_NAME], module
-
-    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
-        for group in ("_parameters", "_buffers"):
-            for name, value in _dictionary(self.state.get(group)).items():
-                if isinstance(value, StoredTensor):
-                    yield str(name)[:MAX_NAME], value
-                elif value is not None:
-                    raise UnreadableError(f"damaged: its tensor {describe_value(name)} is {describe_value(value)}")
-
-    @property
-    def options(self) -> dict[object, object]:
-        """The keyword arguments that the module was made with."""
-        return _dictionary(self.state.get("_init_kwargs"))
-
-
-def _dictionary(value: object) -> dict[object, object]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UnreadableError(f"damaged: {describe_value(value)} instead of a dictionary")
-    return value
-
-
-def is_nvidia(root: object) -> bool:
-    """Whether an unpickled value is a checkpoint of these repositories, or a single module of theirs."""
-    values = root.values() if isinstance(root, dict) else [root]
-    return any(isinstance(value, Record) and value.name == PERSISTENT for value in values)
-
-
-def read_nvidia(root: object, num_file_bytes: int, *, discriminator: bool) -> ReadNetworks:
-    """The averaged generator of a checkpoint. Raises UnreadableError."""
-    networks = root if isinstance(root, dict) else {"G_ema": root}
-    stored = {name: Module.of(networks.get(name)) for name in ("G_ema", "G", "D")}
-    name = "G_ema" if stored["G_ema"] is not None else "G"
-    module = stored[name]
-    if module is None or module.class_name == "Discriminator":
-        raise UnreadableError(
-            "holds a discriminator but no generator (neither G_ema nor G); use the network pickle that training saved"
-        )
-    modules = dict(_walk(module))
-    is_ada = _check_generator(module, modules)
-    generator, filled_in = build_generator(
-        _network_tensors(modules),
-        conv_clamp=_conv_clamp(modules, default=None if is_ada else 256.0),
-        num_file_bytes=num_file_bytes,
-    )
-    provenance = {"licence": LICENCE_NOTE, "weights": name, **filled_in}
-    return ReadNetworks(
-        ADA_FORMAT if is_ada else SG3_REPOSITORY_FORMAT,
-        generator,
-        _read_discriminator(stored["D"], num_file_bytes, is_ada=is_ada) if discriminator else None,
-        stored["D"] is not None,
-        provenance,
-    )
-
-
-def _read_discriminator(module: Module | None, num_file_bytes: int, *, is_ada: bool) -> Discriminator | None:
-    if module is None:
-        return None
-    modules = dict(_walk(module))
-    group_size = modules["b4.mbstd"].state.get("group_size", 4) if "b4.mbstd" in modules else 4
-    return build_discriminator(
-        _network_tensors(modules),
-        conv_clamp=_conv_clamp(modules, default=None if is_ada else 256.0),
-        group_size=group_size if isinstance(group_size, int) and group_size > 0 else 4,
-        num_file_bytes=num_file_bytes,
-    )
-
-
-def _walk(root: Module) -> Iterator[tuple[str, Module]]:
-    """Each module below and including the root, by its dotted name. Shared ones count each time."""
-    pending, num_modules = [("", root, 0)], 1
-    while pending:
-        prefix, module, depth = pending.pop()
-        yield prefix, module
-        for name, child in module.children():
-            num_modules += 1
-            if num_modules > MAX_PARTS or depth > _MAX_DEPTH:
-                raise UnreadableError("damaged: its modules contain each other")
-            pending.append((f"{prefix}.{name}" if prefix else name, child, depth + 1))
-
-
-def _check_generator(generator: Module, modules: dict[str, Module]) -> bool:
-    """Whether the generator is one of stylegan2-ada-pytorch; else it is the other repository's.
+def check_generator(modules: Mapping[str, Module]) -> str:
+    """The format of a generator's modules, by dotted name, the generator's own under "".
 
     Raises UnreadableError for StyleGAN3, and for options with which its images would come out wrong.
     """
     if "synthesis.input" in modules or any(name.startswith("synthesis.L") for name in modules):
-        raise UnreadableError("a StyleGAN3 generator (its synthesis begins with an input layer); StyleGAN2 works")
-    if "synthesis" not in modules or "mapping" not in modules:
-        parts = ", ".join(sorted(name for name in modules if name and "." not in name)[:8])
-        raise UnreadableError(f"not a StyleGAN2 generator: {generator.class_name} is made of {parts or 'nothing'}")
-    options = dict(generator.options)
+        raise UnreadableError(
+            "a StyleGAN3 generator (its synthesis begins with an input layer); StyleGAN2 works",
+            "Give a StyleGAN2 generator",
+        )
+    options = modules[""].options
     is_nested = "synthesis_kwargs" in options
     flat = {name: value for name, value in options.items() if name not in _GENERATOR_OPTIONS}
-    synthesis = {**flat, **_dictionary(options.get("synthesis_kwargs"))}
-    mapping = _dictionary(options.get("mapping_kwargs"))
+    synthesis, mapping = ({**flat, **_options_in(options, "synthesis_kwargs")}, _options_in(options, "mapping_kwargs"))
     for group, known in ((synthesis, _SYNTHESIS_OPTIONS), (mapping, _MAPPING_OPTIONS)):
         for name, value in group.items():
-            if name not in known:
-                raise UnreadableError(
-                    f"unknown architecture option {describe_value(name)} = {describe_value(value)}: a fork of "
-                    f"NVIDIA's code, whose images this StyleGAN2 would not reproduce"
-                )
+            if name not in known and not _is_idle(name, value):
+                raise _unknown_option(name, value)
+    _check_embedding(modules, mapping)
     _check_attributes(modules)
-    has_new_attributes = "num_fp16_res" in modules["synthesis"].state
-    return is_nested or not (flat or has_new_attributes)
+    has_new_attributes = "synthesis" in modules and "num_fp16_res" in modules["synthesis"].state
+    is_ada = is_nested or not (flat or has_new_attributes)
+    return ADA_FORMAT if is_ada else SG3_REPOSITORY_FORMAT
 
 
-def _check_attributes(modules: dict[str, Module]) -> None:
+def _options_in(options: Mapping[object, object], name: str) -> dict[object, object]:
+    """A dictionary among options; empty without it."""
+    value = options.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise _unknown_option(name, value)
+    return value or {}
+
+
+def _is_idle(name: object, value: object) -> bool:
+    """Whether an option of a fork, at its value, changes no image."""
+    if not isinstance(name, str):
+        return False
+    return name in _IDLE_OPTIONS or (isinstance(value, str | bool | int) and value in _IDLE_VALUES.get(name, ()))
+
+
+def _unknown_option(name: object, value: object) -> UnreadableError:
+    return UnreadableError(
+        f"unknown architecture option {describe_value(name)} = {describe_value(value)}: a fork of NVIDIA's code, with "
+        f"which images may differ from this StyleGAN2's",
+        "If it changes no image, save the weights alone, where the fork is installed: "
+        "torch.save({'g_ema': G.state_dict()}, 'weights.pt')",
+    )
+
+
+def _check_embedding(modules: Mapping[str, Module], mapping: Mapping[object, object]) -> None:
+    """Raises UnreadableError for a class embedding of another width than w, or that is missing."""
+    owner = modules.get("mapping")
+    if owner is not None and "mapping.embed" not in modules and _number(owner.state.get("c_dim")) > 0:
+        raise UnreadableError(
+            f"a conditional generator of {text_of(owner.state['c_dim'])} classes without its class embedding; give the "
+            f"original .pkl, which works",
+            "",
+        )
+    width, w_dim = mapping.get("embed_features"), owner.state.get("w_dim") if owner is not None else None
+    if isinstance(width, int) and isinstance(w_dim, int) and width != w_dim:
+        raise embedding_width_error(width, w_dim)
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else 0
+
+
+def _check_attributes(modules: Mapping[str, Module]) -> None:
     """Activations must be those of StyleGAN2: leaky in mapping and convolutions, none in affine layers."""
     for name, module in modules.items():
         expected = "linear" if name.endswith((".affine", ".embed", ".skip")) else "lrelu"
         found = module.state.get("activation", expected)
-        if found != expected:
+        if not isinstance(found, str) or found != expected:
             raise UnreadableError(
-                f"unknown architecture option: {name} has activation {describe_value(found)}, not {expected!r}"
+                f"unknown architecture option: {name} has activation {describe_value(found)}, not {expected!r}",
+                "Only networks with StyleGAN2's own activations work",
             )
 
 
-def _conv_clamp(modules: dict[str, Module], default: float | None) -> float | None:
-    """The clamp that all layers share (shortcuts never have one); `default` where none says."""
+def conv_clamp_of(modules: Mapping[str, Module], default: float | None) -> float | None:
+    """The clamp that all layers share (shortcuts never have one); `default` where none says. Raises UnreadableError."""
     values = [
         module.state["conv_clamp"]
         for name, module in modules.items()
-        if "conv_clamp" in module.state and not name.endswith(".skip")
+        if "conv_clamp" in module.state and not name.endswith((".skip", ".affine", ".style"))
     ]
     found = {describe_value(value): value for value in values}
     if len(found) > 1:
-        raise UnreadableError(f"unknown architecture option: conv_clamp differs by layer ({', '.join(found)[:80]})")
+        raise UnreadableError(
+            f"unknown architecture option: conv_clamp differs by layer ({', '.join(found)[:80]})",
+            "Only networks with one clamp work",
+        )
     value = next(iter(found.values()), default)
     if value is None:
         return None
     if not isinstance(value, int | float) or not value > 0:
-        raise UnreadableError(f"unknown architecture option: conv_clamp {describe_value(value)}")
+        raise UnreadableError(
+            f"unknown architecture option: conv_clamp {describe_value(value)}", "Only a positive number or None works"
+        )
     return float(value)
-
-
-def _network_tensors(modules: dict[str, Module]) -> dict[str, NamedTensor]:
-    """All tensors by dotted name; mapping layers for the learning rate multiplier that ours have."""
-    tensors: dict[str, NamedTensor] = {}
-    for prefix, module in modules.items():
-        ratio = rate_ratio(module.state.get("bias_gain") if prefix.startswith("mapping.fc") else None)
-        adjust = unchanged if ratio == 1.0 else partial(torch.mul, other=ratio)
-        for name, stored in module.tensors():
-            if len(tensors) > MAX_PARTS:
-                raise UnreadableError(f"damaged: more than {MAX_PARTS:,} tensors in a network")
-            tensors[f"{prefix}.{name}" if prefix else name] = NamedTensor.of(stored, adjust=adjust)
-    return tensors

@@ -1,26 +1,33 @@
 """A reader of pickles that cannot run code: it interprets the opcodes itself and has no way to import anything.
 
 A pickle is a program for a small stack machine. Python's own machine imports what the program names and calls it.
-This one knows names only: a name outside the table of constructors given to it ends the reading, a name inside
-stands for one of our functions, which build inert records. Long byte strings stay views of the file, the number of
-operations is limited, and nothing in the program (memo indices, lengths, keys) decides how much is allocated.
+This one knows names only: a name in the table of constructors given to it stands for one of our functions, which
+build inert values; what any other name would make becomes a Record of that name. Long byte strings stay views of the
+file, the number of operations is limited, and nothing in the program (memo indices, lengths, keys) decides how much
+is allocated.
 """
 
 import struct
 from collections.abc import Callable, Mapping
 
 from pipeline.generator.checkpoints.inert import (
-    MAX_OPERATIONS,
     Budget,
     Constructor,
     Cursor,
+    ExhaustedError,
     Global,
+    Record,
     UnreadableError,
+    Unusable,
     describe_value,
+    text_of,
 )
 
 _MAX_INTEGER_BYTES = 16
 _SMALL_BYTES = 4096
+_MAX_GLOBAL_NAME = 200
+# Integers below it hash to themselves. Larger ones can be chosen to hash alike, which takes forever to look up.
+_MAX_KEY = 2**60
 
 
 class _Stop(Exception):  # noqa: N818
@@ -33,8 +40,9 @@ class _Stop(Exception):  # noqa: N818
 class PickleReader:
     """Reads one pickle at the cursor, leaving the cursor behind it.
 
-    `constructors` maps names such as `collections.OrderedDict` to functions of the argument tuple. `load_persistent`
-    resolves the references that torch's files use for storages. Raises UnreadableError for anything else.
+    `constructors` maps names such as `collections.OrderedDict` to functions of the argument tuple; other names make
+    Records, and arguments that a constructor cannot use an Unusable. `load_persistent` resolves the references that
+    torch's files use for storages. Raises UnreadableError where the program itself is damaged or asks for too much.
     """
 
     def __init__(
@@ -58,9 +66,7 @@ class PickleReader:
             while cursor.position < end:
                 opcode = content[cursor.position]
                 cursor.position += 1
-                self.budget.operations -= 1
-                if self.budget.operations < 0:
-                    raise UnreadableError(f"more than {MAX_OPERATIONS:,} pickle operations; no StyleGAN2 needs that")
+                self.budget.spend(1)
                 operations[opcode](self)
         except _Stop as stop:
             return stop.value
@@ -68,7 +74,7 @@ class PickleReader:
             raise UnreadableError(
                 f"damaged pickle: a value is missing for the operation that ends at position {cursor.position:,}"
             ) from error
-        raise UnreadableError(f"truncated: the pickle stops after {end:,} bytes, unfinished. Fetch it again")
+        raise UnreadableError(f"truncated: the pickle stops after {end:,} bytes, unfinished")
 
     def pop_mark(self) -> list[object]:
         items = self.stack
@@ -76,48 +82,92 @@ class PickleReader:
         return items
 
     def fetch_global(self, module: object, name: object) -> None:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise UnreadableError("damaged pickle: a global without a name")
-        full_name = f"{module}.{name}"
-        if full_name not in self.constructors:
-            raise UnreadableError(
-                f"names {full_name[:200]!r}, which tensors do not need: refused, nothing was executed"
-            )
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > _MAX_GLOBAL_NAME:
+            raise UnreadableError("damaged pickle: a global without a usable name")
+        full_name = canonical_name(f"{module}.{name}")
+        if full_name not in self.constructors and full_name not in _VENDORED:
+            self.budget.note_unknown(text_of(full_name))
         self.stack.append(Global(full_name))
 
-    def call(self, function: object, args: object) -> object:
-        if not isinstance(function, Global) or not isinstance(args, tuple):
-            raise UnreadableError(f"calls {describe_value(function)}, which is no constructor: refused")
-        return self.constructors[function.name](args)
+    def call(self, function: object, args: object, keywords: object = None) -> object:
+        """What a call would have made. Nothing is called but our own constructors."""
+        if not isinstance(args, tuple):
+            raise UnreadableError(f"damaged pickle: calls with {describe_value(args)} for arguments")
+        self._charge(args)
+        if not isinstance(function, Global):
+            return Record(function.name if isinstance(function, Record) else "what a call returned", args)
+        constructor = self.constructors.get(function.name)
+        if constructor is None:
+            return Record(function.name, args)
+        if keywords:
+            return Unusable(f"is made by {function.name} with keyword arguments")
+        try:
+            return constructor(args)
+        except ExhaustedError:
+            raise
+        except UnreadableError as error:
+            return Unusable(f"cannot be read ({error})")
+        except IndexError:
+            return Unusable(f"is made by {function.name} without its arguments")
 
     def build(self) -> None:
+        """Attributes for the value below; those of values that have none are of no use here."""
         state = self.stack.pop()
-        target = self.stack[-1]
-        set_state = getattr(target, "set_state", None)
+        set_state = getattr(self.stack[-1], "set_state", None)
         if set_state is not None:
+            self._charge(state if isinstance(state, tuple) else ())
             set_state(state)
-        elif not isinstance(target, dict):  # attributes of an ordered or "easy" dict carry nothing of use
-            raise UnreadableError(f"sets the state of {describe_value(target)}: refused")
+
+    def _charge(self, args: tuple[object, ...]) -> None:
+        """Constructors read lists to their end, and turn text to bytes."""
+        self.budget.spend(
+            sum(len(value) for value in args if isinstance(value, list | tuple)),
+            sum(len(value) for value in args if isinstance(value, str)),
+        )
 
     def extend(self, items: list[object]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, list):
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Record | Unusable):
             raise UnreadableError(f"damaged pickle: appends to {describe_value(target)}")
-        target.extend(items)
 
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, dict) or len(items) % 2:
+        if len(items) % 2:
             raise UnreadableError(f"damaged pickle: sets items of {describe_value(target)}")
-        target.update(_pairs(items))
+        if isinstance(target, dict):
+            target.update(_pairs(items))
+        elif isinstance(target, Record):
+            target.items.update(_pairs(items))
+        elif not isinstance(target, Unusable):
+            raise UnreadableError(f"damaged pickle: sets items of {describe_value(target)}")
+
+
+# NVIDIA's modules, which projects copy into packages of their own.
+_VENDORED = ("torch_utils.persistence._reconstruct_persistent_obj", "dnnlib.tflib.network.Network")
+_RENAMED_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+def canonical_name(name: str) -> str:
+    """The name that a global has in NVIDIA's repositories and in Python 3."""
+    for vendored in _VENDORED:
+        if name.endswith(f".{vendored}"):
+            return vendored
+    module, _, attribute = name.rpartition(".")
+    return f"{_RENAMED_MODULES[module]}.{attribute}" if module in _RENAMED_MODULES else name
 
 
 def _pairs(items: list[object]) -> dict[object, object]:
-    """Keys and values in turn to a dict. Other keys than scalars could take forever to hash."""
-    for key in items[::2]:
-        if key is not None and not isinstance(key, str | int | float):
-            raise UnreadableError(f"a dictionary key that is {describe_value(key)}: refused")
-    return dict(zip(items[::2], items[1::2], strict=True))
+    """Keys and values in turn to a dict. Items under other keys than scalars, which no tensor has, are left out."""
+    pairs = zip(items[::2], items[1::2], strict=True)
+    return {key: value for key, value in pairs if _is_simple_key(key)}
+
+
+def _is_simple_key(key: object) -> bool:
+    if isinstance(key, int):
+        return -_MAX_KEY < key < _MAX_KEY
+    return key is None or isinstance(key, str | float)
 
 
 _Operation = Callable[[PickleReader], None]
@@ -241,9 +291,8 @@ def _reduce(reader: PickleReader) -> None:
 
 def _new_object_with_keywords(reader: PickleReader) -> None:
     keywords = reader.stack.pop()
-    if keywords != {}:
-        raise UnreadableError("builds an object with keyword arguments: refused")
-    _reduce(reader)
+    args = reader.stack.pop()
+    reader.stack.append(reader.call(reader.stack.pop(), args, keywords))
 
 
 def _persistent(reader: PickleReader) -> None:

@@ -7,13 +7,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 
 from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
-from pipeline.generator.checkpoints.inert import MAX_NAME, MAX_PARTS, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import (
+    MAX_NAME,
+    MAX_PARTS,
+    Record,
+    UnreadableError,
+    Unusable,
+    describe_value,
+    text_of,
+)
+from pipeline.generator.checkpoints.layouts import NVIDIA_LICENCE_NOTE
 from pipeline.generator.checkpoints.named_tensors import NamedTensor, rate_ratio
-from pipeline.generator.checkpoints.nvidia import LICENCE_NOTE
 from pipeline.generator.checkpoints.tensorflow_names import (
     DISCRIMINATOR_RULES,
     GENERATOR_RULES,
@@ -28,6 +37,8 @@ NETWORK = "dnnlib.tflib.network.Network"
 FORMAT = "TensorFlow StyleGAN2 pickle"
 
 _MIN_VERSION = 4
+_GIVE_STYLEGAN2 = "Give a network of the kind that works"
+_MAX_NETWORKS = 16
 
 # Settings that show in the variables, or that touch training, precision and sampling only.
 _HARMLESS_SETTINGS = frozenset(
@@ -55,7 +66,7 @@ class Network:
 
     name: str
     settings: dict[object, object]
-    variables: dict[str, StoredTensor]
+    variables: dict[str, StoredTensor | Unusable]
     """Those of its components too, under their names and a slash."""
 
     @property
@@ -65,17 +76,22 @@ class Network:
 
 def is_tensorflow(root: object) -> bool:
     """Whether an unpickled value is a network of these repositories or a tuple of some."""
-    values = root if isinstance(root, tuple) else (root,)
-    return any(isinstance(value, Record) and value.name == NETWORK for value in values)
+    return bool(_networks_in(root))
+
+
+def _networks_in(root: object) -> list[Record]:
+    """The networks of a pickle, in order: of a tuple, list or dictionary, or one alone."""
+    values = root.values() if isinstance(root, dict) else root if isinstance(root, tuple | list) else (root,)
+    found = (value for value in islice(values, _MAX_NETWORKS))
+    return [value for value in found if isinstance(value, Record) and value.name == NETWORK]
 
 
 def read_tensorflow(root: object, num_file_bytes: int, *, discriminator: bool) -> ReadNetworks:
     """The averaged generator (the last of G, D, Gs). Raises UnreadableError."""
-    values = root if isinstance(root, tuple) else (root,)
-    networks = [_read_network(value) for value in values[:8]]
+    networks = [_read_network(value) for value in _networks_in(root)]
     generators = [network for network in networks if not network.is_discriminator]
     if not generators:
-        raise UnreadableError("holds a discriminator but no generator; use the network pickle that training saved")
+        raise UnreadableError("holds a discriminator but no generator", "Use the network pickle that training saved")
     chosen = generators[-1]
     _check_generation(chosen)
     conv_clamp = _check_settings(chosen)
@@ -92,7 +108,7 @@ def read_tensorflow(root: object, num_file_bytes: int, *, discriminator: bool) -
         generator,
         _read_discriminator(found, num_file_bytes) if discriminator else None,
         found is not None,
-        {"licence": LICENCE_NOTE, "weights": weights, **filled_in},
+        {"licence": NVIDIA_LICENCE_NOTE, "weights": weights, **filled_in},
     )
 
 
@@ -117,12 +133,13 @@ def _read_network(value: object) -> Network:
     if version < _MIN_VERSION:
         raise UnreadableError(
             f"a StyleGAN1 or older network (TensorFlow pickle of version {version}, StyleGAN2's are {_MIN_VERSION} "
-            f"and up); StyleGAN2 works"
+            f"and up); StyleGAN2 works",
+            _GIVE_STYLEGAN2,
         )
     settings = state.get("static_kwargs")
     if not isinstance(settings, dict):
         raise UnreadableError("damaged: a TensorFlow network without settings")
-    return Network(str(state.get("name"))[:MAX_NAME], settings, dict(_variables(state)))
+    return Network(text_of(state.get("name")), settings, dict(_variables(state)))
 
 
 def _state(value: object) -> dict[object, object]:
@@ -131,7 +148,7 @@ def _state(value: object) -> dict[object, object]:
     return value.state
 
 
-def _variables(root: dict[object, object]) -> Iterator[tuple[str, StoredTensor]]:
+def _variables(root: dict[object, object]) -> Iterator[tuple[str, StoredTensor | Unusable]]:
     """Variables of a network and its components, by name."""
     pending, num_parts = [("", root)], 1
     while pending:
@@ -144,17 +161,18 @@ def _variables(root: dict[object, object]) -> Iterator[tuple[str, StoredTensor]]
             raise UnreadableError("damaged: its networks contain each other")
         for item in variables:
             yield _variable(prefix, item)
-        pending += [(f"{prefix}{str(name)[:MAX_NAME]}/", _state(component)) for name, component in components.items()]
+        pending += [(f"{prefix}{text_of(name)}/", _state(component)) for name, component in components.items()]
 
 
-def _variable(prefix: str, item: object) -> tuple[str, StoredTensor]:
+def _variable(prefix: str, item: object) -> tuple[str, StoredTensor | Unusable]:
     name, value = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
     tensor = value.tensor if isinstance(value, StoredArray) else value
     if isinstance(tensor, int | float):  # numpy's way with arrays without dimensions
         tensor = tensor_of_number(tensor)
-    if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
-        raise UnreadableError("damaged: a variable without name or value")
-    return f"{prefix}{name[:MAX_NAME]}", tensor
+    if not isinstance(name, str):
+        raise UnreadableError("damaged: a variable without name")
+    usable = isinstance(tensor, StoredTensor | Unusable)
+    return f"{prefix}{text_of(name)}", tensor if usable else Unusable(f"is {text_of(tensor)}, no array")
 
 
 def _check_generation(network: Network) -> None:
@@ -163,12 +181,14 @@ def _check_generation(network: Network) -> None:
         if "StyleMod" in name or "ToRGB_lod" in name:
             raise UnreadableError(
                 f"a StyleGAN1 generator, or one of StyleGAN2's configurations A to D (it has {name[:80]!r}); "
-                f"StyleGAN2's configurations E and F, and StyleGAN2-ADA, work"
+                f"StyleGAN2's configurations E and F, and StyleGAN2-ADA, work",
+                _GIVE_STYLEGAN2,
             )
         if "LabelConcat" in name:
             raise UnreadableError(
                 "a class-conditional network of the first StyleGAN2 code, which joins labels and latents before "
-                "normalising; conditional networks of StyleGAN2-ADA work"
+                "normalising; conditional networks of StyleGAN2-ADA work",
+                _GIVE_STYLEGAN2,
             )
 
 
@@ -179,18 +199,23 @@ def _check_settings(network: Network) -> float | None:
         usable = allowed is None or (isinstance(value, str | bool | None) and value in allowed)
         if name == "resample_kernel":
             usable = value is None or (isinstance(value, list | tuple) and [_plain(v) for v in value] == [1, 3, 3, 1])
+        elif name in ("resolution_h", "resolution_w"):
+            usable = isinstance(value, int) and value == _plain(network.settings.get("resolution"))
         elif allowed is None:
             usable = name in _HARMLESS_SETTINGS
         if not usable:
             raise UnreadableError(
                 f"unknown architecture option {describe_value(name)} = {describe_value(value)}: a fork of NVIDIA's "
-                f"code, whose images this StyleGAN2 would not reproduce"
+                f"code, with which images may differ from this StyleGAN2's",
+                "Only networks that NVIDIA's own TensorFlow code can run work",
             )
     clamp = network.settings.get("conv_clamp")
     if clamp is None:
         return None
     if not isinstance(clamp, int | float) or not clamp > 0:
-        raise UnreadableError(f"unknown architecture option: conv_clamp {describe_value(clamp)}")
+        raise UnreadableError(
+            f"unknown architecture option: conv_clamp {describe_value(clamp)}", "Only a positive number or None works"
+        )
     return float(clamp)
 
 
@@ -199,7 +224,7 @@ def _plain(value: object) -> object:
 
 
 def _renamed(
-    variables: dict[str, StoredTensor], rules: tuple[Rule, ...], mapping_names: str, multiplier: object
+    variables: dict[str, StoredTensor | Unusable], rules: tuple[Rule, ...], mapping_names: str, multiplier: object
 ) -> dict[str, NamedTensor]:
     """Variables under our names, in our layouts."""
     ratio, renamed = rate_ratio(multiplier), {}
@@ -207,6 +232,8 @@ def _renamed(
         if name in IGNORED:
             continue
         target, arrange, adjust = target_of(name, rules)
+        if isinstance(stored, Unusable):
+            raise stored.error(name)
         if ratio != 1.0 and re.fullmatch(mapping_names, name):
             adjust = partial(torch.mul, other=ratio)
         renamed[target] = NamedTensor.of(stored, arrange, adjust)

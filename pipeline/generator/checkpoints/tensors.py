@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import Constructor, Record, UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import (
+    Constructor,
+    Dictionary,
+    Global,
+    UnreadableError,
+    Unusable,
+    describe_value,
+    text_of,
+)
 
 _MAX_DIMENSIONS = 8
 
@@ -36,7 +44,7 @@ def kind_bytes(kind: str) -> int:
     return 2 if kind == _BFLOAT16 else int(kind[1:])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Storage:
     """A run of equal elements in the file."""
 
@@ -49,7 +57,7 @@ class Storage:
         return len(self.content) // kind_bytes(self.kind)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
     """A strided view of a storage; all of it lies inside, and no element counts for many."""
 
@@ -111,35 +119,56 @@ def rebuild_tensor(args: tuple[object, ...]) -> StoredTensor:
     """torch's recipe: storage, offset, shape, strides, and flags that do not matter here."""
     storage, offset, shape, strides = args[0], args[1], args[2], args[3]
     if not isinstance(storage, Storage):
-        raise UnreadableError(f"damaged: a tensor on {describe_value(storage)}")
+        raise _unfit("a tensor", storage)
     sizes, steps = integers(shape), integers(strides)
     if len(sizes) != len(steps):
         raise UnreadableError(f"damaged: shape {sizes} with strides {steps}")
     return StoredTensor(storage, integers((offset,))[0], sizes, steps)
 
 
+def _unfit(subject: str, part: object) -> UnreadableError:
+    """What to raise for a tensor, array or parameter made of something that is none."""
+    if isinstance(part, Unusable):
+        return part.error("its storage")
+    return UnreadableError(f"damaged: {subject} made of {describe_value(part)}")
+
+
 def rebuild_parameter(args: tuple[object, ...]) -> StoredTensor:
     """A parameter is its tensor."""
     if not isinstance(args[0], StoredTensor):
-        raise UnreadableError(f"damaged: a parameter made of {describe_value(args[0])}")
+        raise _unfit("a parameter", args[0])
     return args[0]
+
+
+def _rebuild_from_type(args: tuple[object, ...]) -> StoredTensor:
+    """A tensor with attributes: how the tensor is rebuilt, its class, the arguments, the attributes."""
+    function, arguments = args[0], args[2]
+    rebuild = _TENSOR_CONSTRUCTORS.get(function.name) if isinstance(function, Global) else None
+    if rebuild is None or not isinstance(arguments, tuple):
+        raise UnreadableError(f"damaged: a tensor made by {describe_value(function)}")
+    return rebuild(arguments)
 
 
 class StoredDtype:
     """A numpy.dtype of plain numbers."""
 
+    is_usable = True
+
     def __init__(self, args: tuple[object, ...]) -> None:
-        self.kind, self.byte_order = str(args[0]).lstrip("<>=|")[:8], "<"
+        self.kind, self.byte_order = text_of(args[0], 8).lstrip("<>=|"), "<"
         if self.kind not in _NUMPY_KINDS:
-            raise UnreadableError(f"holds numbers of numpy type {self.kind!r}, which no StyleGAN2 needs: refused")
+            raise UnreadableError(f"holds numbers of numpy type {self.kind!r}, which no StyleGAN2 needs")
 
     def set_state(self, state: object) -> None:
         """The second entry is the byte order."""
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "=", "|"):
-            raise UnreadableError("damaged: the state of a numpy type")
-        self.byte_order = ">" if state[1] == ">" else "<"
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        self.is_usable = isinstance(order, str) and order in ("<", ">", "=", "|")
+        self.byte_order = ">" if order == ">" else "<"
 
     def array(self, raw: object, shape: tuple[int, ...], *, fortran: bool = False) -> StoredTensor:
+        """Raises UnreadableError when the content does not fit."""
+        if not self.is_usable:
+            raise UnreadableError("damaged: the state of a numpy type")
         content = raw.encode("latin-1", errors="replace") if isinstance(raw, str) else raw
         if not isinstance(content, bytes | memoryview):
             raise UnreadableError(f"damaged: numbers stored as {describe_value(raw)}")
@@ -150,19 +179,26 @@ class StoredDtype:
 class StoredArray:
     """A numpy.ndarray, whose content arrives as its state: version, shape, type, order, bytes."""
 
-    tensor: StoredTensor | None = None
+    def __init__(self) -> None:
+        self.tensor: StoredTensor | Unusable = Unusable("is a numpy array without content")
 
     def set_state(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], StoredDtype):
-            raise UnreadableError("damaged: the state of a numpy array")
-        self.tensor = state[2].array(state[4], integers(state[1]), fortran=state[3] is True)
+        if not isinstance(state, tuple) or len(state) != 5:
+            self.tensor = Unusable("is a numpy array with a damaged state")
+        elif isinstance(state[2], StoredDtype):
+            try:
+                self.tensor = state[2].array(state[4], integers(state[1]), fortran=state[3] is True)
+            except UnreadableError as error:
+                self.tensor = Unusable(f"cannot be read ({error})")
+        else:
+            self.tensor = Unusable(f"cannot be read ({_unfit('a numpy array', state[2])})")
 
 
 def _scalar(args: tuple[object, ...]) -> object:
     """numpy's recipe for one number, as a Python number."""
     dtype, raw = args[0], args[1]
     if not isinstance(dtype, StoredDtype):
-        raise UnreadableError("damaged: a numpy number without type")
+        raise _unfit("a numpy number", dtype)
     value = float(dtype.array(raw, ()).to_float32()) if dtype.kind != "f8" else _double(dtype, raw)
     return int(value) if dtype.kind[0] in "iub" else value
 
@@ -188,7 +224,7 @@ def _from_buffer(args: tuple[object, ...]) -> StoredTensor:
     """numpy's recipe of pickle protocol 5: bytes, type, shape, order; with order K, the order of the axes."""
     raw, dtype, shape, order = args[0], args[1], args[2], args[3]
     if not isinstance(dtype, StoredDtype) or not isinstance(order, str):
-        raise UnreadableError("damaged: a numpy array without type")
+        raise _unfit("a numpy array", dtype)
     stored = dtype.array(raw, integers(shape), fortran=order == "F")
     if order != "K" or len(args) < 5 or args[4] is None:
         return stored
@@ -212,16 +248,24 @@ def never_called(name: str) -> Constructor:
     return refuse
 
 
-def record(name: str) -> Constructor:
-    """A constructor of inert records."""
-    return lambda args: Record(name, args)
+def _dictionary(args: tuple[object, ...]) -> Dictionary:
+    """An ordered dictionary; its items arrive one by one, those of Python 2 as a list of pairs."""
+    made = Dictionary()
+    pairs = args[0] if args and isinstance(args[0], list) else ()
+    for pair in pairs:
+        if isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str):
+            made[pair[0]] = pair[1]
+    return made
 
 
-def _dictionary(args: tuple[object, ...]) -> dict[object, object]:
-    """OrderedDict; its items arrive one by one."""
-    if args:
-        raise UnreadableError("an ordered dictionary built from arguments: refused")
-    return {}
+def _default_dictionary(args: tuple[object, ...]) -> Dictionary:
+    """Its first argument makes missing values, which nobody asks for here."""
+    return Dictionary()
+
+
+def _collection(args: tuple[object, ...]) -> list[object]:
+    """Sets, lists and tuples that older protocols call by name; nothing here asks for membership."""
+    return list(args[0]) if args and isinstance(args[0], list | tuple) else []
 
 
 def _numpy_constructors() -> dict[str, Constructor]:
@@ -237,15 +281,21 @@ def _numpy_constructors() -> dict[str, Constructor]:
     return constructors
 
 
-# What tensors, and the settings saved beside them, are made of. Everything else is refused by name.
-BASIC_CONSTRUCTORS: dict[str, Constructor] = {
-    "_codecs.encode": _encode,
-    "collections.OrderedDict": _dictionary,
-    "argparse.Namespace": record("argparse.Namespace"),
-    "torch.Size": lambda args: integers(args[0]),
+_TENSOR_CONSTRUCTORS: dict[str, Callable[[tuple[object, ...]], StoredTensor]] = {
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+}
+# What tensors, and the dictionaries that hold them, are made of. Everything else becomes a Record of its name.
+BASIC_CONSTRUCTORS: dict[str, Constructor] = {
+    "_codecs.encode": _encode,
+    "collections.OrderedDict": _dictionary,
+    "collections.defaultdict": _default_dictionary,
+    "dnnlib.util.EasyDict": _default_dictionary,
+    **{f"builtins.{name}": _collection for name in ("set", "frozenset", "list", "tuple")},
+    "torch.Size": lambda args: integers(args[0]),
+    **_TENSOR_CONSTRUCTORS,
     **_numpy_constructors(),
 }

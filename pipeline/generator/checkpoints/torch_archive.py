@@ -6,9 +6,20 @@ makes torch 2.13 reserve 8 GiB. Here each storage is a view of bytes that are th
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from pipeline.generator.checkpoints.inert import Budget, Constructor, Cursor, Global, UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import (
+    MAX_NAME,
+    Budget,
+    Constructor,
+    Cursor,
+    Global,
+    UnreadableError,
+    Unusable,
+    describe_value,
+    text_of,
+)
 from pipeline.generator.checkpoints.restricted import PickleReader, read_pickle
 from pipeline.generator.checkpoints.tensors import (
     BASIC_CONSTRUCTORS,
@@ -21,8 +32,16 @@ from pipeline.generator.checkpoints.tensors import (
 ZIP_MAGIC = b"PK\x03\x04"
 # A pickle of the number 0x1950a86a20f9469cfc6c.
 STREAM_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_TORCH_SCRIPT = "a TorchScript program; save its state_dict instead"
+_TORCH_SCRIPT = "a TorchScript program"
+# Elements that no generator has, and their bytes.
+_FOREIGN_ELEMENTS = {
+    "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4,
+    "UntypedStorage": 1,
+}  # fmt: skip
 _MAX_RECORDS = 65_536
+_MAX_GROWTH = 4
+_ALLOWANCE_BYTES = 64 * 2**20
+_DEFLATED = 8
 _MAX_COMMENT_BYTES = 65_535
 
 _END = struct.Struct("<4s4H2LH")
@@ -58,31 +77,64 @@ def _read_archive(content: memoryview, budget: Budget) -> object:
         raise UnreadableError(_TORCH_SCRIPT)
     big = bytes(records.get(f"{folder}byteorder", b"little")) == b"big"
 
-    def load_persistent(reference: object) -> Storage:
-        kind, key, num_elements = _parse_reference(reference)
-        if f"{folder}data/{key}" not in records:
-            raise UnreadableError(f"damaged: its record data/{key[:60]} is missing")
-        data = records[f"{folder}data/{key}"]
-        if len(data) != num_elements * kind_bytes(kind):
+    def look_up(described: "_Described") -> Storage:
+        data = records.get(f"{folder}data/{described.key}")
+        if data is None:
+            raise UnreadableError(f"damaged: its record data/{described.key} is missing")
+        if len(data) != described.num_bytes:
             raise UnreadableError(
-                f"damaged: record data/{key[:60]} has {len(data):,} bytes, its description {num_elements:,} elements"
+                f"damaged: record data/{described.key} has {len(data):,} bytes, its description "
+                f"{described.num_elements:,} elements"
             )
-        return Storage(kind, data, ">" if big else "<")
+        return Storage(described.kind, data, ">" if big else "<")
+
+    def load_persistent(reference: object) -> object:
+        return _resolve(reference, look_up)
 
     return read_pickle(records[f"{folder}data.pkl"], _CONSTRUCTORS, budget, load_persistent)
 
 
-def _parse_reference(reference: object) -> tuple[str, str, int]:
-    """('storage', class, key, location, number of elements[, view]) to kind, key and number."""
-    if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A storage as a reference describes it."""
+
+    class_name: str
+    kind: str
+    """Empty for elements that no generator has."""
+    key: str
+    num_elements: int
+
+    @property
+    def num_bytes(self) -> int:
+        size = kind_bytes(self.kind) if self.kind else _FOREIGN_ELEMENTS[self.class_name]
+        return self.num_elements * size
+
+
+def _resolve(reference: object, look_up: Callable[[_Described], Storage]) -> object:
+    """What a reference stands for: a storage, or a module's class, which old files name beside its source text."""
+    if not isinstance(reference, tuple) or not reference or not isinstance(reference[0], str):
+        raise UnreadableError("damaged: a reference without description")
+    if reference[0] == "module" and len(reference) > 1:
+        return reference[1]
+    described = _describe_storage(reference)
+    stored = look_up(described)
+    if not described.kind or (len(reference) == 6 and reference[5] is not None):
+        return Unusable(f"holds elements of {described.class_name}, which no generator has")
+    return stored
+
+
+def _describe_storage(reference: tuple[object, ...]) -> _Described:
+    """('storage', class, key, location, number of elements[, view])."""
+    if reference[0] != "storage" or len(reference) not in (5, 6):
         raise UnreadableError("damaged: a storage without description")
-    _, storage_class, key, _, num_elements = reference[:5]
+    storage_class, key, num_elements = reference[1], reference[2], reference[4]
     if not isinstance(storage_class, Global) or not isinstance(key, str) or type(num_elements) is not int:
         raise UnreadableError("damaged: an unusable description of a storage")
-    kind = STORAGE_KINDS.get(storage_class.name.rpartition(".")[2])
-    if kind is None or num_elements < 0 or (len(reference) == 6 and reference[5] is not None):
-        raise UnreadableError(f"a storage of class {storage_class.name}: refused")
-    return kind, key, num_elements
+    name = storage_class.name.rpartition(".")[2]
+    kind = STORAGE_KINDS.get(name, "") if storage_class.name in _CONSTRUCTORS else ""
+    if (not kind and name not in _FOREIGN_ELEMENTS) or num_elements < 0 or len(key) > MAX_NAME:
+        raise UnreadableError(f"damaged: a storage of class {text_of(storage_class.name)}")
+    return _Described(name, kind, text_of(key), num_elements)
 
 
 def read_stream(content: memoryview, budget: Budget) -> object:
@@ -98,41 +150,44 @@ def read_stream(content: memoryview, budget: Budget) -> object:
     system = PickleReader(cursor, {}, budget).read()
     order = ">" if isinstance(system, dict) and system.get("little_endian") is False else "<"
     start = cursor.position
-    described: dict[str, tuple[str, int]] = {}
+    described: dict[str, _Described] = {}
 
-    def note(reference: object) -> Storage:
-        kind, key, num_elements = _parse_reference(reference)
-        described[key] = (kind, num_elements)
-        return Storage(kind, memoryview(b""), order)
+    def note(storage: _Described) -> Storage:
+        described[storage.key] = storage
+        return Storage(storage.kind, memoryview(b""), order)
 
-    storages: Mapping[str, Storage] = {}
-    PickleReader(cursor, _DESCRIBING, budget, note).read()
+    def note_persistent(reference: object) -> object:
+        return _resolve(reference, note)
+
+    PickleReader(cursor, _DESCRIBING, budget, note_persistent).read()
     keys = PickleReader(cursor, {}, budget).read()
     storages = _read_storages(cursor, keys, described, order)
 
-    def look_up(reference: object) -> Storage:
-        _, key, _ = _parse_reference(reference)
-        if key not in storages:
-            raise UnreadableError(f"damaged: its storage {key[:60]} is missing")
-        return storages[key]
+    def look_up(storage: _Described) -> Storage:
+        if storage.key not in storages:
+            raise UnreadableError(f"damaged: its storage {storage.key} is missing")
+        return storages[storage.key]
 
-    return PickleReader(Cursor(content, start), _CONSTRUCTORS, budget, look_up).read()
+    def load_persistent(reference: object) -> object:
+        return _resolve(reference, look_up)
+
+    return PickleReader(Cursor(content, start), _CONSTRUCTORS, budget, load_persistent).read()
 
 
-def _read_storages(
-    cursor: Cursor, keys: object, described: Mapping[str, tuple[str, int]], order: str
-) -> dict[str, Storage]:
+def _read_storages(cursor: Cursor, keys: object, described: Mapping[str, _Described], order: str) -> dict[str, Storage]:
     if not isinstance(keys, list):
         raise UnreadableError("damaged: no list of storages")
     storages: dict[str, Storage] = {}
     for key in keys:
         if not isinstance(key, str) or key not in described:
             raise UnreadableError(f"damaged: nothing describes storage {describe_value(key)}")
-        kind, num_elements = described[key]
+        storage = described[key]
         stored = int.from_bytes(cursor.take(8), "big" if order == ">" else "little")
-        if stored != num_elements:
-            raise UnreadableError(f"damaged: a storage of {stored:,} elements is described as one of {num_elements:,}")
-        storages[key] = Storage(kind, cursor.take(num_elements * kind_bytes(kind)), order)
+        if stored != storage.num_elements:
+            raise UnreadableError(
+                f"damaged: a storage of {stored:,} elements is described as one of {storage.num_elements:,}"
+            )
+        storages[key] = Storage(storage.kind, cursor.take(storage.num_bytes), order)
     return storages
 
 
@@ -149,34 +204,36 @@ _DESCRIBING: dict[str, Constructor] = {
 def load_from_bytes(budget: Budget) -> Constructor:
     """torch.storage._load_from_bytes: a storage saved inside another pickle."""
 
-    def load(args: tuple[object, ...]) -> Storage:
+    def load(args: tuple[object, ...]) -> object:
         raw = args[0]
         if not isinstance(raw, bytes | memoryview):
             raise UnreadableError(f"damaged: a storage stored as {describe_value(raw)}")
         loaded = read_stream(memoryview(raw), budget)  # torch never nests the newer form
-        if not isinstance(loaded, Storage):
+        if not isinstance(loaded, Storage | Unusable):
             raise UnreadableError(f"damaged: {describe_value(loaded)} instead of a storage")
         return loaded
 
     return load
 
 
-def read_zip(content: memoryview) -> dict[str, memoryview]:
-    """Members of an uncompressed zip archive as views, checksums verified. Raises UnreadableError.
+def read_zip(content: memoryview, *, unpack: bool = False) -> dict[str, memoryview]:
+    """Members of a zip archive as views, checksums verified. Raises UnreadableError.
 
-    torch never compresses; a compressed member, which could grow without limit, is refused.
+    A compressed member, which torch never writes, is refused; with `unpack`, all of them together may grow to a few
+    times the file.
     """
     num_entries, start = _find_directory(content)
+    limit = _MAX_GROWTH * len(content) + _ALLOWANCE_BYTES if unpack else len(content)
     if num_entries > _MAX_RECORDS:
         raise UnreadableError(f"a zip archive of {num_entries:,} members; torch writes far fewer")
     cursor, records, num_bytes = Cursor(content, start), {}, 0
     for _ in range(num_entries):
-        name, checksum, data = _read_entry(content, cursor)
+        name, checksum, data = _read_entry(content, cursor, limit - num_bytes if unpack else None)
         num_bytes += len(data)
-        if num_bytes > len(content):
+        if num_bytes > limit:
             raise UnreadableError("damaged: members of the archive overlap")
         if checksum != 0 and zlib.crc32(data) != checksum:
-            raise UnreadableError(f"damaged: the checksum of its member {name[:60]!r} is wrong. Fetch it again")
+            raise UnreadableError(f"damaged: the checksum of its member {name[:60]!r} is wrong")
         records[name] = data
     return records
 
@@ -186,7 +243,7 @@ def _find_directory(content: memoryview) -> tuple[int, int]:
     window_start = max(0, len(content) - _END.size - _MAX_COMMENT_BYTES)
     found = bytes(content[window_start:]).rfind(b"PK\x05\x06")
     if found < 0 or window_start + found + _END.size > len(content):
-        raise UnreadableError("truncated: a zip archive whose end is missing. Fetch it again")
+        raise UnreadableError("truncated: a zip archive whose end is missing")
     end = window_start + found
     _, _, _, _, num_entries, _, start, _ = _END.unpack_from(content, end)
     locator = end - _END64_LOCATOR.size
@@ -199,8 +256,8 @@ def _find_directory(content: memoryview) -> tuple[int, int]:
     return num_entries, start
 
 
-def _read_entry(content: memoryview, cursor: Cursor) -> tuple[str, int, memoryview]:
-    """One member: its name, checksum and bytes."""
+def _read_entry(content: memoryview, cursor: Cursor, room: int | None) -> tuple[str, int, memoryview]:
+    """One member: its name, checksum and bytes. Compressed ones may unpack to `room` bytes; None: are refused."""
     fields = _ENTRY.unpack(cursor.take(_ENTRY.size))
     signature, method, checksum, stored, size, offset = (
         fields[0], fields[4], fields[7], fields[8], fields[9], fields[16]
@@ -213,12 +270,31 @@ def _read_entry(content: memoryview, cursor: Cursor) -> tuple[str, int, memoryvi
     size, stored, offset = _wide_fields(extra, size, stored, offset)
     if "/code/" in name:
         raise UnreadableError(_TORCH_SCRIPT)
-    if method != 0 or size != stored:
-        raise UnreadableError(f"its member {name[:60]!r} is compressed, which torch.save never does: refused")
+    is_deflated = method == _DEFLATED and room is not None
+    if not is_deflated and (method != 0 or size != stored):
+        raise UnreadableError(
+            f"its member {name[:60]!r} is compressed, which torch.save never does: refused",
+            "Unpack the archive and pack it again without compression",
+        )
     header = Cursor(content, offset).take(_LOCAL_HEADER_BYTES)
     name_bytes, extra_bytes = struct.unpack_from("<2H", header, 26)
-    data = Cursor(content, offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes).take(size)
-    return name, checksum, data
+    data = Cursor(content, offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes).take(stored)
+    return name, checksum, _unpacked(name, data, size, room or 0) if is_deflated else data
+
+
+def _unpacked(name: str, data: memoryview, size: int, room: int) -> memoryview:
+    """The content of a compressed member, which must be as long as announced."""
+    if size > room:
+        raise UnreadableError(
+            f"damaged: its member {name[:60]!r} would unpack to {size:,} bytes, out of proportion to the file"
+        )
+    try:
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+    except zlib.error as error:
+        raise UnreadableError(f"damaged: its member {name[:60]!r} cannot be unpacked") from error
+    if len(content) != size:
+        raise UnreadableError(f"damaged: its member {name[:60]!r} is not as long as announced")
+    return memoryview(content)
 
 
 def _wide_fields(extra: memoryview, *narrow: int) -> list[int]:

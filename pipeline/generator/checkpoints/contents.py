@@ -1,0 +1,160 @@
+"""What an unpickled file holds, as one table: tensors and modules by their dotted path, however deep they lie.
+
+A path joins the keys of dictionaries, the places in short lists and the names of submodules, so that
+`{"g_ema": {"input.input": ...}}`, a module under `g_ema` and a flat `g_ema.input.input` all read alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from pipeline.generator.checkpoints.inert import (
+    MAX_OPERATIONS,
+    MAX_PARTS,
+    Dictionary,
+    ExhaustedError,
+    Record,
+    Unusable,
+    text_of,
+)
+from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+
+_MAX_DEPTH = 32
+_MAX_LISTED = 16
+_MAX_PATH = 256
+_MAX_TENSORS = 65_536
+_MAX_KEYS = 8
+_MAX_VISITS = MAX_OPERATIONS // 4
+# numpy's pickles store a variable without dimensions, such as a noise strength, as a number.
+_NUMBER_ENDINGS = ("noise_strength", "weight")
+_MAX_NUMBER = 1e30
+
+
+@dataclass(frozen=True)
+class Module:
+    """A stored module of torch: its class's name and its attributes."""
+
+    class_name: str
+    state: dict[object, object]
+
+    @classmethod
+    def of(cls, value: object) -> "Module | None":
+        """None for anything that is no module."""
+        if not isinstance(value, Record):
+            return None
+        if value.name != PERSISTENT:
+            state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+            is_module = isinstance(state, dict) and isinstance(state.get("_modules"), dict)
+            return cls(text_of(value.name), state) if is_module and isinstance(state, dict) else None
+        meta = value.args[0] if value.args else None
+        state = meta.get("state") if isinstance(meta, dict) else None
+        if not isinstance(meta, dict) or not isinstance(state, dict):
+            return None
+        return cls(text_of(meta.get("class_name")), state)
+
+    def group(self, name: str) -> dict[object, object]:
+        """One of its dictionaries: `_parameters`, `_buffers`, `_modules`; empty when it is none."""
+        value = self.state.get(name)
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def options(self) -> dict[object, object]:
+        """The keyword arguments that NVIDIA's modules remember to be made with."""
+        return self.group("_init_kwargs")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor and the dictionary or the outermost module that it lies in."""
+
+    tensor: StoredTensor | Unusable
+    owner: str
+
+
+@dataclass
+class Contents:
+    """All that matters in a file."""
+
+    keys: tuple[str, ...] = ()
+    """The first few of the outermost dictionary."""
+    entries: dict[str, Entry] = field(default_factory=dict)
+    modules: dict[str, Module] = field(default_factory=dict)
+    records: dict[str, str] = field(default_factory=dict)
+    """Names of the classes of what is neither tensor nor module."""
+    module_names: dict[str, dict[object, object]] = field(default_factory=dict)
+    """The modules whose tensors a state dict holds, as torch saves them beside it, by the state dict's path."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    path: str
+    owner: str
+    in_module: bool
+
+
+def list_contents(root: object) -> Contents:
+    """The table of an unpickled value. Raises ExhaustedError where values contain each other without end."""
+    keys = tuple(text_of(key) for key in islice(root, _MAX_KEYS)) if isinstance(root, dict) else ()
+    contents, stack, num_visits = Contents(keys), [iter([(_Place("", "", False), root)])], 0
+    while stack:
+        item = next(stack[-1], None)
+        if item is None:
+            stack.pop()
+            continue
+        num_visits += 1
+        if num_visits > _MAX_VISITS or len(contents.entries) + len(contents.modules) > _MAX_TENSORS:
+            raise ExhaustedError("damaged: its values contain each other, or far more tensors than any checkpoint")
+        place, value = item
+        if len(stack) <= _MAX_DEPTH:
+            children = _visit(contents, place, value)
+            if children is not None:
+                stack.append(children)
+    return contents
+
+
+def _visit(contents: Contents, place: _Place, value: object) -> Iterator[tuple[_Place, object]] | None:
+    """Note a value; its parts, where it has any."""
+    tensor = value.tensor if isinstance(value, StoredArray) else value
+    if isinstance(tensor, StoredTensor | Unusable):
+        contents.entries[place.path] = Entry(tensor, place.owner)
+    elif isinstance(value, float | int):
+        if place.path.endswith(_NUMBER_ENDINGS) and abs(value) < _MAX_NUMBER:
+            contents.entries[place.path] = Entry(tensor_of_number(value), place.owner)
+    elif (module := Module.of(value)) is not None:
+        contents.modules[place.path] = module
+        return _parts_of_module(place, module)
+    elif isinstance(value, Record) and not place.in_module:
+        if len(contents.records) < MAX_PARTS:
+            contents.records[place.path] = text_of(value.name)
+        return _parts_of_dictionary(place, value.items)
+    elif isinstance(value, dict):
+        state = value.state if isinstance(value, Dictionary) else None
+        names = state.get("_metadata") if isinstance(state, dict) else None
+        if isinstance(names, dict) and len(contents.module_names) < MAX_PARTS:
+            contents.module_names[place.path] = names
+        return _parts_of_dictionary(place, value)
+    elif isinstance(value, list | tuple) and len(value) <= _MAX_LISTED:
+        return _parts_of_dictionary(place, dict(enumerate(value)))
+    elif place.in_module and value is not None:
+        contents.entries[place.path] = Entry(Unusable(f"is {text_of(value)}, no tensor"), place.owner)
+    return None
+
+
+def _parts_of_module(place: _Place, module: Module) -> Iterator[tuple[_Place, object]]:
+    owner = place.owner if place.in_module else place.path
+    for group in ("_parameters", "_buffers", "_modules"):
+        for name, value in module.group(group).items():
+            yield _Place(_joined(place.path, name), owner, True), value
+
+
+def _parts_of_dictionary(place: _Place, items: dict[object, object]) -> Iterator[tuple[_Place, object]]:
+    owner = place.owner if place.in_module else place.path
+    for name, value in items.items():
+        yield _Place(_joined(place.path, name), owner, place.in_module), value
+
+
+def _joined(path: str, name: object) -> str:
+    text = text_of(name, _MAX_PATH)
+    return f"{path}.{text}"[:_MAX_PATH] if path else text
