@@ -53,13 +53,21 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """The 4x4 block: minibatch deviation, convolution, two linear layers."""
+    """The lowest block: minibatch deviation, convolution, two linear layers."""
 
-    def __init__(self, channels: int, *, out_features: int, group_size: int, conv_clamp: float | None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        size: tuple[int, int],
+        out_features: int,
+        group_size: int,
+        conv_clamp: float | None,
+    ) -> None:
         super().__init__()
         self.group_size = group_size
         self.conv = Conv2dLayer(channels + 1, channels, 3, conv_clamp=conv_clamp)
-        self.fc = FullyConnected(channels * 16, channels, leaky=True)
+        self.fc = FullyConnected(channels * size[0] * size[1], channels, leaky=True)
         self.out = FullyConnected(channels, out_features)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -80,7 +88,7 @@ def with_detail(images_BCHW: Tensor, gain: float) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Images [B, 3, R, R] float32 in [-1, 1] (and one-hot classes [B, Z]) to logits [B, 1] float32.
+    """Images [B, C, H, W] float32 in [-1, 1] (and one-hot classes [B, Z]) to logits [B, 1] float32.
 
     Source: Karras et al. 2020, section 4 and table 2 (residual discriminator). With `detail` above 0 the first
     convolution reads the image's fine detail as channels of its own, too (`with_detail`).
@@ -92,15 +100,19 @@ class Discriminator(nn.Module):
         *,
         c_dim: int = 0,
         image_channels: int = 3,
+        lowest_size: tuple[int, int] = (4, 4),
         conv_clamp: float | None = None,
         group_size: int = 4,
         detail: float = 0.0,
     ) -> None:
+        """channels: by resolution as a generator's. lowest_size: height and width there, at the lowest."""
         super().__init__()
         self.detail = detail
         widths = dict(channels)
         first_channels = 2 * image_channels if detail > 0 else image_channels
         self.resolution = max(widths)
+        height, width = lowest_size
+        self.image_size = (height * self.resolution // 4, width * self.resolution // 4)
         self.compute_dtype = torch.float32
         self.block_resolutions = sorted((r for r in widths if r > 4), reverse=True)
         for resolution in self.block_resolutions:
@@ -114,12 +126,19 @@ class Discriminator(nn.Module):
         embedding = widths[4] if c_dim > 0 else 0
         self.mapping = Mapping(0, c_dim, embedding, num_layers=8) if c_dim > 0 else None
         self.b4 = DiscriminatorEpilogue(
-            widths[4], out_features=embedding or 1, group_size=group_size, conv_clamp=conv_clamp
+            widths[4],
+            size=lowest_size,
+            out_features=embedding or 1,
+            group_size=group_size,
+            conv_clamp=conv_clamp,
         )
 
     def forward(self, images_BCHW: Tensor, classes_BZ: Tensor | None = None) -> Tensor:
-        if images_BCHW.shape[-1] != self.resolution:
-            raise ValueError(f"this discriminator takes {self.resolution} px images, got {tuple(images_BCHW.shape)}")
+        if images_BCHW.shape[-2:] != self.image_size:
+            height, width = self.image_size
+            raise ValueError(
+                f"this discriminator takes images of {height} x {width} px, got {tuple(images_BCHW.shape)}"
+            )
         x_BCHW = with_detail(images_BCHW, self.detail) if self.detail > 0 else images_BCHW
         for resolution in self.block_resolutions:
             half = is_half_resolution(resolution, self.resolution)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.generator.checkpoints import LoadedCheckpoint
 from pipeline.generator.checkpoints.native import save_generator, write_atomically
-from pipeline.generator.networks import Generator, Trunk, row_resolution
+from pipeline.generator.networks import Generator, GeneratorSpec, Trunk, row_resolution
 from pipeline.generator.sampling import latents, repeatable_kernels, to_uint8
 from schemas.errors import CheckpointError
 
@@ -36,6 +36,11 @@ class Description:
     format: str
     sha256: str
     resolution: int
+    """Of the last block: height and width of square images."""
+    height: int
+    width: int
+    img_channels: int
+    """1: gray; 3: RGB."""
     num_ws: int
     z_dim: int
     w_dim: int
@@ -58,14 +63,17 @@ class Description:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        widths = ", ".join(f"{size} px: {width}" for size, width in self.channels.items())
+        is_square = self.height == self.width
+        size = f"{self.height} px" if is_square else f"{self.width} x {self.height} px (width x height)"
+        colours = "gray, " if self.img_channels == 1 else ""
+        widths = ", ".join(f"{f'{r} px' if is_square else f'b{r}'}: {width}" for r, width in self.channels.items())
         classes = f"{self.num_classes} classes" if self.num_classes else "unconditional"
         clamp = "none" if self.conv_clamp is None else f"{self.conv_clamp:g}"
         facts = {
             "file": self.name,
             "format": self.format,
             "sha256": self.sha256,
-            "network": f"StyleGAN2 {self.architecture}, {self.resolution} px, {classes}",
+            "network": f"StyleGAN2 {self.architecture}, {size}, {colours}{classes}",
             "latents": f"z {self.z_dim}, w {self.w_dim}, {self.num_ws} rows of w, {self.mapping_layers} mapping layers",
             "channels": widths,
             "clamp": clamp,
@@ -86,6 +94,9 @@ def describe(loaded: LoadedCheckpoint) -> Description:
         format=loaded.info.format,
         sha256=loaded.sha256,
         resolution=spec.resolution,
+        height=spec.image_size[0],
+        width=spec.image_size[1],
+        img_channels=spec.img_channels,
         num_ws=spec.num_ws,
         z_dim=spec.z_dim,
         w_dim=spec.w_dim,
@@ -133,7 +144,7 @@ def write_style_mixing_sheet(
     crossover from seed 0 and takes the others from the donor above. `crossovers` are 1 to num_ws - 1, all of them
     when None. Raises CheckpointError for others.
     """
-    num_ws = generator.spec.num_ws
+    spec, num_ws = generator.spec, generator.spec.num_ws
     crossovers = range(1, num_ws) if crossovers is None else crossovers
     for crossover in crossovers:
         if not 1 <= crossover < num_ws:
@@ -146,13 +157,14 @@ def write_style_mixing_sheet(
         with repeatable_kernels():
             trunk = generator.trunk(base_1LD, crossover)
         cells.append([cells[0][0], *_synthesised(generator, mixed_BLD, trunk)])
-    labels = ["donors", *(_crossover_label(crossover, num_ws) for crossover in crossovers)]
+    labels = ["donors", *(_crossover_label(crossover, spec) for crossover in crossovers)]
     _write(path, _grid(cells, labels))
 
 
-def _crossover_label(crossover: int, num_ws: int) -> str:
-    """The row and the resolution that it styles."""
-    return f"row {crossover}: " + ("RGB" if crossover == num_ws - 1 else f"{row_resolution(crossover)} px")
+def _crossover_label(crossover: int, spec: GeneratorSpec) -> str:
+    """The row and the size of what it styles."""
+    is_last = crossover == spec.num_ws - 1
+    return f"row {crossover}: " + ("RGB" if is_last else spec.size_label(row_resolution(crossover)))
 
 
 def _styles(generator: Generator, seeds: Sequence[int], psi: float) -> Tensor:
@@ -166,32 +178,34 @@ def _styles(generator: Generator, seeds: Sequence[int], psi: float) -> Tensor:
 
 
 def _synthesised(generator: Generator, ws_BLD: Tensor, trunk: Trunk | None = None) -> list[Image]:
-    """RGB images, resized to cells of a size that can be looked at; `trunk` is what they all share."""
-    size = generator.spec.resolution
-    side = min(max(size, CELL_LIMITS[0]), CELL_LIMITS[1])
-    method = cv2.INTER_AREA if side < size else cv2.INTER_NEAREST
+    """Images, gray ones as RGB, resized to cells that can be looked at; `trunk` is what they all share."""
+    height, width = generator.spec.image_size
+    longer = max(height, width)
+    scale = min(max(longer, CELL_LIMITS[0]), CELL_LIMITS[1]) / longer
+    cell_size = max(1, round(width * scale)), max(1, round(height * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     images: list[Image] = []
-    for part_BLD in ws_BLD.split(max(1, _BATCH_PIXELS // size**2)):
+    for part_BLD in ws_BLD.split(max(1, _BATCH_PIXELS // (height * width))):
         shared = None if trunk is None else trunk.repeat_interleave(len(part_BLD))
         with repeatable_kernels():
             synthesis = generator.synthesize(part_BLD, trunk=shared)
         for image_HWC in to_uint8(synthesis.images_BCHW).cpu().numpy():
-            cell = cv2.resize(image_HWC, (side, side), interpolation=method)
+            cell = cv2.resize(np.repeat(image_HWC, 3 // image_HWC.shape[2], axis=2), cell_size, interpolation=method)
             images.append(np.asarray(cell, dtype=np.uint8))
     return images
 
 
 def _grid(cells: Sequence[Sequence[Image]], labels: Sequence[str]) -> Image:
     """Lines of equal images on white, a label before each line."""
-    side = cells[0][0].shape[0]
-    step = side + _GAP
-    sheet = np.full((len(cells) * step + _GAP, _MARGIN + len(cells[0]) * step + _GAP, 3), 255, dtype=np.uint8)
+    height, width = cells[0][0].shape[:2]
+    down, across = height + _GAP, width + _GAP
+    sheet = np.full((len(cells) * down + _GAP, _MARGIN + len(cells[0]) * across + _GAP, 3), 255, dtype=np.uint8)
     for row, (line, label) in enumerate(zip(cells, labels, strict=True)):
-        top = row * step + _GAP
-        cv2.putText(sheet, label, (_GAP, top + side // 2 + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA)
+        top = row * down + _GAP
+        cv2.putText(sheet, label, (_GAP, top + height // 2 + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA)
         for column, image in enumerate(line):
-            left = _MARGIN + column * step
-            sheet[top : top + side, left : left + side] = image
+            left = _MARGIN + column * across
+            sheet[top : top + height, left : left + width] = image
     return sheet
 
 

@@ -182,21 +182,22 @@ class SynthesisLayer(nn.Module):
         out_channels: int,
         *,
         w_dim: int,
-        resolution: int,
+        size: tuple[int, int],
         up: bool = False,
         conv_clamp: float | None = None,
     ) -> None:
+        """size: height and width of the output."""
         super().__init__()
-        self.resolution, self.up, self.conv_clamp = resolution, up, conv_clamp
+        self.up, self.conv_clamp = up, conv_clamp
         self.affine = FullyConnected(w_dim, in_channels, bias_start=1.0)
         self.weight = kernel_parameter(out_channels, in_channels, 3)
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.register_buffer("noise_const", torch.randn(*size))
         self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x_BCHW: Tensor, w_BD: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:
-        """x [B, C, r, r] (r/2 when upsampling), w [B, D], noise broadcastable to [B, 1, r, r] or None."""
+        """x [B, C, H, W] (half of both when upsampling), w [B, D], noise broadcastable to [B, 1, H, W] or None."""
         y_BOHW, scale_BO = modulated_conv(x_BCHW, self.weight, self.affine(w_BD), self.resample_filter, up=self.up)
         dtype, total_gain = x_BCHW.dtype, gain * ACTIVATION_GAIN
         scale = (scale_BO * total_gain).to(dtype)[:, :, None, None]

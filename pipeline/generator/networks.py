@@ -67,7 +67,7 @@ class Synthesis:
     images_BCHW: Tensor
     """float32, nominally in [-1, 1]."""
     features: dict[str, Tensor]
-    """Tapped activations [B, C, r, r] at native resolution, by convolution name."""
+    """Tapped activations [B, C, h, w] at native resolution, by convolution name."""
 
 
 @dataclass(frozen=True)
@@ -152,18 +152,16 @@ class SynthesisBlock(nn.Module):
     def __init__(self, spec: GeneratorSpec, resolution: int) -> None:
         super().__init__()
         widths = dict(spec.channels)
-        width, clamp = widths[resolution], spec.conv_clamp
+        width, size, clamp = widths[resolution], spec.size_at(resolution), spec.conv_clamp
         self.register_buffer("resample_filter", binomial_filter())
         if resolution == 4:
-            self.const = nn.Parameter(torch.randn(width, 4, 4))
+            self.const = nn.Parameter(torch.randn(width, *size))
         else:
             below = widths[resolution // 2]
-            self.conv0 = SynthesisLayer(
-                below, width, w_dim=spec.w_dim, resolution=resolution, up=True, conv_clamp=clamp
-            )
+            self.conv0 = SynthesisLayer(below, width, w_dim=spec.w_dim, size=size, up=True, conv_clamp=clamp)
             if spec.architecture == "resnet":
                 self.skip = Conv2dLayer(below, width, 1, linear=True, up=True)
-        self.conv1 = SynthesisLayer(width, width, w_dim=spec.w_dim, resolution=resolution, conv_clamp=clamp)
+        self.conv1 = SynthesisLayer(width, width, w_dim=spec.w_dim, size=size, conv_clamp=clamp)
         if spec.architecture == "skip" or resolution == spec.resolution:
             self.torgb = ToRGBLayer(width, spec.img_channels, w_dim=spec.w_dim, conv_clamp=clamp)
 
@@ -219,7 +217,7 @@ class Generator(nn.Module):
     ) -> Synthesis:
         """Images and tapped features of ws [B, L, w_dim].
 
-        noise: 'const' (the stored buffers), 'none', or a tensor broadcastable to [B, 1, r, r] for each
+        noise: 'const' (the stored buffers), 'none', or a tensor broadcastable to [B, 1, h, w] for each
         convolution, by row in a sequence or by name in a mapping (a missing name: no noise there).
         resolution: stop there and return the RGB summed so far ('skip' generators only below full resolution).
         taps: convolutions such as 'b32.conv1' whose activations to return.

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generator.networks import Generator, row_resolution
+from pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
 from schemas.config import SEED_LIMIT, GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 
 Item = TypeVar("Item")
 
 BatchNoise = Literal["const", "none"] | tuple[Tensor, ...]
-"""What `Generator.synthesize` takes: stored buffers, nothing, or a tensor [B, 1, r, r] for each convolution."""
+"""What `Generator.synthesize` takes: stored buffers, nothing, or a tensor [B, 1, h, w] for each convolution."""
 
 # Keeps the numbers of noise apart from those of z, which RandomState(seed) alone gives.
 _NOISE_STREAM = 1
@@ -42,10 +42,14 @@ class Batch:
     """float32, nominally in [-1, 1]."""
     noise: BatchNoise
     features: dict[str, Tensor] = field(default_factory=dict)
-    """Tapped activations [B, C, r, r] by convolution name."""
+    """Tapped activations [B, C, h, w] by convolution name."""
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def rgb(self) -> Tensor:
+        """The images [B, 3, H, W] float32, gray ones with three equal channels: for models that know RGB alone."""
+        return self.images_BCHW.float().expand(-1, 3, -1, -1)
 
     def padded(self, size: int) -> "Batch":
         """At least so many samples, the last one repeated."""
@@ -74,12 +78,12 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(len(seeds), z_dim))
 
 
-def noise_of_seeds(seeds: Sequence[int], num_convolutions: int) -> tuple[Tensor, ...]:
-    """Noise [B, 1, r, r] float32 on the CPU for each convolution in the order of rows, from each seed alone."""
+def noise_of_seeds(seeds: Sequence[int], spec: GeneratorSpec) -> tuple[Tensor, ...]:
+    """Noise [B, 1, h, w] float32 on the CPU for each convolution in the order of rows, from each seed alone."""
     sources = [np.random.default_rng([seed, _NOISE_STREAM]) for seed in seeds]
     noise = []
-    for row in range(num_convolutions):
-        shape = (1, row_resolution(row), row_resolution(row))
+    for row in range(spec.num_ws - 1):
+        shape = (1, *spec.size_at(row_resolution(row)))
         drawn = np.stack([source.standard_normal(shape, dtype=np.float32) for source in sources])
         noise.append(torch.from_numpy(drawn))
     return tuple(noise)
@@ -222,7 +226,7 @@ class Sampler:
         """The noise that the configuration gives these seeds."""
         if self.config.noise != "per_seed":
             return self.config.noise
-        drawn = noise_of_seeds(seeds, self.generator.spec.num_ws - 1)
+        drawn = noise_of_seeds(seeds, self.generator.spec)
         return tuple(noise_B1HW.to(self.device) for noise_B1HW in drawn)
 
 

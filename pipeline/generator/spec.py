@@ -29,6 +29,7 @@ class GeneratorSpec:
     """Everything that fixes a generator's tensor shapes and arithmetic."""
 
     resolution: int
+    """Of the last block, b{resolution}: height and width of square images whose constant is 4 x 4."""
     z_dim: int
     w_dim: int
     c_dim: int
@@ -40,6 +41,10 @@ class GeneratorSpec:
     conv_clamp: float | None = None
     """Activations and RGB contributions are clamped to this magnitude; None: not at all."""
     img_channels: int = 3
+    """3: RGB; 1: gray."""
+    const_size: tuple[int, int] = (4, 4)
+    """Height and width of the constant that synthesis begins with, at the lowest of `channels`. Each next one doubles
+    both, so that a constant of other sides than 4 x 4 makes rectangular images."""
     mapping_width: int | None = None
     """Features of all mapping layers but the last; None: w_dim, as every published network has."""
 
@@ -49,9 +54,13 @@ class GeneratorSpec:
         sizes = tuple(2**power for power in range(2, self.resolution.bit_length()))
         if tuple(size for size, _ in self.channels) != sizes:
             raise SynthesisError(f"channels must list the resolutions {sizes} in order, got {self.channels}")
-        for name in ("z_dim", "w_dim", "img_channels", "mapping_layers"):
+        for name in ("z_dim", "w_dim", "mapping_layers"):
             if getattr(self, name) < 1:
                 raise SynthesisError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.img_channels not in (1, 3):
+            raise SynthesisError(f"its images have {self.img_channels} channels; gray (1) and RGB (3) ones work")
+        if len(self.const_size) != 2 or min(self.const_size) < 1:
+            raise SynthesisError(f"const_size must be a height and a width of at least 1, got {self.const_size}")
         if self.mapping_width is not None and self.mapping_width < 1:
             raise SynthesisError(f"mapping_width must be at least 1, got {self.mapping_width}")
         if self.c_dim < 0:
@@ -63,6 +72,21 @@ class GeneratorSpec:
     def num_ws(self) -> int:
         """Rows of w: 2 log2(resolution) - 2, whatever the architecture."""
         return num_rows(self.resolution)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.size_at(self.resolution)
+
+    def size_at(self, resolution: int) -> tuple[int, int]:
+        """Height and width of the activations of block b{resolution}."""
+        height, width = self.const_size
+        return height * resolution // 4, width * resolution // 4
+
+    def size_label(self, resolution: int) -> str:
+        """That size in words."""
+        height, width = self.size_at(resolution)
+        return f"{height} px" if height == width else f"{width} x {height} px"
 
     @property
     def conv_names(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ GROWN_DETAIL = 6.0
 FRESH_DISCRIMINATOR_IMAGES = 5_000
 """Head start of a new discriminator before a generator that is not new."""
 _RGB = 3
+_LOWEST = 4
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ def spec_from_json(values: object) -> GeneratorSpec:
     """What spec_as_json wrote."""
     assert isinstance(values, dict)
     channels = tuple((int(size), int(width)) for size, width in values["channels"])
-    return GeneratorSpec(**{**values, "channels": channels})
+    height, width = values["const_size"]
+    return GeneratorSpec(**{**values, "channels": channels, "const_size": (height, width)})
 
 
 def _refuse_untrainable(field: str, source: Source) -> None:
@@ -210,6 +212,12 @@ def _refuse_untrainable(field: str, source: Source) -> None:
         raise TrainingStateError(
             f"{field}: {source.name} makes images of {spec.img_channels} channels; training is of RGB images so far: "
             f"choose a generator of RGB images, or leave {field} out"
+        )
+    height, width = spec.image_size
+    if height != width or spec.const_size != (_LOWEST, _LOWEST):
+        raise TrainingStateError(
+            f"{field}: {source.name} makes images of {width} x {height} px; training is of square images that begin at "
+            f"{_LOWEST} px so far: choose such a generator, or leave {field} out"
         )
 
 

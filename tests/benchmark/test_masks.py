@@ -272,7 +272,7 @@ def test_a_remembered_synthesis_is_the_same_to_the_bit(sampler: Sampler) -> None
     assert remembering.num_syntheses == 64
     with remembering.forgetful():
         assert torch.equal(mix(remembering, batch, donors_NLD, 3), wanted)
-    drawn = noise_of_seeds(range(4), sampler.generator.spec.num_ws - 1)
+    drawn = noise_of_seeds(range(4), sampler.generator.spec)
     noisy = replace(batch, noise=drawn)
     assert torch.equal(mix(remembering, noisy, donors_NLD, 3), mix(sampler.generator, noisy, donors_NLD, 3))
     assert remembering.num_syntheses == 64

@@ -43,6 +43,14 @@ def test_description() -> None:
         assert fact in text
 
 
+def test_description_of_rectangular_and_gray_images() -> None:
+    rectangular, gray = (describe(open_checkpoint(str(DATA / f"{name}.pkl"))) for name in ("rectangular", "grayscale"))
+    assert (rectangular.height, rectangular.width, rectangular.img_channels) == (32, 16, 3)
+    assert (gray.height, gray.width, gray.img_channels) == (32, 32, 1)
+    assert "StyleGAN2 skip, 16 x 32 px (width x height), unconditional" in "\n".join(rectangular.lines())
+    assert "StyleGAN2 skip, 32 px, gray, unconditional" in "\n".join(gray.lines())
+
+
 def test_sample_sheet_shows_the_seeds(tmp_path: Path) -> None:
     generator = random_generator()
     write_sample_sheet(tmp_path / "sheet.png", generator, psi=0.7, rows=2, columns=3)
@@ -57,6 +65,22 @@ def test_sample_sheet_shows_the_seeds(tmp_path: Path) -> None:
 
 def cell_of(sheet: np.ndarray, *, row: int, column: int) -> np.ndarray:
     return sheet[4 + row * 68 : 68 + row * 68, 96 + column * 68 : 160 + column * 68]
+
+
+def test_sheets_of_rectangular_and_gray_images(tmp_path: Path) -> None:
+    """16 x 8 px, enlarged so that the longer side has 64; gray as RGB."""
+    generator = random_generator(const_size=(4, 2), img_channels=1)
+    write_sample_sheet(tmp_path / "sheet.png", generator, psi=0.7, rows=2, columns=2)
+    sheet = read_png(tmp_path / "sheet.png")
+    assert sheet.shape == (2 * 68 + 4, 96 + 2 * 36 + 4, 3)
+    ws_BLD = generator.truncate(generator.map(latents(range(4), 12)), 0.7)
+    expected = to_uint8(generator.synthesize(ws_BLD).images_BCHW).numpy()
+    for seed in range(4):
+        top, left = 4 + seed // 2 * 68, 96 + seed % 2 * 36
+        shown = sheet[top : top + 64 : 4, left : left + 32 : 4]
+        assert np.abs(shown.astype(int) - expected[seed]).max() <= 1, seed
+    write_style_mixing_sheet(tmp_path / "sheet.png", generator, psi=0.7, donors=2)
+    assert read_png(tmp_path / "sheet.png").shape == (6 * 68 + 4, 96 + 3 * 36 + 4, 3)
 
 
 def test_style_mixing_sheet_has_a_line_for_each_crossover(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,8 @@ class TestRoundTrip:
             replace(SPEC, c_dim=3),
             replace(SPEC, architecture="orig", conv_clamp=None),
             replace(SPEC, architecture="resnet"),
+            replace(SPEC, const_size=(4, 2)),
+            replace(SPEC, const_size=(3, 5), img_channels=1),
         ],
     )
     def test_float32_is_exact(self, spec: GeneratorSpec, tmp_path: Path) -> None:
@@ -66,6 +68,12 @@ class TestRoundTrip:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
         assert not loaded.generator.training
         assert not any(parameter.requires_grad for parameter in loaded.generator.parameters())
+
+    def test_files_of_former_versions_are_of_square_images(self, path: Path) -> None:
+        former = asdict(SPEC)
+        del former["const_size"]
+        rewrite(path, spec=former)
+        assert load_generator(path).generator.spec == SPEC
 
     def test_float16_halves_the_file_and_loads_as_float32(self, generator: Generator, path: Path) -> None:
         half = path.with_name("half.safetensors")

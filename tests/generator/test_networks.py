@@ -35,7 +35,13 @@ ALL_ARCHITECTURES: tuple[Architecture, ...] = ("skip", "orig", "resnet")
 
 
 def build(
-    resolution: int = 32, *, architecture: Architecture = "skip", c_dim: int = 0, conv_clamp: float | None = None
+    resolution: int = 32,
+    *,
+    architecture: Architecture = "skip",
+    c_dim: int = 0,
+    conv_clamp: float | None = None,
+    const_size: tuple[int, int] = (4, 4),
+    img_channels: int = 3,
 ) -> Generator:
     """A random generator whose noise strengths, biases and average are not zero."""
     torch.manual_seed(1)
@@ -48,6 +54,8 @@ def build(
         channels=channels_by_resolution(resolution, channel_base=256, channel_max=16),
         architecture=architecture,
         conv_clamp=conv_clamp,
+        const_size=const_size,
+        img_channels=img_channels,
     )
     generator = Generator(spec).eval().requires_grad_(False)
     for name, parameter in generator.named_parameters():
@@ -165,7 +173,7 @@ class TestArithmetic:
 
     def test_layer_order_is_demodulation_noise_bias_leaky_relu_clamp(self) -> None:
         torch.manual_seed(0)
-        layer = SynthesisLayer(4, 5, w_dim=6, resolution=8, conv_clamp=0.7).requires_grad_(False)
+        layer = SynthesisLayer(4, 5, w_dim=6, size=(8, 8), conv_clamp=0.7).requires_grad_(False)
         layer.bias.normal_()
         layer.noise_strength.fill_(0.8)
         x, w, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 6), torch.randn(2, 1, 8, 8)
@@ -269,8 +277,11 @@ class TestSynthesis:
             assert not torch.equal(base.images_BCHW, other.images_BCHW)
 
     @pytest.mark.parametrize("resolution", [4, 8, 16, 32])
-    def test_lower_resolution_is_the_truncated_sum_of_rgb(self, resolution: int) -> None:
-        generator = build()
+    @pytest.mark.parametrize(("const_size", "img_channels"), [((4, 4), 3), ((4, 2), 3), ((3, 5), 1)])
+    def test_lower_resolution_is_the_truncated_sum_of_rgb(
+        self, resolution: int, const_size: tuple[int, int], img_channels: int
+    ) -> None:
+        generator = build(const_size=const_size, img_channels=img_channels)
         ws = draw_ws(generator, 2)
         stopped = generator.synthesize(ws, resolution=resolution).images_BCHW
         features = generator.synthesize(ws, taps=generator.spec.conv_names).features
@@ -282,7 +293,8 @@ class TestSynthesis:
             row = next(row for row in range(1, 8, 2) if row_resolution(row) == 2 * size)
             rgb = block.get_submodule("torgb")(features[f"b{size}.conv1"], ws[:, row])
             images = rgb if size == 4 else upsample_2x(images, binomial_filter()) + rgb
-        assert stopped.shape == (2, 3, resolution, resolution)
+        height, width = (side * resolution // 4 for side in const_size)
+        assert stopped.shape == (2, img_channels, height, width)
         assert_close(stopped, images)
 
     def test_no_lower_resolution_without_skips(self) -> None:
@@ -291,8 +303,11 @@ class TestSynthesis:
             generator.synthesize(draw_ws(generator, 1), resolution=16)
 
     @pytest.mark.parametrize("architecture", ALL_ARCHITECTURES)
-    def test_a_trunk_resumes_to_the_full_pass_at_every_row(self, architecture: Architecture) -> None:
-        generator = build(architecture=architecture)
+    @pytest.mark.parametrize("const_size", [(4, 4), (4, 2)])
+    def test_a_trunk_resumes_to_the_full_pass_at_every_row(
+        self, architecture: Architecture, const_size: tuple[int, int]
+    ) -> None:
+        generator = build(architecture=architecture, const_size=const_size)
         names = generator.spec.conv_names
         base, donor = draw_ws(generator, 2, 0), draw_ws(generator, 2, 1)
         for row in range(1, generator.spec.num_ws):

@@ -1,5 +1,7 @@
 """Seeds to images: the formula, and independence from everything but the seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,18 +13,19 @@ from pipeline.generator.sampling import Batch, Sampler, latents, noise_of_seeds,
 from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 
+SPEC = GeneratorSpec(
+    resolution=16,
+    z_dim=8,
+    w_dim=12,
+    c_dim=0,
+    mapping_layers=2,
+    channels=channels_by_resolution(16, channel_base=64, channel_max=8),
+)
 
-def make_generator(c_dim: int = 0) -> Generator:
+
+def make_generator(c_dim: int = 0, **changes: object) -> Generator:
     torch.manual_seed(1)
-    spec = GeneratorSpec(
-        resolution=16,
-        z_dim=8,
-        w_dim=12,
-        c_dim=c_dim,
-        mapping_layers=2,
-        channels=channels_by_resolution(16, channel_base=64, channel_max=8),
-    )
-    generator = Generator(spec)
+    generator = Generator(replace(SPEC, c_dim=c_dim, **changes))
     generator.mapping.w_avg.normal_()
     for name, parameter in generator.named_parameters():
         if name.endswith("noise_strength"):
@@ -93,13 +96,25 @@ def test_psi_zero_is_the_average_and_can_be_given_apart() -> None:
 
 
 def test_noise_of_a_seed() -> None:
-    noise = noise_of_seeds([4, 9], 5)
+    noise = noise_of_seeds([4, 9], SPEC)
     assert [tuple(tensor.shape) for tensor in noise] == [(2, 1, size, size) for size in (4, 8, 8, 16, 16)]
-    assert torch.equal(noise[3][1], noise_of_seeds([9], 5)[3][0])
-    pooled = torch.cat([tensor.flatten() for tensor in noise_of_seeds(range(40), 5)])
+    assert torch.equal(noise[3][1], noise_of_seeds([9], SPEC)[3][0])
+    pooled = torch.cat([tensor.flatten() for tensor in noise_of_seeds(range(40), SPEC)])
     assert abs(pooled.mean()) < 0.02
     assert abs(pooled.std() - 1) < 0.02
     assert not torch.equal(noise[0].flatten()[:8], latents([4], 8)[0])
+
+
+def test_rectangular_images_have_noise_of_their_own_shape_and_gray_ones_three_equal_channels_on_demand() -> None:
+    generator = make_generator(const_size=(4, 2), img_channels=1)
+    config = GeneratorConfig.model_validate({"checkpoint": "test.pkl", "noise": "per_seed"})
+    batch = Sampler(generator, config, NumericsConfig(batch_size=2), "cpu").sample([3, 5])
+    sizes = [(2, 1, size, size // 2) for size in (4, 8, 8, 16, 16)]
+    assert [tuple(tensor.shape) for tensor in batch.noise if not isinstance(tensor, str)] == sizes
+    assert batch.images_BCHW.shape == (2, 1, 16, 8)
+    assert torch.equal(batch.rgb(), batch.images_BCHW.repeat(1, 3, 1, 1))
+    alone = Sampler(generator, config, NumericsConfig(batch_size=2), "cpu").sample([5])
+    assert torch.equal(alone.images_BCHW[0], batch.images_BCHW[1])
 
 
 def test_per_seed_noise_changes_the_picture() -> None:

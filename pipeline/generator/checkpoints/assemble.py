@@ -87,9 +87,6 @@ def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) 
     if is_conditional and axis("mapping.embed.weight", 0) != w_dim:
         raise embedding_width_error(axis("mapping.embed.weight", 0), w_dim)
     hidden = axis("mapping.fc0.weight", 0)
-    img_channels = axis(f"synthesis.b{resolution}.torgb.weight", 0)
-    if img_channels != 3:
-        raise UnreadableError(f"its images have {img_channels} channels; generators of RGB images work")
     try:
         return GeneratorSpec(
             resolution=resolution,
@@ -101,6 +98,8 @@ def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) 
             channels=tuple((size, axis(f"synthesis.b{size}.conv1.weight", 0)) for size in sizes),
             architecture=_architecture(shapes),
             conv_clamp=conv_clamp,
+            img_channels=axis(f"synthesis.b{resolution}.torgb.weight", 0),
+            const_size=(axis("synthesis.b4.const", 1), axis("synthesis.b4.const", 2)),
         )
     except SynthesisError as error:
         raise UnreadableError(
@@ -151,13 +150,16 @@ def check_generator_size(spec: GeneratorSpec, num_file_bytes: int) -> None:
     numbers = spec.w_dim * (spec.w_dim + spec.c_dim) + hidden * (spec.z_dim + hidden * spec.mapping_layers)
     for size, width in spec.channels:
         below = widths.get(size // 2, width)
-        numbers += width * (10 * below + 9 * width) + spec.w_dim * (below + 2 * width) + 2 * size * size
+        height, across = spec.size_at(size)
+        numbers += width * (10 * below + 9 * width) + spec.w_dim * (below + 2 * width) + 2 * height * across
     _check_proportion(numbers, num_file_bytes)
 
 
-def _check_discriminator_size(channels: list[tuple[int, int]], c_dim: int, num_file_bytes: int) -> None:
-    lowest = channels[0][1]
-    numbers = lowest * (26 * lowest + 9 * lowest + c_dim)
+def _check_discriminator_size(
+    channels: list[tuple[int, int]], lowest_size: tuple[int, int], c_dim: int, num_file_bytes: int
+) -> None:
+    lowest, (height, width) = channels[0][1], lowest_size
+    numbers = lowest * ((10 + height * width) * lowest + 9 * lowest + c_dim)
     for (_, below), (_, width) in pairwise(channels):
         numbers += width * (9 * width + 10 * below)
     _check_proportion(numbers, num_file_bytes)
@@ -194,9 +196,17 @@ def estimate_average(generator: Generator) -> Tensor:
 
 
 def build_discriminator(
-    tensors: Mapping[str, NamedTensor], *, conv_clamp: float | None, group_size: int, num_file_bytes: int
+    tensors: Mapping[str, NamedTensor],
+    *,
+    spec: GeneratorSpec,
+    conv_clamp: float | None,
+    group_size: int,
+    num_file_bytes: int,
 ) -> Discriminator:
-    """A discriminator from tensors under NVIDIA's names. Raises UnreadableError; only residual ones work."""
+    """A discriminator from tensors under NVIDIA's names. Raises UnreadableError; only residual ones work.
+
+    spec: of the generator, whose images it looks at.
+    """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
 
     def axis(name: str, index: int) -> int:
@@ -210,9 +220,14 @@ def build_discriminator(
         channels.append((size, axis(f"b{size}.conv0.weight", 0)))
     c_dim = axis("mapping.embed.weight", 1) if "mapping.embed.weight" in shapes else 0
     image_channels = axis(f"b{channels[-1][0]}.fromrgb.weight", 1)
-    _check_discriminator_size(channels, c_dim, num_file_bytes)
+    _check_discriminator_size(channels, spec.const_size, c_dim, num_file_bytes)
     discriminator = Discriminator(
-        tuple(channels), c_dim=c_dim, image_channels=image_channels, conv_clamp=conv_clamp, group_size=group_size
+        tuple(channels),
+        c_dim=c_dim,
+        image_channels=image_channels,
+        lowest_size=spec.const_size,
+        conv_clamp=conv_clamp,
+        group_size=group_size,
     )
     fill_network(discriminator, tensors)
     return discriminator.eval().requires_grad_(False)

@@ -171,11 +171,16 @@ def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> Gen
             raise TypeError(f"spec is {describe_value(spec)}")
         channels = tuple((int(size), int(width)) for size, width in spec["channels"])
         clamp = None if spec["conv_clamp"] is None else float(spec["conv_clamp"])
-        checked = GeneratorSpec(**{**spec, "channels": channels, "conv_clamp": clamp})
+        # Files of former versions are all of square images.
+        height, width = spec.get("const_size", (4, 4))
+        checked = GeneratorSpec(
+            **{**spec, "channels": channels, "conv_clamp": clamp, "const_size": (int(height), int(width))}
+        )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{name}: its description of the network is unusable: {str(error)[:200]}") from error
     numbers = {"z_dim": checked.z_dim, "w_dim": checked.w_dim, "img_channels": checked.img_channels}
     numbers |= {} if checked.mapping_width is None else {"mapping_width": checked.mapping_width}
+    numbers |= {"height of its constant": checked.const_size[0], "width of its constant": checked.const_size[1]}
     numbers |= {f"channels at {size} px": width for size, width in channels} | {"c_dim + 1": checked.c_dim + 1}
     for key, value in numbers.items():
         if type(value) is not int or not 1 <= value <= MAX_WIDTH:

@@ -21,16 +21,14 @@ _MAPPING_OPTIONS = frozenset(
 _SYNTHESIS_OPTIONS = frozenset(
     {
         "channel_base", "channel_max", "num_fp16_res", "conv_clamp", "architecture", "resample_filter",
-        "fp16_channels_last", "fused_modconv_default", "use_noise", "activation",
+        "fp16_channels_last", "fused_modconv_default", "use_noise", "activation", "init_res",
     }
 )  # fmt: skip
 _GENERATOR_OPTIONS = frozenset(
-    {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"}
+    {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs", "square"}
 )
 # Options of forks that change no image, whatever their value: they touch training or memory only.
 _IDLE_OPTIONS = frozenset({"freeze_layers", "force_fp32", "use_checkpoint", "grad_checkpointing", "class_name"})
-# Options of forks that change nothing at these values.
-_IDLE_VALUES: dict[str, tuple[object, ...]] = {"square": (True,)}
 
 
 def check_generator(modules: Mapping[str, Module]) -> str:
@@ -49,7 +47,7 @@ def check_generator(modules: Mapping[str, Module]) -> str:
     synthesis, mapping = ({**flat, **_options_in(options, "synthesis_kwargs")}, _options_in(options, "mapping_kwargs"))
     for group, known in ((synthesis, _SYNTHESIS_OPTIONS), (mapping, _MAPPING_OPTIONS)):
         for name, value in group.items():
-            if name not in known and not _is_idle(name, value):
+            if name not in known and name not in _IDLE_OPTIONS:
                 raise _unknown_option(name, value)
     _check_embedding(modules, mapping)
     _check_attributes(modules)
@@ -64,13 +62,6 @@ def _options_in(options: Mapping[object, object], name: str) -> dict[object, obj
     if value is not None and not isinstance(value, dict):
         raise _unknown_option(name, value)
     return value or {}
-
-
-def _is_idle(name: object, value: object) -> bool:
-    """Whether an option of a fork, at its value, changes no image."""
-    if not isinstance(name, str):
-        return False
-    return name in _IDLE_OPTIONS or (isinstance(value, str | bool | int) and value in _IDLE_VALUES.get(name, ()))
 
 
 def _unknown_option(name: object, value: object) -> UnreadableError:

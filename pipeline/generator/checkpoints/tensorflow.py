@@ -32,6 +32,7 @@ from pipeline.generator.checkpoints.tensorflow_names import (
 )
 from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
 from pipeline.generator.discriminator import Discriminator
+from pipeline.generator.networks import GeneratorSpec
 
 NETWORK = "dnnlib.tflib.network.Network"
 FORMAT = "TensorFlow StyleGAN2 pickle"
@@ -106,19 +107,20 @@ def read_tensorflow(root: object, num_file_bytes: int, *, discriminator: bool) -
     return ReadNetworks(
         FORMAT,
         generator,
-        _read_discriminator(found, num_file_bytes) if discriminator else None,
+        _read_discriminator(found, generator.spec, num_file_bytes) if discriminator else None,
         found is not None,
         {"licence": NVIDIA_LICENCE_NOTE, "weights": weights, **filled_in},
     )
 
 
-def _read_discriminator(network: Network | None, num_file_bytes: int) -> Discriminator | None:
+def _read_discriminator(network: Network | None, spec: GeneratorSpec, num_file_bytes: int) -> Discriminator | None:
     if network is None:
         return None
     conv_clamp = _check_settings(network)
     group_size = network.settings.get("mbstd_group_size", 4)
     return build_discriminator(
         _renamed(network.variables, DISCRIMINATOR_RULES, r"Mapping\d+/.*", network.settings.get("mapping_lrmul", 0.1)),
+        spec=spec,
         conv_clamp=conv_clamp,
         group_size=group_size if isinstance(group_size, int) and group_size > 0 else 4,
         num_file_bytes=num_file_bytes,

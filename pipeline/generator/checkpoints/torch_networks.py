@@ -31,6 +31,7 @@ from pipeline.generator.checkpoints.nvidia import SG3_REPOSITORY_FORMAT, check_g
 from pipeline.generator.checkpoints.rosinality import DISCRIMINATOR_MARK, discriminator_tensors
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.discriminator import Discriminator
+from pipeline.generator.networks import GeneratorSpec
 
 SG3_CONV_CLAMP = 256.0
 
@@ -92,7 +93,7 @@ def read_torch_networks(contents: Contents, num_file_bytes: int, *, discriminato
     return ReadNetworks(
         format_,
         generator,
-        _read_discriminator(contents, found, _default_clamp(format_), num_file_bytes)
+        _read_discriminator(contents, found, generator.spec, _default_clamp(format_), num_file_bytes)
         if discriminator and found is not None
         else None,
         found is not None,
@@ -301,7 +302,7 @@ def _find_discriminator(contents: Contents) -> str | None:
 
 
 def _read_discriminator(
-    contents: Contents, path: str, default_clamp: float | None, num_file_bytes: int
+    contents: Contents, path: str, spec: GeneratorSpec, default_clamp: float | None, num_file_bytes: int
 ) -> Discriminator:
     is_nvidia = path.endswith(_NVIDIA_DISCRIMINATOR_MARK)
     prefix = path.removesuffix(_NVIDIA_DISCRIMINATOR_MARK if is_nvidia else DISCRIMINATOR_MARK)
@@ -312,6 +313,7 @@ def _read_discriminator(
     group_size = modules["b4.mbstd"].state.get("group_size", 4) if "b4.mbstd" in modules else 4
     return build_discriminator(
         _nvidia_discriminator_tensors(state, modules) if is_nvidia else discriminator_tensors(state),
+        spec=spec,
         conv_clamp=conv_clamp_of(modules, default_clamp),
         group_size=group_size if isinstance(group_size, int) and group_size > 0 else 4,
         num_file_bytes=num_file_bytes,

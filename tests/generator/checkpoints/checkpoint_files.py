@@ -290,7 +290,7 @@ def _rosinality_layer(module: nn.Module, name: str) -> Iterator[tuple[str, Tenso
         yield f"{name}.noise.weight", module.noise_strength.reshape(1)
         yield f"{name}.activate.bias", module.bias
     else:
-        yield f"{name}.bias", module.bias.reshape(1, 3, 1, 1)
+        yield f"{name}.bias", module.bias.reshape(1, -1, 1, 1)
 
 
 def rosinality_state(generator: Generator, *, with_noise: bool = True) -> "OrderedDict[str, Tensor]":

@@ -24,7 +24,7 @@ def test_judged_size_of_a_generator_is_about_its_own(
 def test_judged_size_of_a_discriminator_is_about_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
     monkeypatch.setattr(assemble, "_check_proportion", lambda count, num_bytes: judged.append(count))
-    assemble._check_discriminator_size(list(SMALL.channels), 0, 0)
+    assemble._check_discriminator_size(list(SMALL.channels), (4, 4), 0, 0)
     actual = sum(tensor.numel() for tensor in random_discriminator().state_dict().values())
     assert 0.9 * actual < judged[0] < 1.4 * actual
 

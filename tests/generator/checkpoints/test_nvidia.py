@@ -3,6 +3,7 @@
 import pytest
 import torch
 from generator.checkpoints.checkpoint_files import (
+    SMALL,
     dump,
     images,
     nvidia_module,
@@ -14,11 +15,30 @@ from generator.checkpoints.checkpoint_files import (
 from torch import nn
 
 from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator
 
 
 def loaded(content: bytes) -> Generator:
     return parse_checkpoint("file.pkl", content).generator
+
+
+@pytest.mark.parametrize(
+    ("const_size", "img_channels", "options"),
+    [((4, 2), 3, {"square": False}), ((3, 5), 1, {"synthesis_kwargs": {"init_res": [3, 5]}})],
+)
+def test_rectangular_and_gray_networks_survive(
+    const_size: tuple[int, int], img_channels: int, options: dict[str, object]
+) -> None:
+    generator = random_generator(const_size=const_size, img_channels=img_channels)
+    judge = Discriminator(SMALL.channels, image_channels=img_channels, lowest_size=const_size).eval()
+    stored = nvidia_pickle(generator, kwargs={"synthesis_kwargs": {}, **options}, discriminator=judge)
+    found = parse_checkpoint("file.pkl", stored, discriminator=True)
+    assert found.generator.spec == generator.spec
+    assert torch.equal(images(found.generator), images(generator))
+    shown_BCHW = torch.randn(2, img_channels, 4 * const_size[0], 4 * const_size[1])
+    assert found.discriminator is not None
+    assert torch.equal(found.discriminator(shown_BCHW), judge(shown_BCHW))
 
 
 @pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])
@@ -150,7 +170,7 @@ def test_stylegan3_is_named() -> None:
     ("kwargs", "named"),
     [
         ({"synthesis_kwargs": {"magnitude_ema_beta": 0.5}}, "'magnitude_ema_beta' = 0.5"),
-        ({"init_res": [4, 7]}, "'init_res' = a list"),
+        ({"scale_type": [4, 7]}, "'scale_type' = a list"),
         ({"mapping_kwargs": {"w_type": "plus"}}, "'w_type' = 'plus'"),
     ],
 )
@@ -189,8 +209,10 @@ def test_wrong_shapes_and_values_are_named() -> None:
     generator.synthesis.get_submodule("b8").conv1.extra = nn.Parameter(torch.zeros(5))
     with pytest.raises(CheckpointError, match=r"has in addition synthesis\.b8\.conv1\.extra"):
         loaded(nvidia_pickle(generator))
-    with pytest.raises(CheckpointError, match="its images have 1 channels; generators of RGB images work"):
-        loaded(nvidia_pickle(random_generator(img_channels=1)))
+    generator = random_generator()
+    generator.synthesis.get_submodule("b16").torgb.weight = nn.Parameter(torch.zeros(4, 4, 1, 1))
+    with pytest.raises(CheckpointError, match=r"its images have 4 channels; gray \(1\) and RGB \(3\) ones work"):
+        loaded(nvidia_pickle(generator))
 
 
 def test_half_precision_tensors_are_widened() -> None:

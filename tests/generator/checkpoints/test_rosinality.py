@@ -56,6 +56,14 @@ def test_with_average(stream: bool) -> None:
     assert relative_difference(images(checkpoint.generator), images(generator)) < 1e-6
 
 
+@pytest.mark.parametrize(("const_size", "img_channels"), [((4, 2), 3), ((2, 4), 1)])
+def test_rectangular_and_gray_networks(const_size: tuple[int, int], img_channels: int) -> None:
+    generator = random_generator(const_size=const_size, img_channels=img_channels)
+    found = loaded({"g_ema": state_of(generator), "latent_avg": generator.mapping.w_avg}).generator
+    assert found.spec == generator.spec
+    assert torch.equal(images(found), images(generator))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_training_file(stream: bool) -> None:
     generator = random_generator()

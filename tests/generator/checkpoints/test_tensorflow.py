@@ -30,6 +30,14 @@ def test_any_generator_survives(architecture: str, c_dim: int) -> None:
     assert relative_difference(images(checkpoint.generator), images(generator)) < 1e-5
 
 
+def test_gray_and_rectangular_networks_survive() -> None:
+    for changes in ({"img_channels": 1}, {"const_size": (2, 4)}):
+        generator = random_generator(**changes)
+        found = loaded(tensorflow_pickle(generator, settings={"num_channels": generator.spec.img_channels}))
+        assert found.spec == generator.spec
+        assert relative_difference(images(found), images(generator)) < 1e-5
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])  # StyleGAN2's are of protocol 4
 def test_pickle_protocols(protocol: int) -> None:
     content = tensorflow_pickle(random_generator(), protocol=protocol)
