@@ -75,7 +75,10 @@ def validate(
     sampler, checkpoint = open_sampler(config)
     check_prompts(config.labeler, sampler)
     spec = sampler.generator.spec
-    print(f"{run_file}: fine. {spec.resolution} px, {spec.num_ws} rows of w, checkpoint sha256 {checkpoint.sha256}")
+    print(
+        f"{run_file}: fine. {spec.size_label(spec.resolution)}, {spec.num_ws} rows of w, "
+        f"checkpoint sha256 {checkpoint.sha256}"
+    )
 
 
 @app.command()
@@ -428,7 +431,7 @@ def predict(
     from workers.shard_worker import choose_device
 
     segmenter, card = load_segmenter(model, choose_device(ExecutionConfig()))
-    count = predict_folder(segmenter, photos, out, side or card.resolution)
+    count = predict_folder(segmenter, photos, out, side or min(card.image_shape.size))
     classes = ", ".join(f"{value} {name}" for value, name in enumerate(card.classes))
     print(f"{out}: {count} masks of {classes}")
 
@@ -447,7 +450,7 @@ def export_onnx(
     segmenter, card = load_segmenter(model, torch.device("cpu"))
     difference = export(segmenter, card, out)
     print(
-        f"{out}: images [batch, 3, {card.resolution}, {card.resolution}] in [0, 1] to logits; "
+        f"{out}: images [batch, 3, {card.image_shape.height}, {card.image_shape.width}] in [0, 1] to logits; "
         f"onnxruntime agrees within {difference:.1g}"
     )
 

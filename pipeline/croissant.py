@@ -63,14 +63,15 @@ def croissant(manifest: Manifest, index: Index) -> bytes:
     checkpoint = manifest.checkpoint
     archives = [shard.url for shard in index.shardlist]
     image_type = f"image/{manifest.image_format.replace('jpg', 'jpeg')}"
+    colours = "RGB." if manifest.image_shape.channels == 3 else "Gray."
     description = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": manifest.name,
         "description": (
-            f"{manifest.num_samples} synthetic images of {manifest.resolution} x {manifest.resolution} pixels with "
-            f"segmentation masks, made by a StyleGAN2 generator."
+            f"{manifest.num_samples} synthetic images of {manifest.image_shape.size_in_words} with segmentation masks, "
+            f"made by a StyleGAN2 generator."
         ),
         "keywords": ["synthetic", "semantic segmentation", *manifest.classes],
         "digitalSourceType": "https://schema.org/TrainedAlgorithmicMediaDigitalSource",
@@ -84,7 +85,7 @@ def croissant(manifest: Manifest, index: Index) -> bytes:
             _members("metadata-files", archives, f"{_ANY_KEY}.json", "application/json"),
         ],
         "recordSet": [
-            _files("images", "image-files", manifest.image_format, "RGB.", "sc:ImageObject"),
+            _files("images", "image-files", manifest.image_format, colours, "sc:ImageObject"),
             _files(
                 "masks",
                 "mask-files",

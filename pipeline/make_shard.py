@@ -135,6 +135,5 @@ def _writer(mill: Mill) -> ShardWriter:
     return ShardWriter(dataset.image_format, dataset.image_quality, mill.encoders)
 
 
-def _rounded(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    red, green, blue = (round(float(value), 6) for value in values)
-    return red, green, blue
+def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(round(float(value), 6) for value in values)

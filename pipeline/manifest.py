@@ -19,6 +19,7 @@ from schemas.config import RunConfig
 from schemas.errors import OutputError
 from schemas.fingerprint import FORMAT_VERSION, differing_keys
 from schemas.manifest import CheckpointSource, Index, IndexedShard, Manifest, RunFile
+from schemas.sample import ImageShape
 from schemas.shard import ShardRecord, split_of
 
 RUN_PATH = "run.json"
@@ -41,7 +42,7 @@ class DatasetContext:
     """The fitted labeler's file."""
     fingerprint: str
     classes: tuple[str, ...]
-    resolution: int
+    image_shape: ImageShape
 
 
 def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
@@ -100,7 +101,7 @@ def finish_dataset(store: Store, records: Sequence[ShardRecord], context: Datase
         fingerprint=context.fingerprint,
         config=values,
         classes=list(context.classes),
-        resolution=context.resolution,
+        image_shape=context.image_shape,
         image_format=config.dataset.image_format,
         checkpoint=context.checkpoint,
         labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
@@ -146,7 +147,7 @@ def build_index(name: str, records: Sequence[ShardRecord], splits: Mapping[str, 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a dataset's shards; mean and standard deviation of red, green and blue in [0, 1]."""
+    """Sums over a dataset's shards; mean and standard deviation of each channel in [0, 1]."""
 
     num_samples: int
     num_candidates: int
@@ -155,8 +156,8 @@ class Totals:
     samples_by_split: dict[str, int]
     dropped_by_reason: dict[str, int]
     class_pixels: dict[str, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> Totals:
@@ -171,7 +172,7 @@ def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> Total
     num_samples = sum(record.num_samples for record in records)
     mean = _weighted(records, [record.channel_means for record in records], num_samples)
     square = _weighted(records, [record.channel_square_means for record in records], num_samples)
-    red, green, blue = (sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))
+    deviation = tuple(sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))
     return Totals(
         num_samples=num_samples,
         num_candidates=sum(record.num_candidates for record in records),
@@ -181,24 +182,22 @@ def totals(records: Sequence[ShardRecord], splits: Mapping[str, float]) -> Total
         dropped_by_reason=dict(sorted(dropped.items())),
         class_pixels=dict(pixels),
         mean=_rounded(mean),
-        std=_rounded((red, green, blue)),
+        std=_rounded(deviation),
     )
 
 
 def _weighted(
-    records: Sequence[ShardRecord], values: Sequence[tuple[float, float, float]], num_samples: int
-) -> tuple[float, float, float]:
+    records: Sequence[ShardRecord], values: Sequence[tuple[float, ...]], num_samples: int
+) -> tuple[float, ...]:
     """The mean over samples of what records give as means over their own."""
-    red, green, blue = (
+    return tuple(
         fsum(v * record.num_samples for v, record in zip(channel, records, strict=True)) / num_samples
         for channel in zip(*values, strict=True)
     )
-    return red, green, blue
 
 
-def _rounded(values: tuple[float, float, float]) -> tuple[float, float, float]:
-    red, green, blue = (round(value, 6) for value in values)
-    return red, green, blue
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in values)
 
 
 def _json(model: BaseModel) -> bytes:

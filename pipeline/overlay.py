@@ -86,15 +86,27 @@ def edges(mask_HW: Pixels) -> NDArray[np.bool_]:
     return edges_HW
 
 
+def rgb(image_HWC: Pixels) -> Pixels:
+    """An image as RGB [H, W, 3]: gray ones [H, W, 1] get three equal channels."""
+    return np.repeat(image_HWC, 3 // image_HWC.shape[2], axis=2)
+
+
 def resize(image_HWC: Pixels, edge: int) -> Pixels:
-    """An image at `edge` pixels square: smoothly, averaging when smaller."""
-    interpolation = cv2.INTER_AREA if edge < image_HWC.shape[0] else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image_HWC, (edge, edge), interpolation=interpolation), dtype=np.uint8)
+    """An image whose shorter side is `edge` pixels: smoothly, averaging when smaller."""
+    interpolation = cv2.INTER_AREA if edge < min(image_HWC.shape[:2]) else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image_HWC, _at_edge(image_HWC, edge), interpolation=interpolation), dtype=np.uint8)
 
 
 def resize_mask(mask_HW: Pixels, edge: int) -> Pixels:
-    """A mask at `edge` pixels square, each pixel the class of the nearest one."""
-    return np.asarray(cv2.resize(mask_HW, (edge, edge), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+    """A mask whose shorter side is `edge` pixels, each pixel the class of the nearest one."""
+    size = _at_edge(mask_HW, edge)
+    return np.asarray(cv2.resize(mask_HW, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+def _at_edge(pixels: Pixels, edge: int) -> tuple[int, int]:
+    """Width and height whose lesser one is `edge`."""
+    height, width = pixels.shape[:2]
+    return round(width * edge / min(height, width)), round(height * edge / min(height, width))
 
 
 def class_names(sample: Sample) -> list[str]:
@@ -105,7 +117,7 @@ def class_names(sample: Sample) -> list[str]:
 def contact_sheet(samples: Sequence[Sample], columns: int = 8, edge: int = 128) -> Pixels:
     """A sheet of samples, each as image | overlay with a caption, under a legend of the classes.
 
-    Returns uint8 [H, W, 3] RGB. `edge` is the side of a picture in pixels. Captions of dropped samples give the
+    Returns uint8 [H, W, 3] RGB. `edge` is the shorter side of a picture in pixels. Captions of dropped samples give the
     reason.
     """
     if not samples or columns < 1:
@@ -124,7 +136,7 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 8, edge: int = 128) 
 
 def _cell(sample: Sample, colours: Pixels, edge: int) -> Pixels:
     """Image and overlay side by side over a caption, with a gap to the right and below."""
-    image_HWC = resize(sample.image_HWC, edge)
+    image_HWC = resize(rgb(sample.image_HWC), edge)
     overlay_HWC = overlay(image_HWC, resize_mask(sample.mask_HW, edge), colours)
     pair_HWC = np.concatenate([image_HWC, overlay_HWC], axis=1)
     cell_HWC = np.pad(pair_HWC, ((0, _CAPTION_HEIGHT + _GAP), (0, _GAP), (0, 0)), constant_values=255)
@@ -133,7 +145,7 @@ def _cell(sample: Sample, colours: Pixels, edge: int) -> Pixels:
         caption, colour = f"seed {candidate.seed}  ·  confidence {candidate.confidence:.2f}", _INK
     else:
         caption, colour = f"seed {candidate.seed}  ·  {candidate.drop_reason}", _ALARM
-    return _write(cell_HWC, caption, (0, edge + 16), colour, 13)
+    return _write(cell_HWC, caption, (0, len(pair_HWC) + 16), colour, 13)
 
 
 def _legend(classes: Sequence[str], colours: Pixels, width: int, has_ignore: bool) -> Pixels:

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from pipeline.manifest import read_manifest
-from pipeline.overlay import Pixels, resize, resize_mask
+from pipeline.overlay import Pixels, resize, resize_mask, rgb
 from pipeline.shard_publisher import parquet_path, read_record, tar_path
 from pipeline.shard_reader import DamagedTarError, members_in
 from pipeline.shard_writer import member_names
@@ -28,7 +28,7 @@ SCORES = ("confidence", "foreground", "largest_component")
 NUM_BINS = 200
 """Bins of the score counts, over [0, 1]."""
 MAX_EDGE = 256
-"""Pictures are kept no larger, in pixels a side."""
+"""Pictures are kept no larger, in pixels of the shorter side."""
 # Each shard that samples are picked from is read whole, so few are.
 _SHARDS_TO_PICK_FROM = 8
 
@@ -48,10 +48,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """A candidate to be shown, at most MAX_EDGE pixels a side."""
+    """A candidate to be shown, of at most MAX_EDGE pixels on the shorter side."""
 
     row: Row
     image_HWC: Pixels
+    """RGB."""
     mask_HW: Pixels
 
 
@@ -205,8 +206,8 @@ def read_pictures(store: Store, rows: Iterable[Row], image_format: str) -> dict[
 
 def picture(row: Row, sample: Sample) -> Picture:
     """A sample, made no larger than is shown."""
-    edge = min(sample.image_HWC.shape[0], MAX_EDGE)
-    return Picture(row, resize(sample.image_HWC, edge), resize_mask(sample.mask_HW, edge))
+    edge = min(*sample.mask_HW.shape, MAX_EDGE)
+    return Picture(row, resize(rgb(sample.image_HWC), edge), resize_mask(sample.mask_HW, edge))
 
 
 def _pictures_in(tar: bytes, wanted: dict[int, Row], image_format: str) -> Iterator[tuple[int, Picture]]:
@@ -222,7 +223,7 @@ def _pictures_in(tar: bytes, wanted: dict[int, Row], image_format: str) -> Itera
         )
         if pixels is None or pixels.ndim != (2 if is_mask else 3):
             raise DamagedTarError(f"{member.name} is not a readable picture")
-        edge = min(pixels.shape[0], MAX_EDGE)
+        edge = min(*pixels.shape[:2], MAX_EDGE)
         if is_mask:
             masks[names[member.name]] = resize_mask(np.asarray(pixels, dtype=np.uint8), edge)
         else:

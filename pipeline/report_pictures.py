@@ -43,8 +43,8 @@ class BannerTile:
 
 
 def fitting_edge(pictures: Sequence[Picture], colours: Pixels) -> int:
-    """The side, in pixels, at which all pictures together are small enough."""
-    edge = max(picture.image_HWC.shape[0] for picture in pictures)
+    """The shorter side, in pixels, at which all pictures together are small enough."""
+    edge = max(min(picture.mask_HW.shape) for picture in pictures)
     edge *= math.ceil(_MIN_EDGE / edge)
     while edge > _MIN_EDGE and sum(_num_bytes(picture, colours, edge) for picture in pictures) > _MAX_PICTURE_BYTES:
         edge = max(_MIN_EDGE, edge * 3 // 4)
@@ -75,8 +75,9 @@ def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]
 def banner_tile(picture: Picture, colours: Pixels, edge: int) -> BannerTile:
     """A sample as the page's head shows it: image on the left half, overlay on the right."""
     image_HWC, mask_HW = resize(picture.image_HWC, edge), resize_mask(picture.mask_HW, edge)
-    right_HWC = overlay(image_HWC, mask_HW, colours)[:, edge // 2 :]
-    return BannerTile(picture.row.seed, _jpeg_uri(np.concatenate([image_HWC[:, : edge // 2], right_HWC], axis=1)))
+    middle = image_HWC.shape[1] // 2
+    right_HWC = overlay(image_HWC, mask_HW, colours)[:, middle:]
+    return BannerTile(picture.row.seed, _jpeg_uri(np.concatenate([image_HWC[:, :middle], right_HWC], axis=1)))
 
 
 def _jpeg_uri(image_HWC: Pixels) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
 from pipeline.shard_writer import DIGITAL_SOURCE_TYPE, member_names
 from schemas.manifest import Manifest
-from schemas.sample import IGNORE, Candidate, SampleMetadata, sample_key
+from schemas.sample import IGNORE, Candidate, ImageShape, SampleMetadata, sample_key
 from schemas.shard import ShardTask
 
 # What a PNG's header says of width and height, then of bit depth (8) and colour type (0: gray).
@@ -80,6 +80,8 @@ def _metadata_problems(metadata: SampleMetadata, manifest: Manifest) -> Iterator
         yield f"{name}: fingerprint {metadata.fingerprint[:12]} instead of {manifest.fingerprint[:12]}"
     if metadata.checkpoint_sha256 != manifest.checkpoint.sha256:
         yield f"{name}: made by checkpoint {metadata.checkpoint_sha256[:12]}, not {manifest.checkpoint.sha256[:12]}"
+    if {len(metadata.channel_means), len(metadata.channel_square_means)} != {manifest.image_shape.channels}:
+        yield f"{name}: has {len(metadata.channel_means)} channels instead of {manifest.image_shape.channels}"
     for candidate in (*metadata.dropped_before, metadata.candidate):
         yield from (f"{name}: {problem}" for problem in _class_problems(candidate, manifest))
 
@@ -87,21 +89,20 @@ def _metadata_problems(metadata: SampleMetadata, manifest: Manifest) -> Iterator
 def _class_problems(candidate: Candidate, manifest: Manifest) -> Iterator[str]:
     if set(candidate.class_pixels) != {*manifest.classes, "ignore"}:
         yield f"seed {candidate.seed} has classes {', '.join(candidate.class_pixels)}"
-    elif sum(candidate.class_pixels.values()) != manifest.resolution**2:
-        yield f"the pixels of seed {candidate.seed} do not sum to {manifest.resolution}^2"
+    elif sum(candidate.class_pixels.values()) != manifest.image_shape.num_pixels:
+        yield f"the pixels of seed {candidate.seed} do not sum to {manifest.image_shape.size_in_words}"
 
 
 def _pixel_problems(sample: _PackedSample, manifest: Manifest) -> Iterator[str]:
     """Decode image and mask, and count the mask's pixels."""
-    size = (manifest.resolution, manifest.resolution)
-    image_BGR = _decoded(sample.image)
-    if image_BGR is None or image_BGR.shape != (*size, 3):
-        yield f"{sample.image.name}: is no RGB image of {size[0]} x {size[1]} pixels"
+    shape = manifest.image_shape
+    if not _is_image(_decoded(sample.image), shape, manifest.image_format):
+        yield f"{sample.image.name}: is no {shape.colours} image of {shape.size_in_words}"
     if DIGITAL_SOURCE_TYPE.encode() not in bytes(sample.image.data):
         yield f"{sample.image.name}: is not marked as made by an algorithm"
-    mask_HW = _decoded_mask(sample.mask, manifest.resolution)
+    mask_HW = _decoded_mask(sample.mask, shape)
     if mask_HW is None:
-        yield f"{sample.mask.name}: is no 8-bit gray PNG of {size[0]} x {size[1]} pixels"
+        yield f"{sample.mask.name}: is no 8-bit gray PNG of {shape.size_in_words}"
         return
     pixels = np.bincount(mask_HW.ravel(), minlength=IGNORE + 1)
     unknown = [int(value) for value in np.flatnonzero(pixels[:IGNORE]) if value >= len(manifest.classes)]
@@ -112,13 +113,22 @@ def _pixel_problems(sample: _PackedSample, manifest: Manifest) -> Iterator[str]:
         yield f"{sample.mask.name}: its pixels are not those that {sample.metadata.key}.json counts"
 
 
-def _decoded_mask(mask: Member, resolution: int) -> NDArray[np.uint8] | None:
+def _is_image(pixels: NDArray[np.uint8] | None, shape: ImageShape, image_format: str) -> bool:
+    if pixels is None or shape.channels == 3:
+        return pixels is not None and pixels.shape == (*shape.size, 3)
+    if image_format == "webp":  # which has no gray
+        return pixels.shape == (*shape.size, 3) and bool((np.ptp(pixels, axis=2) <= 1).all())
+    return pixels.shape == shape.size
+
+
+def _decoded_mask(mask: Member, shape: ImageShape) -> NDArray[np.uint8] | None:
     # The header first: OpenCV would widen fewer bits and palettes, and a lie about the size could fill the memory.
     header = bytes(mask.data[:26])
-    if header[_PNG_SIZE] != resolution.to_bytes(4, "big") * 2 or header[_PNG_DEPTH_AND_COLOUR] != b"\x08\x00":
+    size = shape.width.to_bytes(4, "big") + shape.height.to_bytes(4, "big")
+    if header[_PNG_SIZE] != size or header[_PNG_DEPTH_AND_COLOUR] != b"\x08\x00":
         return None
     pixels = _decoded(mask)
-    return pixels if pixels is not None and pixels.shape == (resolution, resolution) else None
+    return pixels if pixels is not None and pixels.shape == shape.size else None
 
 
 def _decoded(member: Member) -> NDArray[np.uint8] | None:

@@ -195,9 +195,11 @@ def _candidate_table(candidates: Sequence[Candidate]) -> pyarrow.Table:
     return pyarrow.table(columns)
 
 
-def _mean(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    red, green, blue = (fsum(channel) / len(rows) for channel in zip(*rows, strict=True))
-    return red, green, blue
+def _mean(rows: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Means of the channels. Raises DamagedTarError where some samples have more of them than others."""
+    if len({len(row) for row in rows}) > 1:
+        raise DamagedTarError("some of its samples are gray and some RGB")
+    return tuple(fsum(channel) / len(rows) for channel in zip(*rows, strict=True))
 
 
 def _sidecars_of(store: Store, tar: bytes, index: int, name: str) -> Sidecars:

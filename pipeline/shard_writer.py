@@ -83,11 +83,18 @@ class ShardWriter:
 
 
 def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) -> bytes:
-    """RGB HWC uint8 as jpg (4:4:4), png or webp, marked as made by a trained algorithm (IPTC, in XMP)."""
-    image_BGR = cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2BGR)
+    """RGB or gray HWC uint8 as jpg (4:4:4), png or webp, marked as made by a trained algorithm (IPTC, in XMP).
+
+    Gray images have one channel in the file, too, but for webp, which has no such: there decoders give three that
+    differ by one level at most.
+    """
+    is_gray = image_HWC.shape[2] == 1
+    conversion = cv2.COLOR_GRAY2BGR if is_gray else cv2.COLOR_RGB2BGR
+    plain = is_gray and image_format != "webp"
+    pixels = image_HWC[:, :, 0] if plain else cv2.cvtColor(np.ascontiguousarray(image_HWC), conversion)
     if image_format == "png":
         # OpenCV writes XMP as tEXt, where readers do not look for it.
-        png = _encoded(".png", image_BGR)
+        png = _encoded(".png", pixels)
         return png[:_PNG_HEAD_BYTES] + _png_xmp_chunk() + png[_PNG_HEAD_BYTES:]
     if image_format == "jpg":
         xmp, sampling = _JPEG_XMP_NAME + _XMP, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
@@ -96,9 +103,7 @@ def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) 
         assert image_format == "webp", image_format
         xmp, parameters = _XMP, [cv2.IMWRITE_WEBP_QUALITY, quality]
     metadata = [np.frombuffer(xmp, np.uint8)]
-    done, encoded = cv2.imencodeWithMetadata(
-        f".{image_format}", image_BGR, [cv2.IMAGE_METADATA_XMP], metadata, parameters
-    )
+    done, encoded = cv2.imencodeWithMetadata(f".{image_format}", pixels, [cv2.IMAGE_METADATA_XMP], metadata, parameters)
     assert done, f"OpenCV cannot write {image_format}"
     return bytes(encoded.tobytes())
 
@@ -141,6 +146,6 @@ def _png_xmp_chunk() -> bytes:
 
 def _check(sample: Sample) -> None:
     image_HWC, mask_HW, metadata = sample.image_HWC, sample.mask_HW, sample.metadata
-    assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] == 3, image_HWC.shape
+    assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] in (1, 3), image_HWC.shape
     assert mask_HW.dtype == np.uint8 and mask_HW.shape == image_HWC.shape[:2], mask_HW.shape
     assert sample.key == metadata.key == sample_key(metadata.candidate.seed), sample.key

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from schemas.sample import ChannelValues, ImageShape, with_image_shape
 
 
 class RunFile(BaseModel):
@@ -66,7 +68,8 @@ class Manifest(BaseModel):
     """The run file as resolved, without `output` and `execution`."""
     classes: list[str]
     """Class names in the order of mask values; 255 is ignore."""
-    resolution: int
+    image_shape: ImageShape
+    """Of images; masks have their height and width."""
     image_format: str
     num_samples: int
     num_candidates: int
@@ -75,10 +78,15 @@ class Manifest(BaseModel):
     samples_by_split: dict[str, int]
     dropped_by_reason: dict[str, int]
     class_pixels: dict[str, int]
-    mean: tuple[float, float, float]
-    """Mean of red, green and blue over all pixels, in [0, 1]."""
-    std: tuple[float, float, float]
+    mean: ChannelValues
+    """Mean of each channel over all pixels, in [0, 1]."""
+    std: ChannelValues
     checkpoint: CheckpointSource
     labeler_sha256: str
     versions: dict[str, str]
     """Python and library versions of the process that finished the dataset."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former(cls, values: Any) -> Any:
+        return with_image_shape(values)

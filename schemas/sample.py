@@ -1,11 +1,14 @@
 """One labeled image, and the record that every candidate leaves whether it is kept or not."""
 
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+ChannelValues = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+"""A number for each channel: red, green and blue, or gray alone."""
 IGNORE = 255
 """Mask value of pixels that belong to no class."""
 
@@ -13,6 +16,45 @@ IGNORE = 255
 def sample_key(seed: int) -> str:
     """A seed, zero-padded: WebDataset splits names at dots, so keys are digits only."""
     return f"{seed:010d}"
+
+
+class ImageShape(BaseModel):
+    """What all images of a dataset have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    channels: Literal[1, 3]
+    """1: gray; 3: red, green, blue."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
+    def num_pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def size_in_words(self) -> str:
+        """`32 x 32 pixels`; of a rectangle it says which is which."""
+        order = "" if self.height == self.width else " (width x height)"
+        return f"{self.width} x {self.height} pixels{order}"
+
+    @property
+    def colours(self) -> str:
+        return "gray" if self.channels == 1 else "RGB"
+
+
+def with_image_shape(values: Any) -> Any:
+    """A description as read, in its present form: former versions, which knew square RGB images alone, wrote
+    `resolution` for `image_shape`."""
+    if not isinstance(values, dict) or "resolution" not in values:
+        return values
+    shape = {"height": values["resolution"], "width": values["resolution"], "channels": 3}
+    return {**{key: value for key, value in values.items() if key != "resolution"}, "image_shape": shape}
 
 
 class Candidate(BaseModel):
@@ -46,9 +88,9 @@ class SampleMetadata(BaseModel):
     candidate: Candidate
     dropped_before: tuple[Candidate, ...]
     """Candidates dropped since the previous kept sample, so that the tar alone accounts for every seed."""
-    channel_means: tuple[float, float, float]
-    """Mean of red, green and blue in [0, 1], before encoding."""
-    channel_square_means: tuple[float, float, float]
+    channel_means: ChannelValues
+    """Mean of each channel in [0, 1], before encoding."""
+    channel_square_means: ChannelValues
     """Mean of their squares."""
     truncation_psi: float
     truncation_cutoff: int | None
@@ -66,7 +108,7 @@ class Sample:
 
     key: str
     image_HWC: NDArray[np.uint8]
-    """RGB, 0 to 255."""
+    """RGB, or gray with one channel, 0 to 255."""
     mask_HW: NDArray[np.uint8]
     """Class index of each pixel; 255 is ignore."""
     metadata: SampleMetadata

@@ -1,17 +1,21 @@
 """The configuration of `labelmill train`, every field with its meaning and its one default, and what it writes."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.config import PRINTABLE, Section
+from schemas.sample import ImageShape, with_image_shape
 from schemas.scores import Scores
 
 Architecture = Literal[
     "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_resnet50", "unet_resnet34", "resnet18_8s"
 ]
 Triple = tuple[float, float, float]
+
+LUMINANCE: Triple = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in gray (ITU-R BT.601), as image libraries turn colours gray."""
 
 
 class DatasetSplit(Section):
@@ -60,7 +64,7 @@ class AugmentationConfig(Section):
     """Images are resized by a factor from this range (uniform in its logarithm), then cut or filled up to `crop`.
     [1, 1] leaves their size."""
     crop: int | None = Field(None, ge=8)
-    """Height and width in training. null: the dataset's resolution."""
+    """Height and width in training. null: those of the dataset's images."""
     colour_jitter: float = Field(0.2, ge=0, lt=1)
     """Brightness, contrast and saturation each change by a factor from 1 minus to 1 plus this."""
 
@@ -137,16 +141,21 @@ class SegmentationModelCard(BaseModel):
     model: SegmentationModelConfig
     classes: tuple[str, ...] = Field(min_length=2, max_length=255)
     """Names of the values 0, 1, ..."""
-    resolution: int = Field(ge=1)
-    """Height and width of the images that it learned from: photos are resized to it."""
+    image_shape: ImageShape
+    """Of the images that it learned from: photos are resized to their shorter side, and turned gray if they are."""
     mean: Triple
-    """Of red, green and blue in [0, 1]: what images are normalised by."""
+    """Of red, green and blue in [0, 1], equal ones for gray: what images are normalised by."""
     std: Triple
     """Their standard deviation."""
     dataset_fingerprint: str
     """Of the dataset that it learned from."""
     steps: int
     """Steps that it learned for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former(cls, values: Any) -> Any:
+        return with_image_shape(values)
 
 
 class Evaluation(BaseModel):

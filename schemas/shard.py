@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.sample import ChannelValues
+
 
 class ShardTask(BaseModel):
     """One shard to make. Any worker can make any shard, as often as needed, with the same bytes."""
@@ -37,9 +39,9 @@ class ShardRecord(BaseModel):
     """Of the tar."""
     class_pixels: dict[str, int]
     """Pixels a class over all masks; `ignore` counts value 255."""
-    channel_means: tuple[float, float, float]
-    """Mean red, green and blue in [0, 1] over all samples."""
-    channel_square_means: tuple[float, float, float]
+    channel_means: ChannelValues
+    """Mean of each channel in [0, 1] over all samples."""
+    channel_square_means: ChannelValues
     """Mean of their squares."""
     fingerprint: str
     seconds_by_stage: dict[str, float] | None

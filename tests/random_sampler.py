@@ -14,10 +14,12 @@ def make_sampler(
     noise: str = "const",
     architecture: Architecture = "skip",
     psi: float = 0.7,
+    **shape: object,
 ) -> Sampler:
-    """A generator whose noise has no strength yet, as before training."""
+    """A generator whose noise has no strength yet, as before training. shape: `const_size` and `img_channels`."""
     torch.manual_seed(3)
-    return _sampler(_random_generator(resolution, w_dim, architecture, channel_base=128), noise, psi, batch_size)
+    generator = _random_generator(resolution, w_dim, architecture, channel_base=128, **shape)
+    return _sampler(generator, noise, psi, batch_size)
 
 
 def make_noisy_sampler(noise: str = "const") -> Sampler:
@@ -30,7 +32,9 @@ def make_noisy_sampler(noise: str = "const") -> Sampler:
     return _sampler(generator, noise, psi=0.7, batch_size=4)
 
 
-def _random_generator(resolution: int, w_dim: int, architecture: Architecture, channel_base: int) -> Generator:
+def _random_generator(
+    resolution: int, w_dim: int, architecture: Architecture, channel_base: int, **shape: object
+) -> Generator:
     channels = channels_by_resolution(resolution, channel_base=channel_base, channel_max=8)
     return Generator(
         GeneratorSpec(
@@ -41,6 +45,7 @@ def _random_generator(resolution: int, w_dim: int, architecture: Architecture, c
             mapping_layers=2,
             channels=channels,
             architecture=architecture,
+            **shape,  # type: ignore[arg-type]
         )
     )
 

@@ -15,11 +15,12 @@ from pipeline.store import Store
 from schemas.config import DatasetConfig, GeneratorConfig, RunConfig
 from schemas.fingerprint import fingerprint, identity
 from schemas.manifest import CheckpointSource, Manifest
-from schemas.sample import IGNORE, Candidate, Sample, SampleMetadata, sample_key
+from schemas.sample import IGNORE, Candidate, ImageShape, Sample, SampleMetadata, sample_key
 from schemas.shard import ShardRecord, ShardTask
 
 CLASSES = ("background", "skin", "hair")
 RESOLUTION = 16
+IMAGE_SHAPE = ImageShape(height=RESOLUTION, width=RESOLUTION, channels=3)
 FITTED = b"a fitted labeler"
 CHECKPOINT = CheckpointSource(
     reference="bundled:painted", sha256="c" * 64, format="painted 1", licence="Apache-2.0", attribution="A. Painter"
@@ -119,7 +120,7 @@ def config_of(output: Path | str, image_format: str = "png", samples: int = 11) 
 
 def context_of(config: RunConfig) -> DatasetContext:
     run = fingerprint(identity(config, CHECKPOINT.sha256), hashlib.sha256(FITTED).hexdigest())
-    return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, RESOLUTION)
+    return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, IMAGE_SHAPE)
 
 
 def write_dataset(output: Path | str, image_format: str = "png", samples: int = 11) -> tuple[Store, Manifest]:

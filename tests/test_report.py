@@ -30,7 +30,7 @@ from pipeline.store import Store
 from schemas.config import DatasetConfig, GeneratorConfig, QualityConfig, RunConfig
 from schemas.errors import OutputError
 from schemas.manifest import CheckpointSource
-from schemas.sample import Candidate, Sample, SampleMetadata, sample_key
+from schemas.sample import Candidate, ImageShape, Sample, SampleMetadata, sample_key
 from schemas.shard import ShardTask, shard_name
 
 Draw = Callable[[int], tuple[NDArray[np.uint8], NDArray[np.uint8]]]
@@ -130,13 +130,14 @@ def build(folder: Path, recipe: Recipe) -> Store:
         licence="Apache-2.0 & friends",
         attribution="avataaars by Pablo Stanley",
     )
+    height, width, channels = recipe.draw(0)[0].shape
     context = DatasetContext(
         config=config,
         checkpoint=checkpoint,
         fitted=b"fitted",
         fingerprint=FINGERPRINT,
         classes=recipe.classes,
-        resolution=recipe.draw(0)[1].shape[0],
+        image_shape=ImageShape.model_validate({"height": height, "width": width, "channels": channels}),
     )
     finish_dataset(store, records, context)
     return store

@@ -58,6 +58,19 @@ def test_a_tar_gives_back_what_went_in(data: st.DataObject, seeds: list[int]) ->
     assert metadata_in(tar) == [sample.metadata for sample in samples]
 
 
+@pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
+def test_gray_images_are_gray_in_the_file_where_the_format_knows_gray(image_format: str) -> None:
+    gray_HW = np.add.outer(np.arange(24), 3 * np.arange(40)).astype(np.uint8)
+    content = encode_image(gray_HW[:, :, None], image_format, 95)
+    stored = Image.open(io.BytesIO(content))
+    assert stored.mode == ("RGB" if image_format == "webp" else "L")
+    shown_HWC = decode_rgb(content).astype(int)
+    assert shown_HWC.shape == (24, 40, 3)
+    assert np.ptp(shown_HWC, axis=2).max() <= (1 if image_format == "webp" else 0)
+    assert np.abs(shown_HWC - gray_HW[:, :, None]).max() <= (0 if image_format == "png" else 4)
+    assert DIGITAL_SOURCE_TYPE.encode() in content
+
+
 def test_bytes_depend_on_the_samples_alone() -> None:
     def build(num_threads: int) -> bytes:
         with ThreadPoolExecutor(num_threads) as threads:

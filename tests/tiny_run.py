@@ -8,8 +8,8 @@ from pipeline.generator.checkpoints.native import save_generator
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 
 
-def save_tiny_generator(path: Path) -> None:
-    """A random 32 px StyleGAN2, for plumbing. Always the same."""
+def save_tiny_generator(path: Path, const_size: tuple[int, int] = (4, 4), img_channels: int = 3) -> None:
+    """A random StyleGAN2 of 32 px, for plumbing, or of another shape: 8 times `const_size`. Always the same."""
     torch.manual_seed(0)
     spec = GeneratorSpec(
         resolution=32,
@@ -18,6 +18,8 @@ def save_tiny_generator(path: Path) -> None:
         c_dim=0,
         mapping_layers=2,
         channels=channels_by_resolution(32, channel_base=256, channel_max=16),
+        const_size=const_size,
+        img_channels=img_channels,
     )
     save_generator(path, Generator(spec), {"licence": "Apache-2.0"})
 

@@ -63,7 +63,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
             fitted=fitted,
             fingerprint=run.fingerprint,
             classes=run.classes,
-            resolution=run.resolution,
+            image_shape=run.image_shape,
         )
         finish_dataset(store, records, context)
     return records

@@ -11,6 +11,7 @@ from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint, identity
 from schemas.manifest import CheckpointSource
+from schemas.sample import ImageShape
 from workers.shard_worker import ShardWorker, labeler_path, open_sampler
 
 
@@ -26,7 +27,7 @@ class PreparedRun:
     """Of the fitted labeler's file in the output."""
     fingerprint: str
     classes: tuple[str, ...]
-    resolution: int
+    image_shape: ImageShape
 
 
 def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> PreparedRun:
@@ -42,12 +43,14 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
     labeler = open_labeler(config.labeler, sampler, fitted, checkpoint.sha256)
     _publish_guide(config, store, sampler, fitted)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
+    spec = sampler.generator.spec
+    height, width = spec.image_size
     return PreparedRun(
         checkpoint=checkpoint,
         labeler_sha256=labeler_sha256,
         fingerprint=fingerprint(run_identity, labeler_sha256),
         classes=labeler.classes,
-        resolution=sampler.generator.spec.resolution,
+        image_shape=ImageShape.model_validate({"height": height, "width": width, "channels": spec.img_channels}),
     )
 
 

@@ -61,7 +61,7 @@ def train_on(pairs: Pairs, regime: Regime, seed: int, device: torch.device) -> t
 
 def _batches(pairs: Pairs, regime: Regime, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images float32 in [0, 1] and masks int64, in an order that reshuffles whenever all pairs have been seen."""
-    augment = Augmentation(regime.augmentation, pairs.images_NHWC.shape[1])
+    augment = Augmentation(regime.augmentation, pairs.images_NHWC.shape[1:3])
     random = np.random.default_rng([seed, len(pairs)])
     order: list[int] = []
     for _ in range(regime.steps):

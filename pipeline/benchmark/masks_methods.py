@@ -28,7 +28,7 @@ from pipeline.labelers.foreground import (
     on_pixels,
 )
 from pipeline.labelers.joint_upsampling import resize
-from pipeline.labelers.kmeans import Clusters, one_hot
+from pipeline.labelers.kmeans import Clusters, PixelClusters, one_hot
 from pipeline.labelers.readout import ReadoutFit, readout_layers
 from pipeline.labelers.style_mixing import StyleMixingLabeler, found_by_readout
 from pipeline.labelers.variant_clusters import VariantClusterer
@@ -100,11 +100,11 @@ class _Clustered:
         clusters = Clusters.joined([self.clusters(pictures.batch) for pictures in subject.splits["fit"]])
         self.model = calibrate_affinity(clusters, self.affinity(clusters))
 
-    def clusters(self, batch: Batch) -> Clusters:
+    def clusters(self, batch: Batch) -> PixelClusters:
         """Of each image's pixels."""
         raise NotImplementedError
 
-    def affinity(self, clusters: Clusters) -> Tensor:
+    def affinity(self, clusters: PixelClusters) -> Tensor:
         """To the border [B, K], 0 to 1."""
         return border_affinity(clusters, self.row.labeler.variants)
 
@@ -118,24 +118,24 @@ class _Clustered:
 class _OfVariants(_Clustered):
     """As the labeler does it, from any subject's variants."""
 
-    def clusters(self, batch: Batch) -> Clusters:
+    def clusters(self, batch: Batch) -> PixelClusters:
         return self.clusterer(self.subject.variants(batch, self.row.labeler.variants))
 
 
 class _OfShuffledVariants(_Clustered):
     """Each pixel's own order of variants."""
 
-    def clusters(self, batch: Batch) -> Clusters:
+    def clusters(self, batch: Batch) -> PixelClusters:
         return self.clusterer(shuffled(self.subject.variants(batch, self.row.labeler.variants)))
 
 
 class _OfColours(_Clustered):
     """One image's colours. Nothing correlates without variants: a cluster is like the border where it lies on it."""
 
-    def clusters(self, batch: Batch) -> Clusters:
+    def clusters(self, batch: Batch) -> PixelClusters:
         return self.clusterer.of_colours(batch.images_BCHW)
 
-    def affinity(self, clusters: Clusters) -> Tensor:
+    def affinity(self, clusters: PixelClusters) -> Tensor:
         return border_share(clusters)
 
 
@@ -147,7 +147,7 @@ class _Average(_OfVariants):
         return _sure(mask_HW.repeat(len(pictures.batch), 1, 1))
 
     def _background(self, pictures: Pictures) -> Tensor:
-        return resize(self.model.background_HW[None, None], pictures.batch.images_BCHW.shape[2])[0, 0]
+        return resize(self.model.background_HW[None, None], pictures.batch.images_BCHW.shape[2:])[0, 0]
 
 
 class _GrabCutFromAverage(_Average):
@@ -172,7 +172,7 @@ class _MergedByTruth:
 
     def label(self, pictures: Pictures) -> Labels:
         clusters, truth_BHW = self._method.clusters(pictures.batch), pictures.truth.foreground_BHW
-        assignment_BHW = _at_size(clusters, truth_BHW.shape[1])
+        assignment_BHW = _at_height(clusters, truth_BHW.shape[1])
         members_BKP = one_hot(assignment_BHW.flatten(1), clusters.sizes_BK.shape[1])
         inside_BK = (members_BKP @ truth_BHW.flatten(1).float()[:, :, None]).squeeze(2)
         is_foreground_BK = (inside_BK > members_BKP.sum(dim=2) / 2).to(torch.uint8)
@@ -274,11 +274,10 @@ def _each(pictures: Pictures, mask: Callable[[NDArray[np.uint8]], NDArray[np.uin
     return _sure(torch.from_numpy(np.stack(masks)).to(images_BCHW.device))
 
 
-def _at_size(clusters: Clusters, size: int) -> Tensor:
-    """Each pixel's cluster [B, H, W] int64, in images of a side that is a multiple of the clusters'."""
-    side = round(clusters.assignment_BP.shape[1] ** 0.5)
-    assignment_BHW = clusters.assignment_BP.unflatten(1, (side, side))
-    return assignment_BHW.repeat_interleave(size // side, dim=1).repeat_interleave(size // side, dim=2)
+def _at_height(clusters: PixelClusters, height: int) -> Tensor:
+    """Each pixel's cluster [B, H, W] int64, in images of a height that is a multiple of the clusters'."""
+    assignment_BHW, factor = clusters.assignment_BP.unflatten(1, clusters.size), height // clusters.size[0]
+    return assignment_BHW.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 
 def _sure(masks_BHW: Tensor) -> Labels:

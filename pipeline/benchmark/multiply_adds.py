@@ -4,6 +4,8 @@ A 3x3 convolution takes 9 per pixel and pair of channels; upsampling by a transp
 pixel, followed by a separable 4-tap filter. Scalings, noise, bias and activation are not counted: they move bytes.
 """
 
+from math import prod
+
 from pipeline.generator.networks import GeneratorSpec, row_resolution
 
 _KERNEL = 9
@@ -17,15 +19,15 @@ def of_rows(spec: GeneratorSpec, rows: range) -> int:
     total = 0
     for row in rows:
         resolution = row_resolution(row) if row < spec.num_ws - 1 else spec.resolution
-        width = widths[resolution]
+        width, num_pixels = widths[resolution], prod(spec.size_at(resolution))
         if row % 2 == 1:
             # The toRGB of the block just finished, and its image's way up to the next block.
             below = resolution if row == spec.num_ws - 1 else resolution // 2
-            total += widths[below] * spec.img_channels * below**2
+            total += widths[below] * spec.img_channels * prod(spec.size_at(below))
             if row < spec.num_ws - 1:
-                total += _up_convolution(widths[below], width, below) + _FILTER * spec.img_channels * resolution**2
+                total += _up_convolution(widths[below], width, num_pixels) + _FILTER * spec.img_channels * num_pixels
         else:
-            total += _KERNEL * width * width * resolution**2
+            total += _KERNEL * width * width * num_pixels
     return total
 
 
@@ -34,7 +36,7 @@ def of_synthesis(spec: GeneratorSpec, resolution: int | None = None) -> int:
     stop = resolution or spec.resolution
     rows_below = 2 * (stop.bit_length() - 1) - 3
     widths = dict(spec.channels)
-    rgb = widths[stop] * spec.img_channels * stop**2
+    rgb = widths[stop] * spec.img_channels * prod(spec.size_at(stop))
     return of_rows(spec, range(rows_below)) + rgb
 
 
@@ -44,5 +46,6 @@ def of_variants(spec: GeneratorSpec, count: int, crossover: int, resolution: int
     return trunk + count * (of_synthesis(spec, resolution) - trunk)
 
 
-def _up_convolution(channels_in: int, channels_out: int, resolution_in: int) -> int:
-    return _KERNEL * channels_in * channels_out * resolution_in**2 + _FILTER * channels_out * (2 * resolution_in) ** 2
+def _up_convolution(channels_in: int, channels_out: int, num_pixels: int) -> int:
+    """num_pixels: of what comes out, four times what goes in."""
+    return _KERNEL * channels_in * channels_out * num_pixels // 4 + _FILTER * channels_out * num_pixels

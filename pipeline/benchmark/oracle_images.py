@@ -42,10 +42,12 @@ def open_judged(checkpoint: str, device: torch.device) -> LoadedCheckpoint:
     """The generator of `--checkpoint`. Raises CheckpointError, or LabelmillError where the oracles do not take its
     images."""
     loaded = open_checkpoint(checkpoint, device)
-    if loaded.generator.spec.resolution != RESOLUTION:
+    spec = loaded.generator.spec
+    if spec.image_size != (RESOLUTION, RESOLUTION) or spec.img_channels != 3:
+        colours = "RGB" if spec.img_channels == 3 else "gray"
         raise LabelmillError(
-            f"--checkpoint {checkpoint}: makes images of {loaded.generator.spec.resolution} px; the oracles judge "
-            f"portraits of {RESOLUTION} px, such as {GENERATOR}"
+            f"--checkpoint {checkpoint}: makes {colours} images of {spec.size_label(spec.resolution)}; the oracles "
+            f"judge RGB portraits of {RESOLUTION} px, such as {GENERATOR}"
         )
     return loaded
 

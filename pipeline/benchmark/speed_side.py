@@ -167,7 +167,7 @@ class _Side:
             ],
             dim=1,
         )
-        at_once = variants_per_pass(generator.spec.resolution, self.device)
+        at_once = variants_per_pass(generator.spec.image_size, self.device)
         with repeatable_kernels():
             parts = [
                 generator.synthesize(some_NLD).images_BCHW

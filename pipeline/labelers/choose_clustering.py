@@ -28,13 +28,14 @@ Shape suffixes: S pixels, F pixels of the first images, D features of a pixel, E
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from pipeline.generator.sampling import Batch
-from pipeline.labelers.joint_upsampling import downsample, resize
+from pipeline.labelers.joint_upsampling import resample
 from pipeline.labelers.kmeans import KMeans
 from pipeline.labelers.pixel_reading import read_pixels, some_pixels
 from pipeline.labelers.streamed_kmeans import squared_distances
@@ -76,18 +77,18 @@ class SampleCollector:
         self,
         layers: Sequence[str],
         num_features: int,
-        size: int,
+        size: tuple[int, int],
         num_images: int,
         dense: Callable[[Tensor], Tensor] | None = None,
         num_dense: int = 0,
     ) -> None:
-        """num_features: of a pixel over all layers. size: resolution at which pixels are read.
+        """num_features: of a pixel over all layers. size: height and width at which pixels are read.
 
-        dense: from images [B, 3, H, W] to a prompt model's dense features [B, E, h, h], which are read of the first
+        dense: from images [B, 3, H, W] to a prompt model's dense features [B, E, h, w], which are read of the first
         `num_dense` images.
         """
         self._layers, self._size = tuple(layers), size
-        self._every, self._per_image = sample_plan(num_features, size, num_images)
+        self._every, self._per_image = sample_plan(num_features, prod(size), num_images)
         self._num_seen = self._num_images = 0
         self._read: dict[str, list[Tensor]] = {name: [] for name in self._layers}
         self._colours: list[Tensor] = []
@@ -97,15 +98,15 @@ class SampleCollector:
 
     def add(self, batch: Batch) -> None:
         """Read a batch that has the layers' features."""
-        colours_BChw = at_size(batch.images_BCHW.float(), self._size)
+        colours_BChw = resample(batch.images_BCHW.float(), self._size)
         dense_BEhw = None
         if self._dense is not None and self._num_images < self._num_dense:
-            dense_BEhw = self._dense(batch.images_BCHW.float())
+            dense_BEhw = self._dense(batch.rgb())
         for index in range(len(batch)):
             self._num_seen += 1
             if (self._num_seen - 1) % self._every:
                 continue
-            pixels_S = some_pixels(self._size**2, self._num_images, self._per_image).to(colours_BChw.device)
+            pixels_S = some_pixels(prod(self._size), self._num_images, self._per_image).to(colours_BChw.device)
             for name in self._layers:
                 self._read[name].append(read_pixels(batch.features[name][index], pixels_S, self._size).T)
             self._colours.append(colours_BChw[index].flatten(1)[:, pixels_S].T)
@@ -121,15 +122,10 @@ class SampleCollector:
         return PixelSample(features, torch.cat(self._colours), torch.cat(self._images), dense_FE)
 
 
-def sample_plan(num_features: int, size: int, num_images: int) -> tuple[int, int]:
-    """Of every how manyth image the sample holds pixels, and of how many."""
+def sample_plan(num_features: int, num_pixels: int, num_images: int) -> tuple[int, int]:
+    """Of every how manyth image the sample holds pixels, and of how many of its `num_pixels`."""
     most = min(_SAMPLE_PIXELS, _SAMPLE_NUMBERS // num_features)
-    return -(-num_images // most), min(size**2, max(1, most // num_images))
-
-
-def at_size(images_BCHW: Tensor, size: int) -> Tensor:
-    """Means where images become smaller, bilinear where they grow."""
-    return downsample(images_BCHW, size) if size < images_BCHW.shape[2] else resize(images_BCHW, size)
+    return -(-num_images // most), min(num_pixels, max(1, most // num_images))
 
 
 class Trial(BaseModel):

@@ -16,7 +16,7 @@ from pipeline.labelers.cluster_findings import findings
 from pipeline.labelers.discovery import edited_seeds
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters
-from pipeline.overlay import class_colours, overlay, resize, resize_mask
+from pipeline.overlay import class_colours, overlay, resize, resize_mask, rgb
 from schemas.config import FeatureClustersConfig
 
 Pixels = NDArray[np.uint8]
@@ -92,7 +92,7 @@ def _looked_at(
 
 def _pair(image_HWC: Pixels, is_cluster_hw: Pixels) -> Pixels:
     """The image over itself with nothing but the cluster in colour."""
-    large_HWC = resize(_rgb(image_HWC), _EDGE)
+    large_HWC = resize(rgb(image_HWC), _EDGE)
     shown_HW1 = resize_mask(is_cluster_hw, _EDGE)[..., None]
     grey_HWC = np.repeat(large_HWC.mean(axis=2, keepdims=True) * 0.3 + 150, 3, axis=2).astype(np.uint8)
     return np.concatenate([large_HWC, np.where(shown_HW1 == 1, large_HWC, grey_HWC)])
@@ -111,7 +111,7 @@ def _edit_sheet(
         masks_BHW = labeler.label(after).masks_BHW.cpu().numpy()
         first, second = (to_uint8(batch.images_BCHW).cpu().numpy() for batch in (before, after))
         for one_HWC, other_HWC, mask_HW in zip(first, second, masks_BHW, strict=True):
-            pictures = [resize(_rgb(image_HWC), _EDGE) for image_HWC in (one_HWC, other_HWC)]
+            pictures = [resize(rgb(image_HWC), _EDGE) for image_HWC in (one_HWC, other_HWC)]
             labeled_HWC = overlay(pictures[1], resize_mask(mask_HW, _EDGE), colours)
             rows.append(np.concatenate([*pictures, labeled_HWC]))
     record = fitted.provenance.discoveries[number]
@@ -133,10 +133,6 @@ def _captioned(picture_HWC: Pixels, caption: str) -> Pixels:
     face = cv2.FontFace("sans")
     _, written_HWC = cv2.putText(canvas_HWC.copy(), caption, (6, 19), (38, 42, 51), face, 15, 400)
     return np.asarray(written_HWC, np.uint8)
-
-
-def _rgb(image_HWC: Pixels) -> Pixels:
-    return image_HWC if image_HWC.shape[2] == 3 else np.repeat(image_HWC[..., :1], 3, axis=2)
 
 
 def _png(image_HWC: Pixels) -> bytes:

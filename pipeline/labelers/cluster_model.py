@@ -27,9 +27,15 @@ def layer_channels(spec: GeneratorSpec) -> dict[str, int]:
     return {name: widths[resolution] for name, resolution in layer_resolutions(spec).items()}
 
 
+def highest_size(features: Mapping[str, Tensor], layers: Sequence[str]) -> tuple[int, int]:
+    """Height and width of the highest of the layers."""
+    height, width = max(features[name].shape[2:] for name in layers)
+    return height, width
+
+
 def read_layers(features: Mapping[str, Tensor], index: int, layers: Sequence[str], pixels_S: Tensor) -> Tensor:
     """Features [S, D] float32 of pixels of one image, layers side by side. Pixels are of the highest layer."""
-    size = max(features[name].shape[2] for name in layers)
+    size = highest_size(features, layers)
     return torch.cat([read_pixels(features[name][index], pixels_S, size) for name in layers]).T.contiguous()
 
 
@@ -57,12 +63,12 @@ class ClusterModel:
         return digest.hexdigest()[:16]
 
     def distances(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Squared distances [B, h, w, K] float32 but for what all clusters share. features: [B, C, r, r] by layer.
+        """Squared distances [B, h, w, K] float32 but for what all clusters share. features: [B, C, h, w] by layer.
 
         Each layer is one matrix product an image at its own resolution. Resizing a layer's part of the product is the
         same as resizing its features, which are hundreds of channels.
         """
-        size = max(features[name].shape[2] for name in self.layers)
+        size = highest_size(features, self.layers)
         weights_DK = (self.centroids_KD * self.scales_D).T
         widths = [features[name].shape[1] for name in self.layers]
         # The part that no feature changes goes with the first layer; resizing leaves it as it is.
@@ -74,7 +80,7 @@ class ClusterModel:
             start = offset_K if total is None else torch.zeros_like(offset_K)
             part_BSK = torch.baddbmm(start, x_BSC, weights_CK.expand(len(x_BSC), -1, -1), alpha=-2)
             part_BhwK = part_BSK.unflatten(1, features[name].shape[2:])
-            if part_BhwK.shape[1] != size:
+            if part_BhwK.shape[1:3] != size:
                 part_BhwK = resize(part_BhwK.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
             total = part_BhwK if total is None else total + part_BhwK
         assert total is not None

@@ -26,7 +26,7 @@ from pipeline.labelers.foreground import (
     cluster_probability,
     on_pixels,
 )
-from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.kmeans import Clusters, PixelClusters
 from pipeline.labelers.mixing import mix_in_passes
 from pipeline.labelers.variant_clusters import VariantClusterer
 
@@ -110,7 +110,7 @@ class _Mixed:
 
     agreement_BN: Tensor
     change_B: Tensor
-    clusters: Clusters
+    clusters: PixelClusters
 
 
 def _mixed(
@@ -130,7 +130,7 @@ def _mixed(
     return _Mixed(torch.cat(agreements), torch.cat(changes), Clusters.joined(clusters)[: len(original.batch)])
 
 
-def _foreground(clusters: Clusters, affinity: Callable[[Clusters], Tensor]) -> Tensor:
+def _foreground(clusters: PixelClusters, affinity: Callable[[PixelClusters], Tensor]) -> Tensor:
     """Masks [B, H, W] float32 of clusters that are calibrated among themselves."""
     affinity_BK = affinity(clusters)
     model = calibrate_affinity(clusters, affinity_BK)

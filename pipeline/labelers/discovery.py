@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers.cluster_model import read_layers
+from pipeline.labelers.cluster_model import highest_size, read_layers
 from pipeline.labelers.fitted_feature_clusters import DiscoveryRecord
 from pipeline.labelers.kmeans import KMeans
 from pipeline.labelers.logistic_regression import fit_balanced
@@ -133,10 +133,10 @@ class ClassMargins:
         others_PE = model.embed_prompts([prompt for other in names if other != name for prompt in names[other]])
         self._own_PE, self._others_PE = own_PE.float(), others_PE.float()
 
-    def of(self, images_BCHW: Tensor, pixels: Sequence[Tensor], size: int) -> list[Tensor]:
-        """Differences of cosines [S] at pixels of a square of `size`, by image."""
+    def of(self, images_BCHW: Tensor, pixels: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Differences of cosines [S] at pixels of a height and width, by image. Images are RGB."""
         margins = []
-        for dense_EHW, pixels_S in zip(self._model.dense(images_BCHW.float()), pixels, strict=True):
+        for dense_EHW, pixels_S in zip(self._model.dense(images_BCHW), pixels, strict=True):
             x_ES = functional.normalize(read_pixels(dense_EHW, pixels_S, size), dim=0)
             own_S, others_S = ((some_PE.to(x_ES) @ x_ES).amax(dim=0) for some_PE in (self._own_PE, self._others_PE))
             margins.append(own_S - others_S)
@@ -162,9 +162,9 @@ def starts_of_rare(
     for start in range(0, len(seeds), size):
         some = seeds[start : start + size]
         before, after = sampler.sample(some, layers), sampler.sample(some, layers, edit.edit_D)
-        resolution = max(before.features[name].shape[2] for name in layers)
-        pixels = [some_pixels(resolution**2, start + index).to(sampler.device) for index in range(len(some))]
-        rises = _rises(before, after, pixels, resolution, margins) if margins else [None] * len(some)
+        height, width = highest_size(before.features, layers)
+        pixels = [some_pixels(height * width, start + index).to(sampler.device) for index in range(len(some))]
+        rises = _rises(before, after, pixels, (height, width), margins) if margins else [None] * len(some)
         for index, (pixels_S, rise_S) in enumerate(zip(pixels, rises, strict=True)):
             x_SD, y_SD = (read_layers(b.features, index, layers, pixels_S) * scales_D for b in (before, after))
             score_S = (y_SD - x_SD).square().sum(dim=1) if rise_S is None else rise_S
@@ -179,10 +179,10 @@ def starts_of_rare(
 
 
 def _rises(
-    before: Batch, after: Batch, pixels: Sequence[Tensor], resolution: int, margins: ClassMargins
+    before: Batch, after: Batch, pixels: Sequence[Tensor], size: tuple[int, int], margins: ClassMargins
 ) -> list[Tensor]:
     """By how much an edit raises the margins [S] of pixels, by image; -inf where they are not of the class then."""
-    pairs = zip(*(margins.of(batch.images_BCHW, pixels, resolution) for batch in (before, after)), strict=True)
+    pairs = zip(*(margins.of(batch.rgb(), pixels, size) for batch in (before, after)), strict=True)
     return [torch.where(after_S > 0, after_S - before_S, -torch.inf) for before_S, after_S in pairs]
 
 
@@ -190,7 +190,7 @@ def _embedded(sampler: Sampler, model: PromptModel, seeds: range, edit_D: Tensor
     """Whole images as the model sees them [N, E] float32 on the CPU."""
     size = sampler.numerics.batch_size
     parts = [
-        model.embed_images(sampler.sample(seeds[start : start + size], (), edit_D).images_BCHW.float()).float().cpu()
+        model.embed_images(sampler.sample(seeds[start : start + size], (), edit_D).rgb()).float().cpu()
         for start in range(0, len(seeds), size)
     ]
     return torch.cat(parts)

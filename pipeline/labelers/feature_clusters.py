@@ -23,6 +23,8 @@ Differences from the paper and its code:
 Shape suffixes: B batch, K clusters, N classes, h w resolution of the highest layer, H W of the images.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -113,8 +115,9 @@ def _check_sample(config: FeatureClustersConfig, spec: GeneratorSpec, candidates
     """Raises ConfigError where either half of the sample has fewer pixels than there are to be clusters."""
     resolutions, channels = layer_resolutions(spec), layer_channels(spec)
     names = {name for layers in candidates for name in layers}
-    num_features, size = sum(channels[name] for name in names), max(resolutions[name] for name in names)
-    every, per_image = sample_plan(num_features, size, config.fit_samples)
+    num_features = sum(channels[name] for name in names)
+    num_pixels = prod(spec.size_at(max(resolutions[name] for name in names)))
+    every, per_image = sample_plan(num_features, num_pixels, config.fit_samples)
     pixels = config.fit_samples // every // 2 * per_image
     asked = num_clusters_asked(config)
     if asked > pixels:
@@ -140,13 +143,13 @@ def bytes_needed(
     the centroids of all starts.
     """
     resolutions, channels = layer_resolutions(spec), layer_channels(spec)
-    size = max(resolutions[name] for name in layers)
+    num_pixels = prod(spec.size_at(max(resolutions[name] for name in layers)))
     maps = 2 * (spec.img_channels + 1) * (1 + _num_classes(config, num_clusters))
-    labeling = 4 * batch_size * (4 * num_clusters * size**2 + maps * spec.resolution**2)
+    labeling = 4 * batch_size * (4 * num_clusters * num_pixels + maps * prod(spec.image_size))
     num_features = sum(channels[name] for name in layers)
-    num_pixels = min(32768, 2**26 // num_features)
+    num_read = min(32768, 2**26 // num_features)
     starts = num_clusters * config.restarts
-    fitting = 4 * (3 * starts * num_pixels + starts * (START_POINTS + num_features) + 3 * num_pixels * num_features)
+    fitting = 4 * (3 * starts * num_read + starts * (START_POINTS + num_features) + 3 * num_read * num_features)
     return max(labeling, fitting)
 
 
@@ -181,7 +184,7 @@ class FeatureClustersLabeler:
         count, whole = len(batch), batch.padded(self.batch_size)
         maps_BNhw = self.class_maps(whole)
         used = self._num_maps if self._has_ignored else self._num_maps - 1
-        decision = decide(maps_BNhw[:, 1:used], whole.images_BCHW, radius=max(1, maps_BNhw.shape[2] // 64))
+        decision = decide(maps_BNhw[:, 1:used], whole.images_BCHW, radius=max(1, min(maps_BNhw.shape[2:]) // 64))
         masks_BHW = decision.masks_BHW
         if self._has_ignored:
             masks_BHW = torch.where(masks_BHW == len(self.classes), IGNORE, masks_BHW).to(torch.uint8)

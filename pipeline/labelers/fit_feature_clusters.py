@@ -21,7 +21,13 @@ from pipeline.labelers.choose_clustering import (
     channel_scales,
     cluster_sample,
 )
-from pipeline.labelers.cluster_model import ClusterModel, layer_channels, layer_resolutions, read_layers
+from pipeline.labelers.cluster_model import (
+    ClusterModel,
+    highest_size,
+    layer_channels,
+    layer_resolutions,
+    read_layers,
+)
 from pipeline.labelers.discovery import ClassMargins, Edit, edited_seeds, find_edits, starts_of_rare
 from pipeline.labelers.feature_clusters import check_feature_clusters, check_mapping, layer_candidates
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters, Provenance
@@ -158,7 +164,7 @@ class _Fit:
         collector = SampleCollector(
             layers,
             num_features=sum(channels[name] for name in layers),
-            size=max(resolutions[name] for name in layers),
+            size=self.spec.size_at(max(resolutions[name] for name in layers)),
             num_images=self.config.fit_samples,
             dense=self.prompt_model.dense if self.prompt_model and chooses_by_names(self.config) else None,
             num_dense=self.config.naming_samples,
@@ -238,10 +244,10 @@ class _Fit:
 
     def _pixels(self, batch: Batch, chosen: _Chosen, first_number: int) -> Tensor:
         """Scaled features [S, D] of a batch's pixels; of large images, of some of them."""
-        size = max(batch.features[name].shape[2] for name in chosen.layers)
+        height, width = highest_size(batch.features, chosen.layers)
         read = []
         for index in range(len(batch)):
-            pixels_S = some_pixels(size**2, first_number + index).to(self.sampler.device)
+            pixels_S = some_pixels(height * width, first_number + index).to(self.sampler.device)
             read.append(read_layers(batch.features, index, chosen.layers, pixels_S))
         return torch.cat(read) * chosen.scales_D
 
@@ -264,7 +270,7 @@ class _Fit:
         pixels_K, border_K = torch.zeros(num_clusters).double(), torch.zeros(num_clusters).double()
         for batch in self._images(model.layers):
             nearest_Bhw = model.nearest(batch.features).cpu()
-            width = max(1, nearest_Bhw.shape[1] // 32)
+            width = max(1, min(nearest_Bhw.shape[1:]) // 32)
             inner_Bhw = nearest_Bhw[:, width:-width, width:-width]
             counts_K = torch.bincount(nearest_Bhw.flatten(), minlength=num_clusters)
             pixels_K += counts_K

@@ -24,9 +24,9 @@ from pipeline.labelers.foreground import (
     decide_by_clusters,
 )
 from pipeline.labelers.joint_upsampling import downsample, resample
-from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.kmeans import Clusters, PixelClusters
 from pipeline.labelers.parts import PartsModel, fit_parts
-from pipeline.labelers.readout import Readout, ReadoutFit, readout_layers, readout_resolution
+from pipeline.labelers.readout import Readout, ReadoutFit, readout_layers, readout_size
 from pipeline.labelers.style_mixing import Found, check_style_mixing, class_maps, found_by_clusters, found_by_readout
 from pipeline.labelers.variant_clusters import VariantClusterer
 from schemas.config import StyleMixingConfig
@@ -121,7 +121,7 @@ class _Fit:
         found = [self._found(part, batch, model, None) for part, batch in self._batches(clusters)]
         return torch.cat([some.decision.masks_BHW for some in found]).float()
 
-    def _clusters(self, crossover: int, resolution: int, count: int) -> Clusters:
+    def _clusters(self, crossover: int, resolution: int, count: int) -> PixelClusters:
         generator, donors_NLD = self.sampler.generator, self.donors_NLD
         return Clusters.joined(
             [
@@ -135,13 +135,13 @@ class _Fit:
         seeds, size = self._seeds(count), self.sampler.numerics.batch_size
         return (self.sampler.sample(seeds[start : start + size]) for start in range(0, count, size))
 
-    def _batches(self, clusters: Clusters, layers: tuple[str, ...] = ()) -> Iterator[tuple[Clusters, Batch]]:
+    def _batches(self, clusters: PixelClusters, layers: tuple[str, ...] = ()) -> Iterator[tuple[PixelClusters, Batch]]:
         """The images that were clustered, again, in batches: variants were too many to keep, and so are features."""
         size, seeds = self.sampler.numerics.batch_size, self._seeds(len(clusters))
         for start in range(0, len(clusters), size):
             yield clusters[start : start + size], self.sampler.sample(seeds[start : start + size], layers)
 
-    def _fit_parts(self, clusters: Clusters, foreground: ForegroundModel) -> PartsModel | None:
+    def _fit_parts(self, clusters: PixelClusters, foreground: ForegroundModel) -> PartsModel | None:
         config = self.config
         if config.parts == 1:
             return None
@@ -149,13 +149,13 @@ class _Fit:
         probability_BK = cluster_probability(clusters, affinity_BK, foreground)
         return fit_parts(clusters, probability_BK, config.variants, config.parts)
 
-    def _fit_readout(self, clusters: Clusters, foreground: ForegroundModel, parts: PartsModel | None) -> Readout:
+    def _fit_readout(self, clusters: PixelClusters, foreground: ForegroundModel, parts: PartsModel | None) -> Readout:
         """Teach the masks of the clusters, as hard decisions: that taught better masks than probabilities."""
-        config, size = self.config, readout_resolution(self.spec)
+        config, size = self.config, readout_size(self.spec)
         fit = ReadoutFit(self.spec, config.parts, readout_background(foreground, self.spec))
         for part, batch in self._batches(clusters, readout_layers(self.spec)):
             maps_BKHW = class_maps(part, foreground, parts, config.variants)
-            if maps_BKHW.shape[2] < size:
+            if maps_BKHW.shape[2] < size[0]:
                 masks_BHW = decide_by_clusters(maps_BKHW, downsample(batch.images_BCHW, size)).masks_BHW
             else:
                 maps_BKHW = resample(maps_BKHW, size)
@@ -167,7 +167,7 @@ class _Fit:
         return fit.solve()
 
     def _fit_confidence(
-        self, clusters: Clusters, foreground: ForegroundModel, parts: PartsModel | None, readout: Readout
+        self, clusters: PixelClusters, foreground: ForegroundModel, parts: PartsModel | None, readout: Readout
     ) -> tuple[ConfidenceModel, float]:
         """The confidence, and how well read-out and clusters agree."""
         agreements, signals = [], []
@@ -179,7 +179,7 @@ class _Fit:
         agreement_B = torch.cat(agreements)
         return fit_confidence(torch.cat(signals), agreement_B), round(agreement_B.mean().item(), 4)
 
-    def _found(self, clusters: Clusters, batch: Batch, model: ForegroundModel, parts: PartsModel | None) -> Found:
+    def _found(self, clusters: PixelClusters, batch: Batch, model: ForegroundModel, parts: PartsModel | None) -> Found:
         return found_by_clusters(clusters, batch.images_BCHW, model, parts, self.config.variants)
 
     def _seeds(self, count: int) -> range:

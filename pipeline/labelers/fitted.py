@@ -20,7 +20,7 @@ from pipeline.labelers.fitted_file import (
 from pipeline.labelers.foreground import ForegroundModel
 from pipeline.labelers.joint_upsampling import resample
 from pipeline.labelers.parts import PartsModel
-from pipeline.labelers.readout import Readout, readout_resolution, readout_shapes
+from pipeline.labelers.readout import Readout, readout_shapes, readout_size
 from schemas.config import StyleMixingConfig
 
 
@@ -103,7 +103,7 @@ class FittedStyleMixing:
 
 def readout_background(foreground: ForegroundModel, spec: GeneratorSpec) -> Tensor:
     """The map of the background as the read-out takes it."""
-    return resample(foreground.background_HW[None, None], readout_resolution(spec))[0, 0]
+    return resample(foreground.background_HW[None, None], readout_size(spec))[0, 0]
 
 
 def _tensors(prefix: str, model: ForegroundModel | PartsModel | ConfidenceModel) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def _check_mixing(provenance: Provenance, spec: GeneratorSpec) -> None:
 def _expected_shapes(provenance: Provenance, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
     config = provenance.config
     shapes = {
-        "foreground": ForegroundModel.shapes(provenance.variant_resolution),
+        "foreground": ForegroundModel.shapes(spec.size_at(provenance.variant_resolution)),
         "readout": readout_shapes(spec, config.parts),
         "confidence": ConfidenceModel.shapes(num_signals(config)),
     }

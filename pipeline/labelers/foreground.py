@@ -20,7 +20,7 @@ from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.base import Labels
 from pipeline.labelers.decision import Decision, decide
 from pipeline.labelers.joint_upsampling import resize
-from pipeline.labelers.kmeans import Clusters, one_hot
+from pipeline.labelers.kmeans import PixelClusters, one_hot
 
 # Weight of an image's own affinity beside the map's 1. Measured against the best possible merging of the same clusters,
 # 0.5 to 1 lose 1 point of mIoU on a trained generator and 2 to 3 on recoloured drawings; 0 or 2 lose 4 to 10.
@@ -47,12 +47,12 @@ class ForegroundModel:
     """[] float32: the lowest agreement with the map that a calibration image's mask has."""
 
     @staticmethod
-    def shapes(resolution: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the fields for clusters of images of a resolution."""
-        return {"background_HW": (resolution, resolution), "threshold": (), "sharpness": (), "least_agreement": ()}
+    def shapes(size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the fields for clusters of images of a height and width."""
+        return {"background_HW": size, "threshold": (), "sharpness": (), "least_agreement": ()}
 
 
-def merge(clusters: Clusters, model: ForegroundModel, num_variants: int, images_BCHW: Tensor) -> Labels:
+def merge(clusters: PixelClusters, model: ForegroundModel, num_variants: int, images_BCHW: Tensor) -> Labels:
     """Clusters to masks of background (0) and foreground (1) of the images, and the confidence in them, not calibrated.
 
     The clusters may be of a lower resolution than the images float32 in [-1, 1]. Confidence is how sharp the
@@ -65,30 +65,30 @@ def merge(clusters: Clusters, model: ForegroundModel, num_variants: int, images_
 
 def decide_by_clusters(maps_BKHW: Tensor, images_BCHW: Tensor) -> Decision:
     """Masks from maps that are as noisy as clusters are: edges are looked for within a sixteenth of the image."""
-    return decide(maps_BKHW, images_BCHW, radius=max(2, maps_BKHW.shape[2] // 32))
+    return decide(maps_BKHW, images_BCHW, radius=max(2, min(maps_BKHW.shape[2:]) // 32))
 
 
-def calibrate(clusters: Clusters, num_variants: int) -> ForegroundModel:
+def calibrate(clusters: PixelClusters, num_variants: int) -> ForegroundModel:
     """Learn from the clusters of many images [B, P] that share their variants' donors or do not."""
     return calibrate_affinity(clusters, border_affinity(clusters, num_variants))
 
 
-def calibrate_affinity(clusters: Clusters, affinity_BK: Tensor) -> ForegroundModel:
+def calibrate_affinity(clusters: PixelClusters, affinity_BK: Tensor) -> ForegroundModel:
     """Learn from the clusters of many images [B, P] and their affinity to the border, 0 to 1."""
     background_BP = torch.gather(affinity_BK, 1, clusters.assignment_BP)
     for _ in range(_ROUNDS):
-        background_P = _smooth(background_BP.mean(dim=0))
+        background_P = _smooth(background_BP.mean(dim=0), clusters.size)
         evidence_BK = _evidence(clusters, affinity_BK, background_P)
         low, high = _two_means(evidence_BK.flatten(), clusters.sizes_BK.flatten())
         threshold = (low + high) / 2
         background_BP = torch.gather((evidence_BK > threshold).float(), 1, clusters.assignment_BP)
-    background_HW = background_P.unflatten(0, (side_of(clusters), -1))
+    background_HW = background_P.unflatten(0, clusters.size)
     sharpness = 2 * _TYPICAL_LOG_ODDS / (high - low).clamp_min(1e-3)
     agreement_B = soft_iou(1 - background_BP.unflatten(1, background_HW.shape), 1 - background_HW)
     return ForegroundModel(background_HW, threshold, sharpness, agreement_B.min())
 
 
-def border_affinity(clusters: Clusters, num_variants: int) -> Tensor:
+def border_affinity(clusters: PixelClusters, num_variants: int) -> Tensor:
     """How well each cluster explains the colours of the border's pixels over the variants [B, K], 0 to 1.
 
     The mean, over the border's pixels, of the squared correlation of their cluster with this one, less what chance
@@ -107,22 +107,21 @@ def border_affinity(clusters: Clusters, num_variants: int) -> Tensor:
     return (explained_BKK @ border_share(clusters)[:, :, None]).squeeze(2)
 
 
-def border_share(clusters: Clusters) -> Tensor:
+def border_share(clusters: PixelClusters) -> Tensor:
     """Share of the border's pixels that each cluster has [B, K]."""
-    border_P = _border(side_of(clusters)).to(clusters.sizes_BK.device)
+    border_P = _border(clusters.size).to(clusters.sizes_BK.device)
     return one_hot(clusters.assignment_BP, clusters.sizes_BK.shape[1]) @ (border_P / border_P.sum())
 
 
-def cluster_probability(clusters: Clusters, affinity_BK: Tensor, model: ForegroundModel) -> Tensor:
+def cluster_probability(clusters: PixelClusters, affinity_BK: Tensor, model: ForegroundModel) -> Tensor:
     """Probability that each cluster is foreground [B, K]."""
     evidence_BK = _evidence(clusters, affinity_BK, model.background_HW.flatten())
     return torch.sigmoid((model.threshold - evidence_BK) * model.sharpness)
 
 
-def on_pixels(clusters: Clusters, values_BK: Tensor) -> Tensor:
+def on_pixels(clusters: PixelClusters, values_BK: Tensor) -> Tensor:
     """Each pixel's cluster's value [B, H, W]."""
-    side = side_of(clusters)
-    return torch.gather(values_BK, 1, clusters.assignment_BP).unflatten(1, (side, side))
+    return torch.gather(values_BK, 1, clusters.assignment_BP).unflatten(1, clusters.size)
 
 
 def familiarity(masks_BHW: Tensor, model: ForegroundModel) -> Tensor:
@@ -130,37 +129,29 @@ def familiarity(masks_BHW: Tensor, model: ForegroundModel) -> Tensor:
 
     masks_BHW: class indices, 0 is background, of any resolution.
     """
-    foreground_HW = resize(1 - model.background_HW[None, None], masks_BHW.shape[1])[0, 0]
+    foreground_HW = resize(1 - model.background_HW[None, None], masks_BHW.shape[1:])[0, 0]
     agreement_B = soft_iou((masks_BHW != 0).float(), foreground_HW)
     return (agreement_B / model.least_agreement.clamp_min(1e-6)).clamp_max(1).square()
 
 
-def _evidence(clusters: Clusters, affinity_BK: Tensor, background_P: Tensor) -> Tensor:
+def _evidence(clusters: PixelClusters, affinity_BK: Tensor, background_P: Tensor) -> Tensor:
     """Evidence of background [B, K], 0 to 1: mean of the map over the cluster's pixels, and its affinity."""
     members_BKP = one_hot(clusters.assignment_BP, clusters.sizes_BK.shape[1])
     place_BK = (members_BKP @ background_P) / clusters.sizes_BK.clamp_min(1)
     return (place_BK + _AFFINITY_WEIGHT * affinity_BK) / (1 + _AFFINITY_WEIGHT)
 
 
-def side_of(clusters: Clusters) -> int:
-    """Height and width of the square images that were clustered."""
-    side = round(clusters.assignment_BP.shape[1] ** 0.5)
-    assert side * side == clusters.assignment_BP.shape[1]
-    return side
-
-
-def _border(size: int) -> Tensor:
-    """1 on a frame a thirty-second of the image wide, else 0, flattened."""
-    width = max(1, size // 32)
-    border_HW = torch.ones(size, size)
+def _border(size: tuple[int, int]) -> Tensor:
+    """1 on a frame a thirty-second of the image's shorter side wide, else 0, flattened."""
+    width = max(1, min(size) // 32)
+    border_HW = torch.ones(size)
     border_HW[width:-width, width:-width] = 0
     return border_HW.flatten()
 
 
-def _smooth(map_P: Tensor) -> Tensor:
-    """A blur of one sixty-fourth of the image, against the grain of finitely many images."""
-    size = round(map_P.shape[0] ** 0.5)
-    blurred_HW = cv2.GaussianBlur(map_P.view(size, size).cpu().numpy(), (0, 0), size / 64)
+def _smooth(map_P: Tensor, size: tuple[int, int]) -> Tensor:
+    """A blur of one sixty-fourth of the image's shorter side, against the grain of finitely many images."""
+    blurred_HW = cv2.GaussianBlur(map_P.view(size).cpu().numpy(), (0, 0), min(size) / 64)
     return torch.from_numpy(blurred_HW).flatten().to(map_P.device)
 
 

@@ -18,33 +18,34 @@ _FLAT_VARIANCE = 0.01
 def snap_to_edges(maps_BKhw: Tensor, images_BCHW: Tensor, radius: int) -> Tensor:
     """Maps at the images' resolution [B, K, H, W], their edges moved to those of the images.
 
-    The images' side is a multiple of the maps'. radius: of the windows, in pixels of the maps.
+    The images' sides are a multiple of the maps'. radius: of the windows, in pixels of the maps.
     """
-    small_BChw = downsample(images_BCHW, maps_BKhw.shape[2])
+    small_BChw = downsample(images_BCHW, maps_BKhw.shape[2:])
     slopes_BKChw, offsets_BKhw = _linear_models(maps_BKhw, small_BChw, radius)
-    size = images_BCHW.shape[2]
+    size = images_BCHW.shape[2:]
     slopes_BKCHW = resize(slopes_BKChw.flatten(1, 2), size).unflatten(1, slopes_BKChw.shape[1:3])
     return (slopes_BKCHW * images_BCHW[:, None]).sum(dim=2) + resize(offsets_BKhw, size)
 
 
-def downsample(images_BCHW: Tensor, size: int) -> Tensor:
-    """Means over squares [B, C, size, size]; size divides the images' side."""
-    factor = images_BCHW.shape[2] // size
+def downsample(images_BCHW: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Means over squares [B, C, height, width]; these, the size, divide the images' by one number."""
+    height, width = size
+    factor = images_BCHW.shape[2] // height
     if factor == 1:
         return images_BCHW
-    return images_BCHW.unflatten(3, (size, factor)).mean(dim=4).unflatten(2, (size, factor)).mean(dim=3)
+    return images_BCHW.unflatten(3, (width, factor)).mean(dim=4).unflatten(2, (height, factor)).mean(dim=3)
 
 
-def resize(maps_BKhw: Tensor, size: int) -> Tensor:
-    """Bilinear, by the centres of pixels."""
-    if maps_BKhw.shape[2] == size:
+def resize(maps_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Bilinear, by the centres of pixels. size: height and width."""
+    if maps_BKhw.shape[2:] == size:
         return maps_BKhw
-    return functional.interpolate(maps_BKhw, size=(size, size), mode="bilinear", align_corners=False)
+    return functional.interpolate(maps_BKhw, size=size, mode="bilinear", align_corners=False)
 
 
-def resample(maps_BKhw: Tensor, size: int) -> Tensor:
-    """Means where maps become smaller, bilinear where they grow."""
-    return downsample(maps_BKhw, size) if size < maps_BKhw.shape[2] else resize(maps_BKhw, size)
+def resample(maps_BKhw: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Means where maps become smaller, bilinear where they grow. size: height and width, of the maps' shape."""
+    return downsample(maps_BKhw, size) if size[0] < maps_BKhw.shape[2] else resize(maps_BKhw, size)
 
 
 def _linear_models(maps_BKhw: Tensor, images_BChw: Tensor, radius: int) -> tuple[Tensor, Tensor]:

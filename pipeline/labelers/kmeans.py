@@ -8,8 +8,9 @@ drawn from.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,19 +36,36 @@ class Clusters:
     def __len__(self) -> int:
         return len(self.inertia_B)
 
-    def __getitem__(self, items: slice) -> "Clusters":
+    def __getitem__(self, items: slice | Tensor) -> Self:
         """Some of the items."""
-        return Clusters(*(getattr(self, field.name)[items] for field in fields(self)))
+        return replace(self, **{field.name: getattr(self, field.name)[items] for field in fields(Clusters)})
 
-    def padded(self, count: int) -> "Clusters":
+    def padded(self, count: int) -> Self:
         """So many items, the last one repeated."""
-        index = torch.arange(count, device=self.inertia_B.device).clamp_max(len(self) - 1)
-        return Clusters(*(getattr(self, field.name)[index] for field in fields(self)))
+        return self[torch.arange(count, device=self.inertia_B.device).clamp_max(len(self) - 1)]
 
     @staticmethod
-    def joined(parts: Sequence["Clusters"]) -> "Clusters":
+    def joined(parts: Sequence["AnyClusters"]) -> "AnyClusters":
         """The items of several, in order."""
-        return Clusters(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Clusters)))
+        tensors = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Clusters)}
+        return replace(parts[0], **{name: torch.cat(some) for name, some in tensors.items()})
+
+
+AnyClusters = TypeVar("AnyClusters", bound=Clusters)
+
+
+@dataclass(frozen=True)
+class PixelClusters(Clusters):
+    """Clusters of the pixels of images, row by row."""
+
+    size: tuple[int, int]
+    """Height and width of the images."""
+
+    @staticmethod
+    def of(clusters: Clusters, size: tuple[int, int]) -> "PixelClusters":
+        """Clusters of as many points as such an image has pixels."""
+        assert clusters.assignment_BP.shape[1] == size[0] * size[1]
+        return PixelClusters(**vars(clusters), size=size)
 
 
 class KMeans:

@@ -7,6 +7,7 @@ Shape suffixes: B batch, N variants (donors), C channels, H height, W width, L r
 """
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import Tensor
@@ -20,15 +21,15 @@ _MOST_IMAGES = {"cpu": 16, "cuda": 1024}
 _MOST_PIXELS = {"cpu": 2**20, "cuda": 2**24}
 
 
-def variants_per_pass(resolution: int, device: torch.device) -> int:
-    """How many variants are synthesised at once."""
+def variants_per_pass(size: tuple[int, int], device: torch.device) -> int:
+    """How many variants are synthesised at once. size: their height and width."""
     kind = device.type if device.type in _MOST_IMAGES else "cpu"
-    return max(1, min(_MOST_IMAGES[kind], _MOST_PIXELS[kind] // resolution**2))
+    return max(1, min(_MOST_IMAGES[kind], _MOST_PIXELS[kind] // prod(size)))
 
 
-def images_per_pass(num_variants: int, resolution: int, device: torch.device) -> int:
+def images_per_pass(num_variants: int, size: tuple[int, int], device: torch.device) -> int:
     """How many images' variants are synthesised at once: 1 where an image's own take several passes."""
-    return max(1, variants_per_pass(resolution, device) // num_variants)
+    return max(1, variants_per_pass(size, device) // num_variants)
 
 
 def mix(
@@ -39,7 +40,8 @@ def mix(
     What depends on earlier rows only is computed once an image. Call it with `images_per_pass` images at a time.
     resolution: where synthesis stops; None for the whole image. Raises SynthesisError where it cannot.
     """
-    at_once = variants_per_pass(resolution or generator.spec.resolution, donors_NLD.device)
+    size = generator.spec.size_at(resolution or generator.spec.resolution)
+    at_once = variants_per_pass(size, donors_NLD.device)
     with repeatable_kernels():
         trunk = generator.trunk(batch.ws_BLD, crossover, batch.noise)
         parts = []
@@ -63,7 +65,7 @@ def mix_in_passes(
     The sizes of a pass choose kernels and thereby bits, so the last one is padded with the last image; its variants
     are more than its positions.
     """
-    size = resolution or generator.spec.resolution
+    size = generator.spec.size_at(resolution or generator.spec.resolution)
     at_once, count = images_per_pass(len(donors_NLD), size, donors_NLD.device), len(batch)
     for start in range(0, count, at_once):
         positions = [min(position, count - 1) for position in range(start, start + at_once)]

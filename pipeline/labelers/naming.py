@@ -51,7 +51,7 @@ class ClusterPool:
         """Look at a batch with the layers' features."""
         nearest_Bhw = clusters.nearest(batch.features)
         member_BKhw = functional.one_hot(nearest_Bhw, self._num_clusters).permute(0, 3, 1, 2).float()
-        dense_BEhw = self._model.dense(batch.images_BCHW.float())
+        dense_BEhw = self._model.dense(batch.rgb())
         weights_BKhw = at_resolution(member_BKhw, dense_BEhw.shape[2], dense_BEhw.shape[3])
         sums_KE = torch.einsum("bks,bes->ke", weights_BKhw.flatten(2), dense_BEhw.to(weights_BKhw).flatten(2))
         self._sums_KE = sums_KE.double().cpu() + (0 if self._sums_KE is None else self._sums_KE)

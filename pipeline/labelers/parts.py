@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.labelers.foreground import on_pixels, side_of
-from pipeline.labelers.kmeans import Clusters, KMeans, one_hot
+from pipeline.labelers.foreground import on_pixels
+from pipeline.labelers.kmeans import KMeans, PixelClusters, one_hot
 
 _PLACE = 2
 """Numbers in a description that say where: row and column."""
@@ -40,7 +40,7 @@ class PartsModel:
         return {"centres_QF": (num_parts, size), "scales_F": (size,)}
 
 
-def fit_parts(clusters: Clusters, foreground_BK: Tensor, num_variants: int, num_parts: int) -> PartsModel:
+def fit_parts(clusters: PixelClusters, foreground_BK: Tensor, num_variants: int, num_parts: int) -> PartsModel:
     """Group the foreground's clusters of many images, each with the weight of its pixels.
 
     foreground_BK: probability of foreground of each cluster.
@@ -59,7 +59,7 @@ def fit_parts(clusters: Clusters, foreground_BK: Tensor, num_variants: int, num_
     return PartsModel(found.centroids_BKD[0][found.sizes_BK[0].argsort(descending=True, stable=True)], scales_F)
 
 
-def part_maps(clusters: Clusters, foreground_BK: Tensor, num_variants: int, model: PartsModel) -> Tensor:
+def part_maps(clusters: PixelClusters, foreground_BK: Tensor, num_variants: int, model: PartsModel) -> Tensor:
     """Probability of each part in each pixel [B, Q, H, W]: its cluster's of foreground, in the cluster's part."""
     described_BKF = describe(clusters, num_variants) * model.scales_F
     distance_BKQ = (described_BKF[:, :, None] - model.centres_QF).square().sum(dim=3)
@@ -68,16 +68,15 @@ def part_maps(clusters: Clusters, foreground_BK: Tensor, num_variants: int, mode
     return torch.stack(maps, dim=1)
 
 
-def describe(clusters: Clusters, num_variants: int) -> Tensor:
+def describe(clusters: PixelClusters, num_variants: int) -> Tensor:
     """What tells clusters apart [B, K, F]: their centred colours over the variants, and their mean row and column.
 
     Rows and columns run from -1 to 1.
     """
     response_BKNC = clusters.centroids_BKD.unflatten(2, (num_variants, -1))
     response_BKNC = response_BKNC - response_BKNC.mean(dim=2, keepdim=True)
-    side = side_of(clusters)
-    line = (torch.arange(side, device=response_BKNC.device) + 0.5) / side * 2 - 1
-    place_PF = torch.cartesian_prod(line, line)
+    rows, columns = ((torch.arange(side, device=response_BKNC.device) + 0.5) / side * 2 - 1 for side in clusters.size)
+    place_PF = torch.cartesian_prod(rows, columns)
     members_BKP = one_hot(clusters.assignment_BP, clusters.sizes_BK.shape[1])
     place_BKF = (members_BKP @ place_PF) / clusters.sizes_BK.clamp_min(1)[:, :, None]
     return torch.cat([response_BKNC.flatten(2), place_BKF], dim=2)

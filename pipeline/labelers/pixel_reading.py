@@ -19,13 +19,14 @@ def some_pixels(count: int, number: int, most: int = MOST_PIXELS) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(number))[:most]
 
 
-def read_pixels(features_CHW: Tensor, pixels_S: Tensor, size: int) -> Tensor:
-    """Features [C, S] float32 at pixels of a square of `size`: what bilinear resizing to it would give there."""
+def read_pixels(features_CHW: Tensor, pixels_S: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Features [C, S] float32 at pixels of a height and width: what bilinear resizing to it would give there."""
     features_CHW = features_CHW.float()
-    if features_CHW.shape[1] == size:
+    if features_CHW.shape[1:] == size:
         return features_CHW.flatten(1)[:, pixels_S]
-    rows_S, columns_S = pixels_S // size, pixels_S % size
-    grid_S2 = (torch.stack([columns_S, rows_S], dim=1) + 0.5) / size * 2 - 1
+    height, width = size
+    rows_S, columns_S = (pixels_S // width + 0.5) / height * 2 - 1, (pixels_S % width + 0.5) / width * 2 - 1
+    grid_S2 = torch.stack([columns_S, rows_S], dim=1)
     read = functional.grid_sample(
         features_CHW[None], grid_S2[None, None], mode="bilinear", padding_mode="border", align_corners=False
     )

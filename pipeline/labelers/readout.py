@@ -40,9 +40,9 @@ def readout_layers(spec: GeneratorSpec) -> tuple[str, ...]:
     return tuple(conv_name(row) for row in rows if lowest <= row_resolution(row) <= _HIGHEST_RESOLUTION)
 
 
-def readout_resolution(spec: GeneratorSpec) -> int:
-    """Side of the maps that a generator's read-out gives."""
-    return min(spec.resolution, _HIGHEST_RESOLUTION)
+def readout_size(spec: GeneratorSpec) -> tuple[int, int]:
+    """Height and width of the maps that a generator's read-out gives."""
+    return spec.size_at(min(spec.resolution, _HIGHEST_RESOLUTION))
 
 
 def readout_shapes(spec: GeneratorSpec, num_parts: int) -> dict[str, tuple[int, ...]]:
@@ -65,9 +65,9 @@ class Readout:
     def __call__(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Maps of the parts [B, K, H, W], and of both halves [B, 2, H, W], float32, mostly in [0, 1].
 
-        features: [B, C, r, r] by layer, of all layers that it was taught with.
+        features: [B, C, h, w] by layer, of all layers that it was taught with.
         """
-        size = self.background_HW.shape[0]
+        size = self.background_HW.shape
         maps_BQHW = self.weights["bias"][:, None, None] + self.weights["place"][:, None, None] * self.background_HW
         for name, weights_CQ in self.weights.items():
             if name not in _NOT_LAYERS:
@@ -86,7 +86,7 @@ class ReadoutFit:
     """Collects the normal equations of the regression, an image at a time."""
 
     def __init__(self, spec: GeneratorSpec, num_parts: int, background_HW: Tensor) -> None:
-        """background_HW: share of images in which a place is background, at `readout_resolution`."""
+        """background_HW: share of images in which a place is background, of `readout_size`."""
         self._background_HW = background_HW
         self._shapes = readout_shapes(spec, num_parts)
         num_features = sum(shape[0] for name, shape in self._shapes.items() if name not in _NOT_LAYERS) + 2
@@ -96,9 +96,9 @@ class ReadoutFit:
         self._num_images = 0
 
     def add(self, features: Mapping[str, Tensor], parts_KHW: Tensor) -> None:
-        """Learn from one image: features [C, r, r] by layer, and each part's mask of 0 and 1."""
-        size, half = self._background_HW.shape[0], self._num_images % NUM_HALVES
-        pixels_S = some_pixels(size * size, self._num_images).to(parts_KHW.device)
+        """Learn from one image: features [C, h, w] by layer, and each part's mask of 0 and 1."""
+        size, half = self._background_HW.shape, self._num_images % NUM_HALVES
+        pixels_S = some_pixels(size.numel(), self._num_images).to(parts_KHW.device)
         place_1S = self._background_HW.flatten()[pixels_S][None]
         read = [read_pixels(features[name], pixels_S, size) for name in self._shapes if name not in _NOT_LAYERS]
         x_DS = torch.cat([*read, place_1S, torch.ones_like(place_1S)])

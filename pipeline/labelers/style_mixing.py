@@ -28,7 +28,7 @@ from pipeline.labelers.foreground import (
     familiarity,
     on_pixels,
 )
-from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.kmeans import PixelClusters
 from pipeline.labelers.mixing import mix_in_passes
 from pipeline.labelers.parts import PartsModel, part_maps
 from pipeline.labelers.readout import Readout, readout_layers
@@ -79,14 +79,20 @@ class Found:
 
 
 def found_by_clusters(
-    clusters: Clusters, images_BCHW: Tensor, foreground: ForegroundModel, parts: PartsModel | None, num_variants: int
+    clusters: PixelClusters,
+    images_BCHW: Tensor,
+    foreground: ForegroundModel,
+    parts: PartsModel | None,
+    num_variants: int,
 ) -> Found:
     """Masks of images whose variants were clustered."""
     decision = decide_by_clusters(class_maps(clusters, foreground, parts, num_variants), images_BCHW)
     return Found(decision, decision.sharpness()[:, None])
 
 
-def class_maps(clusters: Clusters, foreground: ForegroundModel, parts: PartsModel | None, num_variants: int) -> Tensor:
+def class_maps(
+    clusters: PixelClusters, foreground: ForegroundModel, parts: PartsModel | None, num_variants: int
+) -> Tensor:
     """Probability of each part of the foreground [B, K, h, w], as noisy as the clusters are."""
     probability_BK = cluster_probability(clusters, border_affinity(clusters, num_variants), foreground)
     if parts is None:
@@ -98,7 +104,7 @@ def found_by_readout(batch: Batch, readout: Readout) -> Found:
     """Masks of a batch that has the read-out's features."""
     parts_BKHW, halves_B2HW = readout(batch.features)
     # Scores know the edges already: they are moved by a pixel of the features at most.
-    decision = decide(parts_BKHW, batch.images_BCHW, radius=max(1, parts_BKHW.shape[2] // 64))
+    decision = decide(parts_BKHW, batch.images_BCHW, radius=max(1, min(parts_BKHW.shape[2:]) // 64))
     first_BHW, second_BHW = (halves_B2HW > 0.5).float().unbind(dim=1)
     return Found(decision, torch.stack([decision.sharpness(), soft_iou(first_BHW, second_BHW)], dim=1))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import Batch
-from pipeline.labelers.kmeans import Clusters, KMeans
+from pipeline.labelers.kmeans import Clusters, KMeans, PixelClusters
 from pipeline.labelers.mixing import mix_in_passes
 from schemas.config import StyleMixingConfig
 
@@ -33,18 +33,20 @@ class VariantClusterer:
         self.normalisation = config.normalisation
         self.kmeans = KMeans(config.clusters, restarts=config.restarts, iterations=config.iterations, device=device)
 
-    def __call__(self, variants_BNCHW: Tensor) -> Clusters:
-        return self.kmeans(pixel_vectors(variants_BNCHW, self.normalisation))
+    def __call__(self, variants_BNCHW: Tensor) -> PixelClusters:
+        return self._of(variants_BNCHW, self.normalisation)
 
-    def of_colours(self, images_BCHW: Tensor) -> Clusters:
+    def of_colours(self, images_BCHW: Tensor) -> PixelClusters:
         """Clusters of each image's own colours, without variants, one image at a time."""
-        return Clusters.joined(
-            [self.kmeans(pixel_vectors(image_1CHW[:, None], "none")) for image_1CHW in images_BCHW.split(1)]
-        )
+        return Clusters.joined([self._of(image_1CHW[:, None], "none") for image_1CHW in images_BCHW.split(1)])
+
+    def _of(self, variants_BNCHW: Tensor, normalisation: str) -> PixelClusters:
+        height, width = variants_BNCHW.shape[3:]
+        return PixelClusters.of(self.kmeans(pixel_vectors(variants_BNCHW, normalisation)), (height, width))
 
     def of_batch(
         self, generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int, resolution: int | None = None
-    ) -> Clusters:
+    ) -> PixelClusters:
         """Clusters of each image, a fixed number of images at a time.
 
         resolution: of the variants; None for the images'.

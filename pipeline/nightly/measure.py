@@ -77,7 +77,7 @@ def _scores(store: Store, manifest: Manifest, records: Sequence[ShardRecord]) ->
         return _ShardScores(
             histogram=np.histogram(foreground, bins=NUM_BINS, range=(0, 1))[0],
             # Shares are quotients of whole pixels: less than half a one is none.
-            num_empty=int((foreground * manifest.resolution**2 < 0.5).sum()),
+            num_empty=int((foreground * manifest.image_shape.num_pixels < 0.5).sum()),
             confidence=float(shard.scores["confidence"][shard.kept].sum()),
         )
 

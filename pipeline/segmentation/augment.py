@@ -13,30 +13,29 @@ from numpy.typing import NDArray
 
 from pipeline.segmentation.reading import LabeledPixels
 from schemas.sample import IGNORE
-from schemas.segmentation import AugmentationConfig
+from schemas.segmentation import LUMINANCE, AugmentationConfig
 
 Pixels = NDArray[np.uint8]
 Sample = TypeVar("Sample", bound=LabeledPixels)
 
-# Shares of red, green and blue in luminance (ITU-R BT.601).
-_LUMINANCE_C = np.array([0.299, 0.587, 0.114], np.float32)
+_LUMINANCE_C = np.array(LUMINANCE, np.float32)
 
 
 class Augmentation:
     """Changes image, mask and alpha alike. Picklable, for DataLoader's workers."""
 
-    def __init__(self, config: AugmentationConfig, crop: int) -> None:
-        """crop: height and width of what comes out."""
-        self._config, self._crop = config, crop
+    def __init__(self, config: AugmentationConfig, size: tuple[int, int]) -> None:
+        """size: height and width of what comes out."""
+        self._config, self._size = config, size
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
-        """The sample, changed, crop x crop pixels. Where the image does not reach, the mask is 255 (ignore)."""
+        """The sample, changed, of that size. Where the image does not reach, the mask is 255 (ignore)."""
         config = self._config
         if random.random() < config.flip:
             sample = _of_all(sample, _mirrored)
         low, high = np.log(config.scale)
         sample = scaled(sample, float(np.exp(random.uniform(low, high))))
-        sample = cropped(sample, self._crop, random)
+        sample = cropped(sample, self._size, random)
         return replace(sample, image_HWC=jittered(sample.image_HWC, config.colour_jitter, random))
 
 
@@ -56,17 +55,17 @@ def scaled(sample: Sample, factor: float) -> Sample:
     )
 
 
-def cropped(sample: Sample, side: int, random: np.random.Generator) -> Sample:
-    """A window of side x side pixels, anywhere within the image, or with the image anywhere within it."""
-    height, width = sample.mask_HW.shape
-    top, left = (int(random.integers(abs(size - side) + 1)) for size in (height, width))
+def cropped(sample: Sample, size: tuple[int, int], random: np.random.Generator) -> Sample:
+    """A window of a height and width, anywhere within the image, or with the image anywhere within it."""
+    (height, width), (rows, columns) = sample.mask_HW.shape, size
+    top, left = (int(random.integers(abs(extra) + 1)) for extra in (height - rows, width - columns))
 
     def cut(pixels: Pixels, filling: int) -> Pixels:
-        if height >= side:
-            pixels = pixels[top : top + side]
-        if width >= side:
-            pixels = pixels[:, left : left + side]
-        above, beside = max(0, side - height), max(0, side - width)
+        if height >= rows:
+            pixels = pixels[top : top + rows]
+        if width >= columns:
+            pixels = pixels[:, left : left + columns]
+        above, beside = max(0, rows - height), max(0, columns - width)
         if not above and not beside:
             return np.ascontiguousarray(pixels)
         before = top if above else 0, left if beside else 0

@@ -16,7 +16,7 @@ from torch.nn import functional
 from pipeline.generator.checkpoints.native import write_atomically
 from pipeline.segmentation.torchvision_import import import_torchvision, missing_extra
 from schemas.errors import CheckpointError
-from schemas.segmentation import Architecture, SegmentationModelCard, SegmentationModelConfig, Triple
+from schemas.segmentation import LUMINANCE, Architecture, SegmentationModelCard, SegmentationModelConfig, Triple
 
 # Sides that every network divides by; its own padding is taken off again.
 _STRIDE = 32
@@ -30,17 +30,24 @@ class Segmenter(nn.Module):
 
     mean_C11: Tensor
     std_C11: Tensor
+    luminance_C11: Tensor
 
-    def __init__(self, network: nn.Module, *, upscale: int, mean: Triple, std: Triple) -> None:
-        """network: [B, 3, H, W] to logits [B, K, h, w], for H and W that 32 divides."""
+    def __init__(
+        self, network: nn.Module, *, upscale: int, mean: Triple, std: Triple, turns_gray: bool = False
+    ) -> None:
+        """network: [B, 3, H, W] to logits [B, K, h, w], for H and W that 32 divides. turns_gray: it learned from gray
+        images, and sees colours as gray, too."""
         super().__init__()
-        self.network, self.upscale = network, upscale
+        self.network, self.upscale, self.turns_gray = network, upscale, turns_gray
+        self.register_buffer("luminance_C11", torch.tensor(LUMINANCE).reshape(3, 1, 1), persistent=False)
         self.register_buffer("mean_C11", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(std).clamp_min(1e-3).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits [B, K, H, W] float32 of images [B, 3, H, W] float, RGB in [0, 1], of any size."""
         height, width = images_BCHW.shape[-2:]
+        if self.turns_gray:
+            images_BCHW = (images_BCHW * self.luminance_C11).sum(dim=1, keepdim=True)
         x_BCHW = (images_BCHW - self.mean_C11) / self.std_C11
         if self.upscale > 1:
             x_BCHW = _resize(x_BCHW, height * self.upscale, width * self.upscale)
@@ -52,7 +59,15 @@ class Segmenter(nn.Module):
         return _resize(logits_BKHW, height, width) if self.upscale > 1 else logits_BKHW
 
 
-def build(config: SegmentationModelConfig, *, num_classes: int, mean: Triple, std: Triple, seed: int) -> Segmenter:
+def build(
+    config: SegmentationModelConfig,
+    *,
+    num_classes: int,
+    mean: Triple,
+    std: Triple,
+    seed: int,
+    turns_gray: bool = False,
+) -> Segmenter:
     """A network with random weights that follow from the seed. Global random state stays as it was.
 
     Raises ConfigError where the extra `train` is not installed.
@@ -63,7 +78,7 @@ def build(config: SegmentationModelConfig, *, num_classes: int, mean: Triple, st
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = _AVERAGE_MOMENTUM
-    return Segmenter(network, upscale=config.upscale, mean=mean, std=std)
+    return Segmenter(network, upscale=config.upscale, mean=mean, std=std, turns_gray=turns_gray)
 
 
 class _Torchvision(nn.Module):
@@ -178,7 +193,14 @@ def load_segmenter(path: Path, device: torch.device) -> tuple[Segmenter, Segment
         raise CheckpointError(f"{path}: is no segmentation model; give the model.safetensors of `labelmill train`")
     try:
         card = SegmentationModelCard.model_validate_json(text)
-        segmenter = build(card.model, num_classes=len(card.classes), mean=card.mean, std=card.std, seed=0)
+        segmenter = build(
+            card.model,
+            num_classes=len(card.classes),
+            mean=card.mean,
+            std=card.std,
+            seed=0,
+            turns_gray=card.image_shape.channels == 1,
+        )
         segmenter.load_state_dict(tensors)
     except (ValidationError, RuntimeError) as error:
         raise CheckpointError(f"{path}: is not as `labelmill train` writes it: {error}") from error

@@ -23,8 +23,9 @@ class ExportError(LabelmillError):
 def export_onnx(segmenter: Segmenter, card: SegmentationModelCard, path: Path) -> float:
     """Write a network, in eval mode on the CPU, as ONNX; the largest difference of logits to PyTorch's.
 
-    Input `images`: float32 [batch, 3, R, R], RGB in [0, 1], R the resolution that it learned from. Output `logits`:
-    float32 [batch, classes, R, R]. Normalisation is inside. Classes and resolution stand in the file's metadata.
+    Input `images`: float32 [batch, 3, H, W], RGB in [0, 1], of the height and width that it learned from. Output
+    `logits`: float32 [batch, classes, H, W]. Normalisation is inside, and so is the way from colours to gray of one
+    that learned from gray images. Classes, height and width stand in the file's metadata.
     The file is run by onnxruntime on random images, in another batch size than it was traced with, before it
     appears. Raises ConfigError without the extra `onnx`, ExportError where the logits differ.
     """
@@ -36,10 +37,10 @@ def export_onnx(segmenter: Segmenter, card: SegmentationModelCard, path: Path) -
         raise ConfigError(
             f"export needs onnx, onnxscript and onnxruntime ({error}): pip install 'labelmill[onnx]'"
         ) from error
-    side = card.resolution
+    height, width = card.image_shape.size
     program = torch.onnx.export(
         segmenter,
-        (torch.zeros(2, 3, side, side),),
+        (torch.zeros(2, 3, height, width),),
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -49,10 +50,10 @@ def export_onnx(segmenter: Segmenter, card: SegmentationModelCard, path: Path) -
     )
     assert program is not None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {"classes": ",".join(card.classes), "resolution": str(side)})
+    onnx.helper.set_model_props(model, {"classes": ",".join(card.classes), "height": str(height), "width": str(width)})
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).random((_CHECKED_BATCH, 3, side, side), np.float32)
+    images = np.random.default_rng(0).random((_CHECKED_BATCH, 3, height, width), np.float32)
     (found,) = session.run(["logits"], {"images": images})
     with torch.no_grad():
         expected = segmenter(torch.from_numpy(images)).numpy()

@@ -32,7 +32,8 @@ from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_met
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.manifest import IndexedShard
-from schemas.sample import IGNORE, SampleMetadata
+from schemas.sample import IGNORE, ImageShape, SampleMetadata
+from schemas.segmentation import Triple
 
 Pixels = NDArray[np.uint8]
 
@@ -46,7 +47,7 @@ class LabeledPixels:
     """An image with its mask."""
 
     image_HWC: Pixels
-    """RGB, 0 to 255."""
+    """RGB, 0 to 255; gray images have three equal channels."""
     mask_HW: Pixels
     """Class index of each pixel; 255 is ignore."""
     alpha_HW: Pixels | None
@@ -67,7 +68,7 @@ class Batch:
 
     keys: tuple[str, ...]
     images_BCHW: Tensor
-    """uint8 RGB, 0 to 255."""
+    """uint8 RGB, 0 to 255; gray images have three equal channels."""
     masks_BHW: Tensor
     """int64 class indices; 255 is ignore."""
     alphas_BHW: Tensor | None
@@ -96,11 +97,11 @@ class Split:
     shards: tuple[IndexedShard, ...]
     classes: tuple[str, ...]
     """Names of the values 0, 1, ... of masks."""
-    resolution: int
-    """Height and width of images and masks."""
-    mean: tuple[float, float, float]
-    """Of red, green and blue in [0, 1], over the whole dataset."""
-    std: tuple[float, float, float]
+    image_shape: ImageShape
+    """As they are stored."""
+    mean: Triple
+    """Of red, green and blue in [0, 1], over the whole dataset; equal ones where images are gray."""
+    std: Triple
     fingerprint: str
 
     @property
@@ -126,11 +127,16 @@ def open_split(url: str, split: str | None) -> Split:
         name=split,
         shards=shards,
         classes=tuple(manifest.classes),
-        resolution=manifest.resolution,
-        mean=manifest.mean,
-        std=manifest.std,
+        image_shape=manifest.image_shape,
+        mean=_of_rgb(manifest.mean),
+        std=_of_rgb(manifest.std),
         fingerprint=manifest.fingerprint,
     )
+
+
+def _of_rgb(values: tuple[float, ...]) -> Triple:
+    red, green, blue = values if len(values) == 3 else values * 3
+    return red, green, blue
 
 
 def read_samples(split: Split) -> Iterator[LabeledImage]:
@@ -161,7 +167,7 @@ class ShardReader:
             self._shards[place.shard] = self._load(self._split.shards[place.shard])
         self._shards.move_to_end(place.shard)
         try:
-            return _decode(self._shards[place.shard][place.sample], len(self._split.classes))
+            return _decode(self._shards[place.shard][place.sample], self._split)
         except (MaskError, DamagedTarError) as error:
             raise OutputError(f"{self._split.url}/{self._split.shards[place.shard].url}: {error}") from error
 
@@ -191,14 +197,14 @@ def _grouped(tar: bytes) -> list[dict[str, Member]]:
     return list(samples.values())
 
 
-def _decode(files: Mapping[str, Member], num_classes: int) -> LabeledImage:
+def _decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
     """Raises DamagedTarError, or MaskError, naming the file in the tar."""
     first = next(iter(files.values()))
     key = first.name.partition(".")[0]
     image = next((files[ending] for ending in _IMAGE_ENDINGS if ending in files), None)
     if image is None or _MASK_ENDING not in files or _METADATA_ENDING not in files:
         raise DamagedTarError(f"sample {key} lacks an image, a mask or metadata: it has {', '.join(files)}")
-    image_HWC = _decode_image(image)
+    image_HWC, num_classes = _decode_image(image, split.image_shape), len(split.classes)
     mask_HW = _decode_gray(files[_MASK_ENDING], image_HWC)
     strange = mask_HW[(mask_HW >= num_classes) & (mask_HW != IGNORE)]
     if strange.size:
@@ -207,12 +213,16 @@ def _decode(files: Mapping[str, Member], num_classes: int) -> LabeledImage:
     return LabeledImage(image_HWC, mask_HW, alpha_HW, key, parse_metadata(files[_METADATA_ENDING]))
 
 
-def _decode_image(member: Member) -> Pixels:
+def _decode_image(member: Member, shape: ImageShape) -> Pixels:
     pixels = np.frombuffer(member.data, np.uint8)
-    image_HWC = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB) if pixels.size else None
-    if image_HWC is None:
+    # Of gray images also where the format had no gray and lossy compression coloured them by a level.
+    flag, conversion = cv2.IMREAD_COLOR_RGB, None
+    if shape.channels == 1:
+        flag, conversion = cv2.IMREAD_GRAYSCALE, cv2.COLOR_GRAY2RGB
+    decoded = cv2.imdecode(pixels, flag) if pixels.size else None
+    if decoded is None:
         raise DamagedTarError(f"{member.name} is no readable image")
-    return np.asarray(image_HWC, np.uint8)
+    return np.asarray(decoded if conversion is None else cv2.cvtColor(decoded, conversion), np.uint8)
 
 
 def _decode_gray(member: Member, image_HWC: Pixels) -> Pixels:

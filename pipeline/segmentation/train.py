@@ -103,7 +103,12 @@ class Trainer:
         _check(config, split, ranks.device)
         model = config.model
         self.segmenter = build(
-            model, num_classes=len(split.classes), mean=split.mean, std=split.std, seed=config.seed
+            model,
+            num_classes=len(split.classes),
+            mean=split.mean,
+            std=split.std,
+            seed=config.seed,
+            turns_gray=split.image_shape.channels == 1,
         ).to(ranks.device)
         self.segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.parallel = (
@@ -143,6 +148,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         config, optimisation = self.config, self.config.optimisation
+        crop = config.augmentation.crop
         return iter(
             training_loader(
                 self.split,
@@ -153,7 +159,7 @@ class Trainer:
                 workers=config.workers,
                 rank=self.ranks.rank,
                 num_ranks=self.ranks.count,
-                augment=Augmentation(config.augmentation, config.augmentation.crop or self.split.resolution),
+                augment=Augmentation(config.augmentation, (crop, crop) if crop else self.split.image_shape.size),
                 pin_memory=self.ranks.device.type == "cuda",
             )
         )
@@ -225,7 +231,7 @@ class Trainer:
         if held_out is None or not self.ranks.is_first:
             return
         self.segmenter.eval()
-        scores = score(self.segmenter, held_out, self.split.classes, self.split.resolution)
+        scores = score(self.segmenter, held_out, self.split.classes, min(self.split.image_shape.size))
         self.evaluations.append(Evaluation(step=self.num_steps, scores=scores))
 
     def metrics(self) -> TrainingMetrics:
@@ -265,7 +271,7 @@ class Trainer:
         return SegmentationModelCard(
             model=self.config.model,
             classes=self.split.classes,
-            resolution=self.split.resolution,
+            image_shape=self.split.image_shape,
             mean=self.split.mean,
             std=self.split.std,
             dataset_fingerprint=self.split.fingerprint,

@@ -15,7 +15,7 @@ from pipeline.labelers.foreground import (
     cluster_probability,
     on_pixels,
 )
-from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.kmeans import PixelClusters
 from pipeline.labelers.mixing import mix
 from pipeline.labelers.variant_clusters import VariantClusterer
 from schemas.config import StyleMixingConfig
@@ -79,7 +79,7 @@ def test_foreground_agreement_is_that_of_masks_with_and_without_variants() -> No
     batch, clusterer = sampler.sample([1, 2, 3, 4]), VariantClusterer(CONFIG)
     variants = torch.cat([mix(sampler.generator, batch.select([i]), donors_NLD, 4) for i in range(4)])
 
-    def masks(clusters: Clusters, affinity_BK: torch.Tensor) -> torch.Tensor:
+    def masks(clusters: PixelClusters, affinity_BK: torch.Tensor) -> torch.Tensor:
         probability_BK = cluster_probability(clusters, affinity_BK, calibrate_affinity(clusters, affinity_BK))
         return (on_pixels(clusters, probability_BK) > 0.5).float()
 

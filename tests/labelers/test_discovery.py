@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -141,6 +142,24 @@ def test_new_clusters_of_a_named_class_start_where_pixels_become_it() -> None:
     assert not torch.allclose(start_1D, changed_1D, atol=1e-3)
     nowhere = ClassMargins({"none": ["red"], "all": ["red", "green", "blue", "grey"]}, "none", model)
     assert torch.equal(starts_of_rare(edit, 1, config, sampler, layers, scales_D, nowhere), changed_1D)
+
+
+def test_prompts_see_gray_rectangles_as_rgb_and_sheets_keep_their_shape() -> None:
+    sampler = make_sampler(const_size=(4, 2), img_channels=1)
+    config = config_with(names=NAMES, min_margin=0)
+    model = ColourPrompts()
+    fitted = fit_feature_clusters(config, sampler, None, model)
+    records = fitted.provenance.clusters
+    assert sum(record.share for record in records) == pytest.approx(1, abs=1e-4)
+    labeler = open_labeler(config, sampler, fitted.to_bytes())
+    batch = sampler.sample([1, 2, 3], labeler.layers)
+    assert batch.images_BCHW.shape == (3, 1, 16, 8)
+    assert labeler.label(batch).masks_BHW.shape == (3, 16, 8)
+    sheets = cluster_guide(config, sampler, fitted)
+    shown = cv2.imdecode(np.frombuffer(sheets["cluster_00.png"], np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (2 * 256 + 28, 8 * 128, 3)
+    edited = cv2.imdecode(np.frombuffer(sheets["discovery_00.png"], np.uint8), cv2.IMREAD_COLOR)
+    assert edited.shape == (3 * 256 + 28, 8 * 128, 3)
 
 
 def test_rare_classes_get_clusters_and_the_others_stay_to_the_bit() -> None:

@@ -109,11 +109,14 @@ def test_masks_and_confidence_by_their_definition(fitted: bytes) -> None:
     torch.testing.assert_close(labels.confidence_B, maps_BKhw.amax(dim=1).mean(dim=(1, 2)), atol=1e-5, rtol=0)
 
 
-def test_distances_of_several_layers_are_those_of_features_upsampled_side_by_side() -> None:
+@pytest.mark.parametrize(("low", "high"), [((4, 4), (8, 8)), ((4, 2), (8, 4)), ((3, 5), (6, 10))])
+def test_distances_of_several_layers_are_those_of_features_upsampled_side_by_side(
+    low: tuple[int, int], high: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
-    features = {"low": torch.randn(2, 3, 4, 4), "high": torch.randn(2, 5, 8, 8)}
+    features = {"low": torch.randn(2, 3, *low), "high": torch.randn(2, 5, *high)}
     model = ClusterModel(("low", "high"), torch.randn(6, 8), torch.rand(8) + 0.5, torch.tensor(1.0))
-    up_BChw = functional.interpolate(features["low"], size=(8, 8), mode="bilinear", align_corners=False)
+    up_BChw = functional.interpolate(features["low"], size=high, mode="bilinear", align_corners=False)
     x_BhwD = torch.cat([up_BChw, features["high"]], dim=1).permute(0, 2, 3, 1) * model.scales_D
     squares_BhwK = (x_BhwD[..., None, :] - model.centroids_KD).square().sum(dim=-1)
     shared_Bhw1 = x_BhwD.square().sum(dim=-1, keepdim=True)
@@ -224,7 +227,7 @@ def test_choosing() -> None:
     num_images=st.one_of(st.integers(16, 1000), st.integers(16, 10**7)),
 )
 def test_a_sample_does_not_grow_with_the_images(num_features: int, size: int, num_images: int) -> None:
-    every, per_image = sample_plan(num_features, size, num_images)
+    every, per_image = sample_plan(num_features, size**2, num_images)
     images = len(range(0, num_images, every))
     assert images >= 16 and 1 <= per_image <= size**2
     assert images * per_image <= 32768 and images * per_image * num_features <= 2**26
@@ -236,7 +239,7 @@ def test_a_sample_does_not_grow_with_the_images(num_features: int, size: int, nu
 def test_a_sample_of_more_images_than_it_holds_is_of_every_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_clustering, "_SAMPLE_PIXELS", 4)
     sampler = make_sampler()
-    collector = SampleCollector(("b8.conv1",), num_features=1, size=8, num_images=8)
+    collector = SampleCollector(("b8.conv1",), num_features=1, size=(8, 8), num_images=8)
     for start in range(0, 8, 4):
         collector.add(sampler.sample(range(start, start + 4), ("b8.conv1",)))
     sample = collector.sample()

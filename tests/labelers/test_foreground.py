@@ -1,5 +1,6 @@
 """Merging clusters, on ideal recolourings of drawings with exact masks."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipeline.labelers.base import Labels
 from pipeline.labelers.foreground import ForegroundModel, border_affinity, border_share, calibrate, familiarity
 from pipeline.labelers.foreground import merge as merge_with
 from pipeline.labelers.joint_upsampling import downsample
-from pipeline.labelers.kmeans import Clusters, one_hot
+from pipeline.labelers.kmeans import PixelClusters, one_hot
 from pipeline.labelers.variant_clusters import VariantClusterer
 from schemas.config import StyleMixingConfig
 
@@ -46,12 +47,12 @@ def test_set() -> Recolourings:
     return draw(range(200, 216))
 
 
-def cluster(variants_BNCHW: Tensor, **settings: object) -> Clusters:
+def cluster(variants_BNCHW: Tensor, **settings: object) -> PixelClusters:
     config = StyleMixingConfig.model_validate({"variants": max(2, variants_BNCHW.shape[1]), **settings})
     return VariantClusterer(config)(variants_BNCHW)
 
 
-def merge(clusters: Clusters, model: ForegroundModel, images_BCHW: Tensor) -> Labels:
+def merge(clusters: PixelClusters, model: ForegroundModel, images_BCHW: Tensor) -> Labels:
     return merge_with(clusters, model, NUM_VARIANTS, images_BCHW)
 
 
@@ -63,7 +64,7 @@ def mean_iou(masks_BHW: Tensor, truth_BHW: Tensor) -> float:
     return torch.stack(ious).mean().item()
 
 
-def best_merging(clusters: Clusters, truth_BHW: Tensor) -> Tensor:
+def best_merging(clusters: PixelClusters, truth_BHW: Tensor) -> Tensor:
     """The masks that a judge who knows the truth would merge the clusters to."""
     num_clusters = clusters.sizes_BK.shape[1]
     inside_BK = (one_hot(clusters.assignment_BP, num_clusters) @ truth_BHW.flatten(1).float()[..., None]).squeeze(2)
@@ -116,9 +117,26 @@ def test_a_turned_domain_is_learned_as_well(fit_set: Recolourings, test_set: Rec
     assert mean_iou(labels.masks_BHW, test_set.truth_BHW.rot90(1, (1, 2))) > 0.9
 
 
+@pytest.mark.parametrize("is_gray", [False, True])
+def test_a_rectangular_domain_is_learned_as_well(is_gray: bool, fit_set: Recolourings, test_set: Recolourings) -> None:
+    """The middle 48 of 64 columns; gray variants tell less, but more than nothing."""
+    columns = slice(8, 56)
+
+    def shown(drawn: Recolourings) -> Tensor:
+        variants_BNCHW = drawn.variants_BNCHW[..., columns]
+        return variants_BNCHW.mean(dim=2, keepdim=True) if is_gray else variants_BNCHW
+
+    clusters = cluster(shown(test_set))
+    assert clusters.size == (64, 48)
+    model = calibrate(cluster(shown(fit_set)), NUM_VARIANTS)
+    assert model.background_HW.shape == (64, 48)
+    masks_BHW = merge(clusters, model, shown(test_set)[:, 0]).masks_BHW
+    assert mean_iou(masks_BHW, test_set.truth_BHW[..., columns]) > (0.75 if is_gray else 0.9)
+
+
 def test_coarse_clusters_give_fine_masks(fit_set: Recolourings, test_set: Recolourings) -> None:
     def coarse(variants_BNCHW: Tensor) -> Tensor:
-        return downsample(variants_BNCHW.flatten(0, 1), 32).unflatten(0, variants_BNCHW.shape[:2])
+        return downsample(variants_BNCHW.flatten(0, 1), (32, 32)).unflatten(0, variants_BNCHW.shape[:2])
 
     model = calibrate(cluster(coarse(fit_set.variants_BNCHW)), NUM_VARIANTS)
     masks = merge(cluster(coarse(test_set.variants_BNCHW)), model, test_set.images).masks_BHW
@@ -143,7 +161,7 @@ def test_masks_unlike_the_others_are_less_sure(fit_set: Recolourings, test_set: 
     assert odd.mean() < good.mean() - 0.2
 
 
-def quarters() -> Clusters:
+def quarters() -> PixelClusters:
     """One 8x8 image: the frame, half of it in each of two opposite colours, and a middle like the first half."""
     assignment_HW = torch.zeros(8, 8, dtype=torch.int64)
     assignment_HW[4:] = 1
@@ -151,7 +169,7 @@ def quarters() -> Clusters:
     signature = torch.tensor([1.0, -1.0, 1.0, -1.0]).repeat_interleave(3)
     centroids_BKD = torch.stack([signature, -signature, 2 * signature + 5])[None]
     sizes_BK = torch.tensor([[24.0, 24.0, 16.0]])
-    return Clusters(assignment_HW.view(1, 64), centroids_BKD, sizes_BK, torch.zeros(1))
+    return PixelClusters(assignment_HW.view(1, 64), centroids_BKD, sizes_BK, torch.zeros(1), (8, 8))
 
 
 def test_affinity_to_the_border_by_hand() -> None:
@@ -163,7 +181,7 @@ def test_chance_correlation_counts_as_none() -> None:
     clusters = quarters()
     weak = clusters.centroids_BKD.clone()
     weak[0, 2] = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat_interleave(3) + 0.5 * weak[0, 0]
-    changed = Clusters(clusters.assignment_BP, weak, clusters.sizes_BK, clusters.inertia_B)
+    changed = replace(clusters, centroids_BKD=weak)
     # Squared correlation .2 with the first half, below the 1/3 that four variants give by chance.
     assert border_affinity(changed, 4)[0, 2] == 0
 
@@ -175,7 +193,7 @@ def test_a_glaring_variant_does_not_decide_alone() -> None:
     clothes = torch.tensor([6.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0])
     series = torch.stack([background, background, clothes])
     centroids = (series - series.mean(dim=1, keepdim=True)).repeat_interleave(3, dim=1)[None]
-    changed = Clusters(clusters.assignment_BP, centroids, clusters.sizes_BK, clusters.inertia_B)
+    changed = replace(clusters, centroids_BKD=centroids)
     centred = centroids[0, :, ::3]
     plain = (centred[0] @ centred[2] / centred[0].norm() / centred[2].norm()).square()
     moved = (centred.square() * (clusters.sizes_BK[0] / 64)[:, None]).sum(dim=0).sqrt()
@@ -188,6 +206,14 @@ def test_a_glaring_variant_does_not_decide_alone() -> None:
 
 def test_shares_of_the_border_by_hand() -> None:
     torch.testing.assert_close(border_share(quarters()), torch.tensor([[0.5, 0.5, 0.0]]))
+    # The same pixels as 4 rows of 16, and as 16 of 4: frames of 36 pixels, of which each half holds 18.
+    wide = replace(quarters(), size=(4, 16), assignment_BP=torch.arange(64)[None] // 32)
+    torch.testing.assert_close(border_share(wide), torch.tensor([[0.5, 0.5, 0.0]]))
+    tall = replace(quarters(), size=(16, 4), assignment_BP=torch.arange(64)[None] // 32 * 2)
+    torch.testing.assert_close(border_share(tall), torch.tensor([[0.5, 0.0, 0.5]]))
+    # And of the wide one's frame, 16 lie in the first row.
+    first_row = replace(quarters(), size=(4, 16), assignment_BP=(torch.arange(64)[None] < 16).long())
+    torch.testing.assert_close(border_share(first_row), torch.tensor([[20 / 36, 16 / 36, 0.0]]))
 
 
 def test_familiar_masks_by_hand() -> None:
@@ -204,12 +230,16 @@ def test_familiar_masks_by_hand() -> None:
 
 
 def test_one_cluster_for_all_gives_finite_numbers() -> None:
-    clusters = Clusters(
-        torch.zeros(2, 64, dtype=torch.int64), torch.zeros(2, 2, 12), torch.tensor([[64.0, 0.0]] * 2), torch.zeros(2)
+    clusters = PixelClusters(
+        torch.zeros(2, 64, dtype=torch.int64),
+        torch.zeros(2, 2, 12),
+        torch.tensor([[64.0, 0.0]] * 2),
+        torch.zeros(2),
+        (8, 8),
     )
     model = calibrate(clusters, 4)
     labels = merge_with(clusters, model, 4, torch.zeros(2, 3, 8, 8))
     assert bool(torch.isfinite(labels.confidence_B).all())
-    for name, shape in ForegroundModel.shapes(8).items():
+    for name, shape in ForegroundModel.shapes((8, 8)).items():
         assert tuple(getattr(model, name).shape) == shape
         assert bool(torch.isfinite(getattr(model, name)).all())

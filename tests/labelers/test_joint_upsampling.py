@@ -46,10 +46,10 @@ def guided(map_HW: np.ndarray, image_CHW: np.ndarray, radius: int) -> np.ndarray
     return result
 
 
-@pytest.mark.parametrize(("channels", "radius"), [(1, 1), (3, 1), (3, 2), (4, 2)])
-def test_at_one_resolution_it_is_the_guided_filter(channels: int, radius: int) -> None:
+@pytest.mark.parametrize(("channels", "radius", "width"), [(1, 1, 10), (3, 1, 10), (3, 2, 10), (4, 2, 10), (1, 2, 6)])
+def test_at_one_resolution_it_is_the_guided_filter(channels: int, radius: int, width: int) -> None:
     torch.manual_seed(1)
-    images_BCHW, maps_BKHW = torch.rand(2, channels, 10, 10) * 2 - 1, torch.rand(2, 3, 10, 10)
+    images_BCHW, maps_BKHW = torch.rand(2, channels, 10, width) * 2 - 1, torch.rand(2, 3, 10, width)
     found = snap_to_edges(maps_BKHW, images_BCHW, radius).numpy()
     for image in range(2):
         for part in range(3):
@@ -65,11 +65,12 @@ def picture(size: int) -> tuple[Tensor, Tensor]:
     return torch.stack([2 * mask - 1, torch.zeros_like(mask), blue * (1 - mask)])[None], mask[None, None]
 
 
-def test_a_coarse_map_gets_the_images_edges() -> None:
-    image, mask = picture(64)
-    coarse = (downsample(mask, 16) > 0.5).float()
+@pytest.mark.parametrize("columns", [slice(0, 64), slice(8, 56)])
+def test_a_coarse_map_gets_the_images_edges(columns: slice) -> None:
+    image, mask = (tensor[..., columns] for tensor in picture(64))
+    coarse = (downsample(mask, (16, mask.shape[3] // 4)) > 0.5).float()
     snapped = snap_to_edges(coarse, image, radius=2) > 0.5
-    blurred = resize(coarse, 64) > 0.5
+    blurred = resize(coarse, mask.shape[2:]) > 0.5
     wrong = (snapped != mask.bool()).sum().item()
     assert wrong <= 5
     assert (blurred != mask.bool()).sum().item() > 50
@@ -91,8 +92,12 @@ def test_a_flat_image_only_blurs() -> None:
 def test_resampling() -> None:
     torch.manual_seed(2)
     maps = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(downsample(maps, 2)[1, 2, 1, 0], maps[1, 2, 4:, :4].mean())
-    torch.testing.assert_close(resample(maps, 4), downsample(maps, 4))
+    torch.testing.assert_close(downsample(maps, (2, 2))[1, 2, 1, 0], maps[1, 2, 4:, :4].mean())
+    torch.testing.assert_close(resample(maps, (4, 4)), downsample(maps, (4, 4)))
     expected = functional.interpolate(maps, size=(16, 16), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(resample(maps, 16), expected)
-    assert torch.equal(resample(maps, 8), maps)
+    torch.testing.assert_close(resample(maps, (16, 16)), expected)
+    assert torch.equal(resample(maps, (8, 8)), maps)
+    wide = maps[:, :, :4]
+    torch.testing.assert_close(resample(wide, (2, 4))[1, 2, 1, 3], wide[1, 2, 2:, 6:].mean())
+    expected = functional.interpolate(wide, size=(8, 16), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(resample(wide, (8, 16)), expected)

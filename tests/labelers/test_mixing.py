@@ -53,10 +53,11 @@ def test_more_variants_than_a_pass_holds() -> None:
 
 def test_passes_are_bounded_in_images_and_pixels() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [variants_per_pass(size, cpu) for size in (32, 256, 512, 1024)] == [16, 16, 4, 1]
-    assert [variants_per_pass(size, cuda) for size in (32, 256, 1024)] == [1024, 256, 16]
-    assert [images_per_pass(number, 128, cpu) for number in (2, 16, 256)] == [8, 1, 1]
-    assert images_per_pass(16, 256, cuda) == 16
+    assert [variants_per_pass((size, size), cpu) for size in (32, 256, 512, 1024)] == [16, 16, 4, 1]
+    assert [variants_per_pass((size, size), cuda) for size in (32, 256, 1024)] == [1024, 256, 16]
+    assert [images_per_pass(number, (128, 128), cpu) for number in (2, 16, 256)] == [8, 1, 1]
+    assert images_per_pass(16, (256, 256), cuda) == 16
+    assert variants_per_pass((1024, 512), cpu) == 2
 
 
 def test_mixing_an_image_with_itself_gives_the_image() -> None:

@@ -169,7 +169,7 @@ def test_rare_classes_that_hardly_any_image_shows_are_told() -> None:
 
 def test_a_sample_is_named_as_whole_images_are() -> None:
     batch, model = painted()
-    collector = SampleCollector(("b8.conv1",), 3, 8, num_images=2, dense=ColourPrompts().dense, num_dense=1)
+    collector = SampleCollector(("b8.conv1",), 3, (8, 8), num_images=2, dense=ColourPrompts().dense, num_dense=1)
     collector.add(batch)
     sample = collector.sample()
     assert sample.dense_FE is not None and sample.dense_FE.shape == (64, 4) and len(sample.image_S) == 128

@@ -1,8 +1,10 @@
 """Parts by a codebook of clusters, on clusters made by hand."""
 
+from dataclasses import replace
+
 import torch
 
-from pipeline.labelers.kmeans import Clusters
+from pipeline.labelers.kmeans import Clusters, PixelClusters
 from pipeline.labelers.parts import describe, fit_parts, part_maps
 
 NUM_VARIANTS, SIDE = 6, 8
@@ -10,7 +12,7 @@ NUM_VARIANTS, SIDE = 6, 8
 ROWS = {0: 2, 1: 3, 2: 2, 3: 1}
 
 
-def striped(seed: int) -> tuple[Clusters, torch.Tensor, torch.Tensor]:
+def striped(seed: int) -> tuple[PixelClusters, torch.Tensor, torch.Tensor]:
     """An image of stripes, the probability of foreground of its clusters, and the kind [H, W] of each pixel.
 
     Which number a kind's cluster has differs between images; so do colours, except how they respond to donors.
@@ -27,7 +29,7 @@ def striped(seed: int) -> tuple[Clusters, torch.Tensor, torch.Tensor]:
     centroids = (responses + base + noise)[order].flatten(1)[None]
     sizes = torch.tensor([[float(ROWS[int(kind)] * SIDE) for kind in order]])
     probability = torch.where(order == 0, 0.1, 0.9)[None]
-    return Clusters(assignment, centroids, sizes, torch.zeros(1)), probability, kinds_HW
+    return PixelClusters(assignment, centroids, sizes, torch.zeros(1), (SIDE, SIDE)), probability, kinds_HW
 
 
 def test_descriptions_by_hand() -> None:
@@ -40,6 +42,21 @@ def test_descriptions_by_hand() -> None:
     torch.testing.assert_close(described[0, background, -2:], torch.tensor([-0.75, 0.0]), rtol=0, atol=1e-6)
     response = described[0, :, :-2].unflatten(1, (NUM_VARIANTS, 3))
     torch.testing.assert_close(response.mean(dim=1), torch.zeros(4, 3), rtol=0, atol=1e-6)
+
+
+def test_places_of_rectangles_by_hand() -> None:
+    """The same pixels as 4 rows of 16: the first 16, the background, are the first row."""
+    clusters, _, _ = striped(0)
+    background = int(clusters.assignment_BP[0, 0])
+    described = describe(replace(clusters, size=(4, 16)), NUM_VARIANTS)
+    torch.testing.assert_close(described[0, background, -2:], torch.tensor([-0.75, 0.0]), rtol=0, atol=1e-6)
+    described = describe(replace(clusters, size=(16, 4)), NUM_VARIANTS)
+    torch.testing.assert_close(described[0, background, -2:], torch.tensor([-0.75, 0.0]), rtol=0, atol=1e-6)
+    first_HW = torch.zeros(2, 32, dtype=torch.int64)
+    first_HW[:, :8] = 1
+    quarter = replace(clusters, size=(2, 32), assignment_BP=first_HW.view(1, 64), sizes_BK=torch.full((1, 4), 16.0))
+    described = describe(quarter, NUM_VARIANTS)
+    torch.testing.assert_close(described[0, 1, -2:], torch.tensor([0.0, -0.75]), rtol=0, atol=1e-6)
 
 
 def test_parts_mean_the_same_in_every_image_and_go_by_size() -> None:

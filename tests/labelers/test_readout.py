@@ -7,26 +7,33 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.generator.networks import GeneratorSpec, channels_by_resolution
-from pipeline.labelers.readout import ReadoutFit, readout_layers, readout_resolution, readout_shapes
+from pipeline.labelers.readout import ReadoutFit, readout_layers, readout_shapes, readout_size
 
 
-def make_spec(resolution: int = 32) -> GeneratorSpec:
-    channels = channels_by_resolution(resolution, channel_base=128, channel_max=6)
-    return GeneratorSpec(resolution=resolution, z_dim=8, w_dim=8, c_dim=0, mapping_layers=2, channels=channels)
+def make_spec(resolution: int = 32, const_size: tuple[int, int] = (4, 4)) -> GeneratorSpec:
+    return GeneratorSpec(
+        resolution=resolution,
+        z_dim=8,
+        w_dim=8,
+        c_dim=0,
+        mapping_layers=2,
+        channels=channels_by_resolution(resolution, channel_base=128, channel_max=6),
+        const_size=const_size,
+    )
 
 
 def random_features(spec: GeneratorSpec, count: int) -> dict[str, Tensor]:
     shapes = readout_shapes(spec, 1)
     return {
-        name: torch.randn(count, shapes[name][0], int(name[1:].split(".")[0]), int(name[1:].split(".")[0]))
+        name: torch.randn(count, shapes[name][0], *spec.size_at(int(name[1:].split(".")[0])))
         for name in readout_layers(spec)
     }
 
 
 def hypercolumns(features: dict[str, Tensor], background_HW: Tensor) -> Tensor:
     """All features of each pixel, upsampled, its place and 1 [B, P, D]."""
-    size = background_HW.shape[0]
-    up = [functional.interpolate(f, size=(size, size), mode="bilinear", align_corners=False) for f in features.values()]
+    size = background_HW.shape
+    up = [functional.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in features.values()]
     place = background_HW.expand(len(up[0]), 1, -1, -1)
     return torch.cat([*up, place, torch.ones_like(place)], dim=1).flatten(2).transpose(1, 2)
 
@@ -36,7 +43,8 @@ def test_layers_and_resolutions() -> None:
     assert readout_layers(make_spec(32)) == ("b16.conv0", "b16.conv1", "b32.conv0", "b32.conv1")
     layers = readout_layers(make_spec(1024))
     assert (layers[0], layers[-1], len(layers)) == ("b16.conv0", "b256.conv1", 10)
-    assert [readout_resolution(make_spec(size)) for size in (8, 256, 1024)] == [8, 256, 256]
+    assert [readout_size(make_spec(size)) for size in (8, 256, 1024)] == [(8, 8), (256, 256), (256, 256)]
+    assert readout_size(make_spec(1024, (4, 2))) == (256, 128)
     assert readout_shapes(make_spec(32), 3) == {
         "b16.conv0": (6, 5), "b16.conv1": (6, 5), "b32.conv0": (4, 5), "b32.conv1": (4, 5), "place": (5,), "bias": (5,),
     }  # fmt: skip
@@ -49,10 +57,12 @@ def taught(features: dict[str, Tensor], parts_BKHW: Tensor, background_HW: Tenso
     return fit
 
 
-def test_it_is_the_ridge_regression_of_all_images_and_of_each_half() -> None:
+@pytest.mark.parametrize("const_size", [(4, 4), (4, 2), (2, 4)])
+def test_it_is_the_ridge_regression_of_all_images_and_of_each_half(const_size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    features, background_HW = random_features(make_spec(), 6), torch.rand(32, 32)
-    parts_BKHW = (torch.rand(6, 2, 32, 32) < 0.3).float()
+    spec = make_spec(const_size=const_size)
+    features, background_HW = random_features(spec, 6), torch.rand(spec.image_size)
+    parts_BKHW = (torch.rand(6, 2, *spec.image_size) < 0.3).float()
     maps_BKHW, halves_B2HW = taught(features, parts_BKHW, background_HW).solve()(features)
     x_BPD = hypercolumns(features, background_HW).double().numpy()
 
@@ -88,14 +98,15 @@ def test_masks_that_are_linear_in_features_are_read_from_unseen_images() -> None
     assert ((found_BKHW[:, 0] > 0.5) == masks_BHW[8:].bool()).float().mean() > 0.97
 
 
-def test_of_large_images_some_pixels_are_read_where_resizing_would_put_them() -> None:
+@pytest.mark.parametrize("const_size", [(4, 4), (4, 2), (2, 4)])
+def test_of_large_images_some_pixels_are_read_where_resizing_would_put_them(const_size: tuple[int, int]) -> None:
     torch.manual_seed(2)
-    spec = make_spec(128)
-    features, background_HW = random_features(spec, 2), torch.zeros(128, 128)
+    spec = make_spec(128, const_size)
+    features, background_HW = random_features(spec, 2), torch.zeros(spec.image_size)
     for name in features:
         features[name] = features[name] * (name == "b32.conv1")
     # A map that is linear in upsampled features is learned without error only if pixels are read at their places.
-    target_BHW = functional.interpolate(features["b32.conv1"], size=(128, 128), mode="bilinear")[:, 0]
+    target_BHW = functional.interpolate(features["b32.conv1"], size=spec.image_size, mode="bilinear")[:, 0]
     fit = ReadoutFit(spec, 1, background_HW)
     for index in range(2):
         fit.add({name: tensor[index] for name, tensor in features.items()}, target_BHW[[index]])

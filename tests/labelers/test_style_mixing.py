@@ -64,6 +64,29 @@ def test_labels(mode: str, fitted_in: dict[str, bytes]) -> None:
     assert bool(((labels.confidence_B >= 0) & (labels.confidence_B <= 1)).all())
 
 
+@pytest.mark.parametrize(("const_size", "img_channels"), [((4, 2), 3), ((2, 4), 1)])
+@pytest.mark.parametrize(
+    "settings", [{"masks_from": "readout", "crossover": "auto"}, {"masks_from": "clusters", "parts": 2}]
+)
+def test_rectangular_and_gray_images_are_labeled(
+    const_size: tuple[int, int], img_channels: int, settings: dict[str, object]
+) -> None:
+    sampler = make_sampler(64, const_size=const_size, img_channels=img_channels)
+    config = make_config(**settings, variant_resolution="auto" if "parts" in settings else 32)
+    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    assert isinstance(labeler, StyleMixingLabeler)
+    height, width = 16 * const_size[0], 16 * const_size[1]
+    size = labeler.variant_resolution // 4
+    variants_BNCHW = labeler.variants(sampler.sample([7, 8]))
+    assert variants_BNCHW.shape == (2, 4, img_channels, const_size[0] * size, const_size[1] * size)
+    assert labeler.fitted.foreground.background_HW.shape == variants_BNCHW.shape[3:]
+    labels = labeler.label(sampler.sample([7, 8], labeler.layers))
+    assert labels.masks_BHW.shape == (2, height, width)
+    assert len(labels.masks_BHW.unique()) == len(labeler.classes)
+    alone = labeler.label(sampler.sample([8], labeler.layers))
+    assert torch.equal(alone.masks_BHW[0], labels.masks_BHW[1])
+
+
 @pytest.mark.parametrize("noise", ["const", "per_seed"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mask_depends_on_its_sample_alone_to_the_bit(mode: str, noise: str, fitted_in: dict[str, bytes]) -> None:
@@ -185,7 +208,7 @@ def test_each_image_is_clustered_once_however_many_fit_in_a_pass() -> None:
     sampler = make_sampler(batch_size=6)
     clusterer = VariantClusterer(make_config())
     batch, (donors_NLD, _) = sampler.sample(range(6)), sampler.ws(range(10, 14))
-    assert images_per_pass(4, 16, sampler.device) == 4
+    assert images_per_pass(4, (16, 16), sampler.device) == 4
     together = clusterer.of_batch(sampler.generator, batch, donors_NLD, 3)
     assert together.assignment_BP.shape == (6, 256)
     for index in range(6):

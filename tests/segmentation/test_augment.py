@@ -25,29 +25,29 @@ def _image_of(mask_HW: np.ndarray) -> np.ndarray:
 
 def test_nothing_asked_is_nothing_done() -> None:
     sample = _sample()
-    changed = Augmentation(NOTHING, 16)(sample, np.random.default_rng(0))
+    changed = Augmentation(NOTHING, (16, 16))(sample, np.random.default_rng(0))
     assert np.array_equal(changed.image_HWC, sample.image_HWC)
     assert np.array_equal(changed.mask_HW, sample.mask_HW)
 
 
 def test_a_flip_mirrors_all_alike() -> None:
     sample = _sample()
-    changed = Augmentation(NOTHING.model_copy(update={"flip": 1.0}), 16)(sample, np.random.default_rng(0))
+    changed = Augmentation(NOTHING.model_copy(update={"flip": 1.0}), (16, 16))(sample, np.random.default_rng(0))
     assert np.array_equal(changed.mask_HW, sample.mask_HW[:, ::-1])
     assert np.array_equal(changed.image_HWC, sample.image_HWC[:, ::-1])
     assert changed.alpha_HW is not None and np.array_equal(changed.alpha_HW, changed.mask_HW // 2)
 
 
-@pytest.mark.parametrize("side", [6, 16, 25])
-def test_a_crop_cuts_all_alike_and_ignores_what_it_fills(side: int) -> None:
+@pytest.mark.parametrize("size", [(6, 6), (16, 16), (25, 25), (6, 25), (25, 16)])
+def test_a_crop_cuts_all_alike_and_ignores_what_it_fills(size: tuple[int, int]) -> None:
     sample = _sample()
     for seed in range(20):
-        changed = cropped(sample, side, np.random.default_rng(seed))
-        assert changed.mask_HW.shape == (side, side) and changed.image_HWC.shape == (side, side, 3)
-        inside_HW = np.zeros((side, side), bool)
+        changed = cropped(sample, size, np.random.default_rng(seed))
+        assert changed.mask_HW.shape == size and changed.image_HWC.shape == (*size, 3)
+        inside_HW = np.zeros(size, bool)
         matching = np.all(changed.image_HWC == _image_of(changed.mask_HW), axis=-1)
         inside_HW[matching] = True
-        assert inside_HW.sum() == min(side, 16) ** 2
+        assert inside_HW.sum() == min(size[0], 16) * min(size[1], 16)
         assert (changed.mask_HW[~inside_HW] == 255).all()
 
 
@@ -55,7 +55,7 @@ def test_crops_reach_every_corner() -> None:
     sample = _sample()
     corners = {
         (int(c.mask_HW[0, 0]), c.mask_HW.tobytes())
-        for c in (cropped(sample, 15, np.random.default_rng(seed)) for seed in range(60))
+        for c in (cropped(sample, (15, 15), np.random.default_rng(seed)) for seed in range(60))
     }
     assert len(corners) == 4
 
@@ -81,7 +81,7 @@ def test_jitter_is_brightness_contrast_and_saturation() -> None:
 
 
 def test_equal_random_numbers_give_equal_samples() -> None:
-    augment = Augmentation(AugmentationConfig(), 16)
+    augment = Augmentation(AugmentationConfig(), (16, 16))
     one, two = (augment(_sample(), np.random.default_rng(4)) for _ in range(2))
     other = augment(_sample(), np.random.default_rng(5))
     assert np.array_equal(one.image_HWC, two.image_HWC) and np.array_equal(one.mask_HW, two.mask_HW)

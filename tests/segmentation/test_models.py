@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from discs import ByColour
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -18,13 +19,14 @@ from pipeline.segmentation.loss import segmentation_loss
 from pipeline.segmentation.models import Segmenter, build, load_segmenter, save_segmenter
 from pipeline.segmentation.onnx_export import export_onnx
 from schemas.errors import CheckpointError
+from schemas.sample import ImageShape
 from schemas.segmentation import Architecture, SegmentationModelCard, SegmentationModelConfig
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CARD = SegmentationModelCard(
     model=SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large"),
     classes=("background", "skin", "hair"),
-    resolution=32,
+    image_shape=ImageShape(height=32, width=32, channels=3),
     mean=MEAN,
     std=STD,
     dataset_fingerprint="f" * 64,
@@ -140,12 +142,24 @@ def test_an_image_without_a_known_pixel_teaches_nothing() -> None:
     assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
 
 
+def test_one_that_learned_from_rectangular_gray_images_turns_colours_gray_in_onnx_too(tmp_path: Path) -> None:
+    segmenter = Segmenter(ByColour(), upscale=1, mean=(0.4,) * 3, std=(0.5,) * 3, turns_gray=True).eval()
+    card = CARD.model_copy(update={"image_shape": ImageShape(height=24, width=40, channels=1)})
+    export_onnx(segmenter, card, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = np.random.default_rng(0).random((2, 3, 24, 40), np.float32)
+    gray = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]
+    (logits,) = session.run(["logits"], {"images": images})
+    np.testing.assert_allclose(logits, np.stack([(gray - 0.4) / 0.5] * 3, axis=1), atol=1e-5)
+
+
 def test_onnxruntime_gives_what_pytorch_gives(tmp_path: Path) -> None:
     segmenter = _build("resnet18_8s", upscale=2).eval()
     path = tmp_path / "model.onnx"
     assert export_onnx(segmenter, CARD, path) < 1e-3
     session = onnxruntime.InferenceSession(path)
-    assert session.get_modelmeta().custom_metadata_map == {"classes": "background,skin,hair", "resolution": "32"}
+    described = session.get_modelmeta().custom_metadata_map
+    assert described == {"classes": "background,skin,hair", "height": "32", "width": "32"}
     for batch in (1, 4):
         images = np.random.default_rng(batch).random((batch, 3, 32, 32), np.float32)
         (logits,) = session.run(["logits"], {"images": images})

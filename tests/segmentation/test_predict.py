@@ -18,6 +18,7 @@ from pipeline.segmentation.evaluate import evaluate
 from pipeline.segmentation.mask_source import open_masks
 from pipeline.segmentation.models import Segmenter, build, save_segmenter
 from pipeline.segmentation.predict import PhotoError, photo_files, predict, predict_folder, read_photo
+from schemas.sample import ImageShape
 from schemas.segmentation import SegmentationModelCard, SegmentationModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +92,7 @@ def test_the_command_labels_photos(photos: Path, tmp_path: Path) -> None:
     card = SegmentationModelCard(
         model=config,
         classes=CLASSES,
-        resolution=16,
+        image_shape=ImageShape(height=16, width=16, channels=3),
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
         dataset_fingerprint="f" * 64,
