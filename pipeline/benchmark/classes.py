@@ -143,7 +143,8 @@ class ClassSweep:
 
     def __init__(self, store: Store, sampler: Sampler, circumstances: Circumstances, extent: Extent) -> None:
         self._store, self._sampler, self.extent = store, sampler, extent
-        self._judge, self._other = open_oracle("b", sampler.device), open_oracle("a", sampler.device)
+        size = sampler.generator.spec.resolution
+        self._judge, self._other = open_oracle("b", size, sampler.device), open_oracle("a", size, sampler.device)
         assert tuple(CLASS_PROMPTS) == self._judge.classes
         self.default = FeatureClustersConfig.model_validate({**PROMPTED_CLUSTERS.model_dump(), **extent.fit})
         rows = class_rows(self.default, _LAYERS, sampler.config.truncation_psi)

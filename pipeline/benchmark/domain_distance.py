@@ -106,7 +106,7 @@ def measure(
             f"{checkpoint} makes images of {own} px: they can be measured at their own size or enlarged, at a multiple "
             f"of {RESOLUTION} px; got {resolution}"
         )
-    oracle = open_oracle("b")
+    oracle = open_oracle("b", RESOLUTION)
     own_seeds, other_seeds = (seeds[:num_images] for seeds in DISTANCE_SEEDS)
     drawn_BCHW, truths_NHW = rendered_images(own_seeds, resolution)
     renders = look(oracle, drawn_BCHW)

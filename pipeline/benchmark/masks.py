@@ -39,10 +39,11 @@ def benchmark_masks(
     images the oracles do not take.
     """
     loaded = open_judged(checkpoint, device)
+    spec = loaded.generator.spec
     numerics = NumericsConfig(batch_size=BATCH_SIZE)
     torch.set_num_threads(numerics.threads)
     config = GeneratorConfig(checkpoint=checkpoint)
-    oracle_b, oracle_a = open_oracle("b", device), open_oracle("a", device)
+    oracle_b, oracle_a = (open_oracle(name, spec.resolution, device) for name in ("b", "a"))
     circumstances = Circumstances(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,

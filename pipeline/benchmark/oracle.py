@@ -1,6 +1,7 @@
-"""Judges of mask quality on the avatars domain: two networks trained on exact renders, bundled with their cards.
+"""Judges of mask quality on the avatars domain: two networks per resolution, trained on exact renders, bundled with
+their cards.
 
-They say which class each pixel of a 32 px portrait has, generated ones included, for which no exact mask exists. How
+They say which class each pixel of a portrait has, generated ones included, for which no exact mask exists. How
 far two such judges of different build agree bounds what any comparison with one of them can show.
 
 Shape suffixes: B batch, C channels, H height, W width, N classes, D features.
@@ -48,15 +49,31 @@ class OracleInfo:
     """A key of ARCHITECTURES."""
     classes: tuple[str, ...]
     """Names by class id."""
+    resolution: int
+    """Height and width of the images that it looks at."""
     provenance: dict[str, str]
     """Free text by key: data, steps, figures, licence, attribution."""
 
 
-def open_oracle(name: OracleName, device: str | torch.device = "cpu") -> Oracle:
-    """The bundled oracle "a" (a U-Net) or "b" (a dilated network). Raises OracleError on other names."""
+def bundled_resolutions() -> tuple[int, ...]:
+    """Resolutions for which there are judges."""
+    return tuple(sorted(int(path.stem.split("-")[2]) for path in _BUNDLED_FOLDER.glob("oracle-b-*.safetensors")))
+
+
+def open_oracle(name: OracleName, resolution: int, device: str | torch.device = "cpu") -> Oracle:
+    """The bundled oracle "a" (a U-Net) or "b" (a dilated network) for images of a resolution. Raises OracleError on
+    other names and resolutions."""
     if name not in get_args(OracleName):
         raise OracleError(f"no oracle {name!r}; there are {' and '.join(map(repr, get_args(OracleName)))}")
-    return load_oracle(_BUNDLED_FOLDER / f"oracle-{name}.safetensors", device)
+    if resolution not in bundled_resolutions():
+        sizes = " and ".join(f"{size} px" for size in bundled_resolutions())
+        raise OracleError(f"no oracle for images of {resolution} px; there are some for {sizes}")
+    return load_oracle(_BUNDLED_FOLDER / oracle_file(name, resolution), device)
+
+
+def oracle_file(name: OracleName, resolution: int) -> str:
+    """Name of an oracle's file."""
+    return f"oracle-{name}-{resolution}.safetensors"
 
 
 def load_oracle(path: Path, device: str | torch.device = "cpu") -> Oracle:
@@ -76,7 +93,7 @@ def load_oracle(path: Path, device: str | torch.device = "cpu") -> Oracle:
 
 def build_network(info: OracleInfo) -> UNet | DilatedNet:
     """The untrained network of an architecture."""
-    return ARCHITECTURES[info.architecture](len(info.classes))
+    return ARCHITECTURES[info.architecture](len(info.classes), info.resolution)
 
 
 def save_oracle(path: Path, network: UNet | DilatedNet, info: OracleInfo) -> None:
@@ -93,6 +110,7 @@ def save_oracle(path: Path, network: UNet | DilatedNet, info: OracleInfo) -> Non
         "version": VERSION,
         "architecture": info.architecture,
         "classes": list(info.classes),
+        "resolution": info.resolution,
         "provenance": info.provenance,
     }
     write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header, sort_keys=True)}))
@@ -111,15 +129,15 @@ class Oracle:
         return self.info.classes
 
     def segment(self, images_BCHW: Tensor) -> Tensor:
-        """The likeliest class of each pixel, uint8 [B, 32, 32], on the oracle's device.
+        """The likeliest class of each pixel, uint8 [B, R, R], on the oracle's device.
 
-        images float32 [B, 3, 32, 32] RGB, nominally in [-1, 1], where they are cut off as in a saved file. Raises
-        OracleError on other shapes.
+        images float32 [B, 3, R, R] RGB of the oracle's resolution, nominally in [-1, 1], where they are cut off as in
+        a saved file. Raises OracleError on other shapes.
         """
         return torch.cat([sight.logits_BNHW.argmax(dim=1).byte() for sight in self._look(images_BCHW)])
 
     def probabilities(self, images_BCHW: Tensor) -> Tensor:
-        """The probability of each class, float32 [B, N, 32, 32]. Takes and raises what `segment` does."""
+        """The probability of each class, float32 [B, N, R, R]. Takes and raises what `segment` does."""
         return torch.cat([functional.softmax(sight.logits_BNHW, dim=1) for sight in self._look(images_BCHW)])
 
     def features(self, images_BCHW: Tensor) -> Tensor:
@@ -127,10 +145,10 @@ class Oracle:
         return torch.cat([sight.features_BD for sight in self._look(images_BCHW)])
 
     def _look(self, images_BCHW: Tensor) -> Iterator[Sight]:
-        shape = tuple(images_BCHW.shape)
-        if len(shape) != 4 or shape[0] == 0 or shape[1:] != (3, RESOLUTION, RESOLUTION):
+        shape, side = tuple(images_BCHW.shape), self.info.resolution
+        if len(shape) != 4 or shape[0] == 0 or shape[1:] != (3, side, side):
             raise OracleError(
-                f"images of shape {list(shape)}; the oracles take [B, 3, {RESOLUTION}, {RESOLUTION}] with B at least 1"
+                f"images of shape {list(shape)}; this oracle takes [B, 3, {side}, {side}] with B at least 1"
             )
         for part_BCHW in images_BCHW.split(_BATCH_SIZE):
             num = len(part_BCHW)
@@ -146,7 +164,8 @@ def _read_info(path: Path) -> OracleInfo:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[_METADATA_KEY])
         found = header["format"], header["version"]
-        info = OracleInfo(header["architecture"], tuple(header["classes"]), dict(header["provenance"]))
+        resolution = header.get("resolution", RESOLUTION)  # which the first oracles' files do not say
+        info = OracleInfo(header["architecture"], tuple(header["classes"]), resolution, dict(header["provenance"]))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise OracleError(f"{path}: not an oracle's weights ({error}); install labelmill again") from error
     if found != (FORMAT, VERSION) or info.architecture not in ARCHITECTURES:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from pipeline.benchmark.avatar_svg import rasterise_classes
 from pipeline.benchmark.avatars import draw_figure, render
 
 RESOLUTION = 32
-FINE_IMAGE, FINE_MASK = 64, 128
-"""Sizes of the renders that are moved, scaled and bent before they are brought to 32 px."""
+"""Of the first judges' images, in pixels, and of structure by `domain_distance`."""
+FINE_IMAGE, FINE_MASK = 2, 4
+"""Sizes, in those of the images, of the renders that are moved, scaled and bent before they are reduced to images."""
 
 GENERATOR_SEEDS = range(540_000)
 """Among these are all that the bundled generator learned from: drawings with rare parts were picked out of them."""
@@ -38,62 +40,68 @@ DISTANCE_SEEDS = (range(5_000_000, 5_010_000), range(6_000_000, 6_010_000))
 
 @dataclass(frozen=True)
 class Renders:
-    """Portraits of consecutive seeds, each drawn at 32 px and finer, all uint8; images are RGB."""
+    """Portraits of consecutive seeds, each drawn at a resolution and finer, all uint8; images are RGB."""
 
     images_NHWC: NDArray[np.uint8]
-    """At 32 px."""
+    """At the resolution."""
     masks_NHW: NDArray[np.uint8]
-    """At 32 px."""
+    """At the resolution."""
     fine_images_NHWC: NDArray[np.uint8]
-    """At 64 px."""
+    """At FINE_IMAGE times the resolution."""
     fine_masks_NHW: NDArray[np.uint8]
-    """At 128 px."""
+    """At FINE_MASK times the resolution."""
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of images and masks."""
+        return int(self.masks_NHW.shape[-1])
 
     def __len__(self) -> int:
         return len(self.masks_NHW)
 
 
-_SHAPES = {
-    "images_NHWC": (RESOLUTION, RESOLUTION, 3),
-    "masks_NHW": (RESOLUTION, RESOLUTION),
-    "fine_images_NHWC": (FINE_IMAGE, FINE_IMAGE, 3),
-    "fine_masks_NHW": (FINE_MASK, FINE_MASK),
-}
+def _shapes(resolution: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "images_NHWC": (resolution, resolution, 3),
+        "masks_NHW": (resolution, resolution),
+        "fine_images_NHWC": (FINE_IMAGE * resolution, FINE_IMAGE * resolution, 3),
+        "fine_masks_NHW": (FINE_MASK * resolution, FINE_MASK * resolution),
+    }
 
 
-def load_renders(seeds: range, cache: Path, num_processes: int = 1) -> Renders:
+def load_renders(seeds: range, cache: Path, num_processes: int = 1, *, resolution: int = RESOLUTION) -> Renders:
     """The renders of a range of seeds, memory-mapped from `cache`, drawn there first when they are missing."""
-    folder = cache / f"avatars-{seeds.start}-{len(seeds)}"
+    folder = cache / f"avatars-{resolution}-{seeds.start}-{len(seeds)}"
     if not folder.is_dir():
-        partial = cache / f".{folder.name}.{os.getpid()}"
-        partial.mkdir(parents=True)
+        unfinished = cache / f".{folder.name}.{os.getpid()}"
+        unfinished.mkdir(parents=True)
         try:
-            _draw(seeds, partial, num_processes)
-            partial.rename(folder)
+            _draw(seeds, unfinished, num_processes, resolution)
+            unfinished.rename(folder)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return Renders(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _SHAPES})
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return Renders(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _shapes(resolution)})
 
 
-def _draw(seeds: range, folder: Path, num_processes: int) -> None:
+def _draw(seeds: range, folder: Path, num_processes: int, resolution: int) -> None:
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(seeds), *shape))
-        for name, shape in _SHAPES.items()
+        for name, shape in _shapes(resolution).items()
     }
     with get_context("spawn").Pool(num_processes) as pool:
-        for index, drawn in enumerate(pool.imap(_draw_one, seeds, chunksize=16)):
+        for index, drawn in enumerate(pool.imap(partial(_draw_one, resolution), seeds, chunksize=16)):
             for name, array in arrays.items():
                 array[index] = drawn[name]
     for array in arrays.values():
         array.flush()
 
 
-def _draw_one(seed: int) -> dict[str, NDArray[np.uint8]]:
+def _draw_one(resolution: int, seed: int) -> dict[str, NDArray[np.uint8]]:
     cv2.setNumThreads(1)
-    avatar = render(seed, RESOLUTION)
+    avatar = render(seed, resolution)
     return {
         "images_NHWC": avatar.image_HWC,
         "masks_NHW": avatar.mask_HW,
-        "fine_images_NHWC": render(seed, FINE_IMAGE).image_HWC,
-        "fine_masks_NHW": rasterise_classes(draw_figure(seed), FINE_MASK),
+        "fine_images_NHWC": render(seed, FINE_IMAGE * resolution).image_HWC,
+        "fine_masks_NHW": rasterise_classes(draw_figure(seed), FINE_MASK * resolution),
     }

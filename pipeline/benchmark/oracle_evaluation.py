@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.benchmark.oracle import Oracle, OracleName, open_oracle
-from pipeline.benchmark.oracle_data import HELD_OUT_SEEDS
+from pipeline.benchmark.oracle_data import HELD_OUT_SEEDS, RESOLUTION
 from pipeline.benchmark.oracle_images import HandLabel, as_images, generated_images, hand_labels, rendered_images
 from pipeline.segmentation.metrics import MaskEvaluator
 from schemas.sample import IGNORE
@@ -51,20 +51,21 @@ def score_on_hand_labels(oracle: Oracle, labels: Sequence[HandLabel]) -> Scores:
     return compare_foreground(guesses_NHW, np.stack([label.mask_HW for label in labels]))
 
 
-def report(render_seeds: Sequence[int], generated_seeds: Sequence[int]) -> str:
-    """The tables, as Markdown."""
-    oracles = {name: open_oracle(name) for name in get_args(OracleName)}
+def report(render_seeds: Sequence[int], generated_seeds: Sequence[int], checkpoint: str, resolution: int) -> str:
+    """The tables, as Markdown, of the oracles for a resolution, which a generator makes images of."""
+    oracles = {name: open_oracle(name, resolution) for name in get_args(OracleName)}
     classes = oracles["a"].classes
-    images_BCHW, truths_NHW = rendered_images(render_seeds)
+    images_BCHW, truths_NHW = rendered_images(render_seeds, resolution)
     exact = {name: (masks_of(oracle, images_BCHW), truths_NHW) for name, oracle in oracles.items()}
-    seen_BCHW = generated_images(generated_seeds)
+    seen_BCHW = generated_images(generated_seeds, checkpoint)
     first_NHW, second_NHW = (masks_of(oracle, seen_BCHW) for oracle in oracles.values())
-    labels = hand_labels()
+    labels = hand_labels(resolution)
     columns = {f"{name}, renders": compare(*pair, classes) for name, pair in exact.items()}
     columns["a and b, generated"] = compare(second_NHW, first_NHW, classes)
     pairs = {f"{name}, renders": compare_foreground(*pair) for name, pair in exact.items()}
     pairs["a and b, generated"] = compare_foreground(second_NHW, first_NHW)
-    pairs |= {f"{name}, hand labels": score_on_hand_labels(oracle, labels) for name, oracle in oracles.items()}
+    if labels:
+        pairs |= {f"{name}, hand labels": score_on_hand_labels(oracle, labels) for name, oracle in oracles.items()}
     return "\n\n".join((table("IoU", columns), table("IoU", pairs)))
 
 
@@ -91,10 +92,11 @@ def _figure(value: float | None) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.benchmark.oracle_evaluation")
+    parser.add_argument("--resolution", type=int, default=RESOLUTION, help="of the images that the oracles judge")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print(report(HELD_OUT_SEEDS, GENERATED_SEEDS))
+    print(report(HELD_OUT_SEEDS, GENERATED_SEEDS, f"bundled:avatars-{given.resolution}", given.resolution))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.benchmark.avatars import render
+from pipeline.benchmark.oracle import bundled_resolutions
 from pipeline.benchmark.oracle_data import RESOLUTION
 from pipeline.generator.checkpoints import LoadedCheckpoint, open_checkpoint
 from pipeline.generator.sampling import Sampler
@@ -23,6 +24,7 @@ from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import LabelmillError
 
 GENERATOR = "bundled:avatars-32"
+"""What benchmarks and nobody else take without being told."""
 _HAND_LABELS = Path(__file__).resolve().parent / "hand_labels"
 
 
@@ -31,7 +33,7 @@ class HandLabel:
     """A generated image whose foreground a person has drawn."""
 
     seed: int
-    """Of GENERATOR at the default truncation, with constant noise."""
+    """Of the bundled generator of these images' size, at the default truncation, with constant noise."""
     image_HWC: NDArray[np.uint8]
     """RGB."""
     mask_HW: NDArray[np.uint8]
@@ -43,11 +45,13 @@ def open_judged(checkpoint: str, device: torch.device) -> LoadedCheckpoint:
     images."""
     loaded = open_checkpoint(checkpoint, device)
     spec = loaded.generator.spec
-    if spec.image_size != (RESOLUTION, RESOLUTION) or spec.img_channels != 3:
+    judged = bundled_resolutions()
+    if spec.image_size not in {(size, size) for size in judged} or spec.img_channels != 3:
         colours = "RGB" if spec.img_channels == 3 else "gray"
+        sizes = " and ".join(map(str, judged))
         raise LabelmillError(
             f"--checkpoint {checkpoint}: makes {colours} images of {spec.size_label(spec.resolution)}; the oracles "
-            f"judge RGB portraits of {RESOLUTION} px, such as {GENERATOR}"
+            f"judge RGB portraits of {sizes} px, such as {GENERATOR}"
         )
     return loaded
 
@@ -70,13 +74,13 @@ def rendered_images(seeds: Sequence[int], resolution: int = RESOLUTION) -> tuple
     return images_BCHW, np.stack([avatar.mask_HW for avatar in avatars])
 
 
-def hand_labels() -> list[HandLabel]:
-    """The bundled hand-labeled images, by seed."""
-    labels = []
-    for path in sorted(_HAND_LABELS.glob("*.mask.png")):
+def hand_labels(resolution: int) -> list[HandLabel]:
+    """The bundled hand-labeled images of a resolution, by seed; none where nobody has drawn any."""
+    labels, folder = [], _HAND_LABELS / str(resolution)
+    for path in sorted(folder.glob("*.mask.png")):
         key = path.name.split(".")[0]
         mask_HW = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), np.uint8)
-        image_HWC = np.asarray(cv2.imread(str(_HAND_LABELS / f"{key}.png"), cv2.IMREAD_COLOR), np.uint8)[:, :, ::-1]
+        image_HWC = np.asarray(cv2.imread(str(folder / f"{key}.png"), cv2.IMREAD_COLOR), np.uint8)[:, :, ::-1]
         labels.append(HandLabel(int(key), image_HWC, mask_HW))
     return labels
 

@@ -1,7 +1,7 @@
 """The two segmentation networks: they see the picture through different windows, so that they err apart.
 
-`UNet` pools three times and knows the whole figure at 4 px before it refines outlines. `DilatedNet` never pools:
-dilation widens its window to the whole picture.
+`UNet` pools down to 4 px, where it knows the whole figure, before it refines outlines. `DilatedNet` never pools: pixels
+folded into channels and dilation widen its window to the whole picture. Both are built for a resolution.
 
 Shape suffixes: B batch, C channels, H height, W width, N classes, D features.
 """
@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from pipeline.convolution_blocks import Residual, convolution
 
-_STRIDE = 8
-"""Sides that the U-Net's three poolings divide."""
+_LOWEST = 4
+"""Side of the U-Net's smallest activations."""
+_FOLDED = 16
+"""Side of the picture that the dilated network's blocks look at."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,16 @@ class Sight:
 
 
 class UNet(nn.Module):
-    """Encoder and decoder with skips (Ronneberger et al. 2015), batch normalisation, 0.9 M parameters.
+    """Encoder and decoder with skips (Ronneberger et al. 2015), batch normalisation, 0.9 M parameters at 32 px; each
+    doubling of the resolution adds a level of 16 channels around that network.
 
     Features are the means of the 4 px and of the last 8 px activations, 128 + 96.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, resolution: int) -> None:
         super().__init__()
-        widths = (32, 64, 96, 128)
+        more = (resolution // _LOWEST).bit_length() - 4
+        widths = (*(16,) * more, 32, 64, 96, 128)
         inputs = (3, *widths[:-1])
         self.down = nn.ModuleList(_double(i, o) for i, o in zip(inputs, widths, strict=True))
         pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
@@ -45,8 +49,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], num_classes, 1)
 
     def forward(self, images_BCHW: Tensor) -> Sight:
-        """images float32 in [-1, 1], sides multiples of 8."""
-        assert images_BCHW.shape[2] % _STRIDE == 0 == images_BCHW.shape[3] % _STRIDE, tuple(images_BCHW.shape)
+        """images float32 in [-1, 1], of the resolution."""
         levels, x_BCHW = [], images_BCHW
         for index, block in enumerate(self.down):
             x_BCHW = block(functional.max_pool2d(x_BCHW, 2) if index else x_BCHW)
@@ -60,25 +63,28 @@ class UNet(nn.Module):
 
 
 class DilatedNet(nn.Module):
-    """Residual blocks dilated 1, 2, 4, 4, 2, 1 (after Yu & Koltun 2016) on 2x2 pixels folded into channels, 0.7 M
-    parameters: nothing is pooled, no pixel is lost. The stem's activations at full resolution join again at the end.
+    """Residual blocks dilated 1, 2, 4, 4, 2, 1 (after Yu & Koltun 2016) on pixels folded into channels down to 16 px,
+    0.7 M parameters at 32 px: nothing is pooled, no pixel is lost. The stem's activations at full resolution join again
+    at the end.
 
     Features are the means of the activations after the first of the widest and after the last block, 80 + 80.
     """
 
     DILATIONS = (1, 2, 4, 4, 2, 1)
 
-    def __init__(self, num_classes: int, stem: int = 32, width: int = 80) -> None:
+    def __init__(self, num_classes: int, resolution: int, width: int = 80) -> None:
         super().__init__()
+        fold = resolution // _FOLDED
+        stem = 32 if fold == 2 else 16
         self.stem = convolution(3, stem)
-        self.fold = nn.Sequential(nn.PixelUnshuffle(2), convolution(4 * stem, width, size=1))
+        self.fold = nn.Sequential(nn.PixelUnshuffle(fold), convolution(fold**2 * stem, width, size=1))
         self.blocks = nn.ModuleList(Residual(width, dilation) for dilation in self.DILATIONS)
-        self.unfold = nn.Sequential(convolution(width, 4 * stem, size=1), nn.PixelShuffle(2))
+        self.unfold = nn.Sequential(convolution(width, fold**2 * stem, size=1), nn.PixelShuffle(fold))
         self.join = convolution(2 * stem, stem)
         self.head = nn.Conv2d(stem, num_classes, 1)
 
     def forward(self, images_BCHW: Tensor) -> Sight:
-        """images float32 in [-1, 1], even sides."""
+        """images float32 in [-1, 1], of the resolution."""
         stem_BCHW = self.stem(images_BCHW)
         x_BCHW, features = self.fold(stem_BCHW), []
         for block in self.blocks:

@@ -1,6 +1,7 @@
-"""`python -m pipeline.benchmark.train_oracle --oracle a --out FOLDER`: train a judge, resumably, on a CPU.
+"""`python -m pipeline.benchmark.train_oracle --oracle a --resolution 64 --out FOLDER` trains a judge on a CPU.
 
-Leaves `state/`, `log.jsonl` and, after every checkpoint, `oracle-a.safetensors` in the folder.
+It resumes what the folder holds, and leaves `state/`, `log.jsonl` and, after every checkpoint,
+`oracle-a-64.safetensors` there.
 
 Shape suffixes: B batch, H, W height and width, N classes.
 """
@@ -19,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.benchmark.avatars import CLASSES
-from pipeline.benchmark.oracle import Oracle, OracleInfo, OracleName, build_network, save_oracle
+from pipeline.benchmark.oracle import Oracle, OracleInfo, OracleName, build_network, oracle_file, save_oracle
 from pipeline.benchmark.oracle_augmentation import training_batch
-from pipeline.benchmark.oracle_data import TRAINING_SEEDS, VALIDATION_SEEDS, Renders, load_renders
+from pipeline.benchmark.oracle_data import RESOLUTION, TRAINING_SEEDS, VALIDATION_SEEDS, Renders, load_renders
 from pipeline.benchmark.oracle_images import as_images
 from pipeline.benchmark.oracle_networks import DilatedNet, UNet
 from pipeline.benchmark.training_on_avatars import AdamWTrainer, AdamWTraining
@@ -39,6 +40,8 @@ class OracleTraining(AdamWTraining):
 
     oracle: OracleName
     """Which oracle: its architecture and its seeds."""
+    resolution: int = RESOLUTION
+    """Height and width of the images that it will judge: 32 px or a power of two above it."""
     steps: int = 2000
     batch_size: int = 64
     peak_rate: float = 3e-3
@@ -47,14 +50,13 @@ class OracleTraining(AdamWTraining):
 
 
 class OracleTrainer(AdamWTrainer[OracleTraining, UNet | DilatedNet]):
-    """Leaves `oracle-a.safetensors`, or b's, after every checkpoint."""
+    """Leaves the oracle's weights after every checkpoint."""
 
     def __init__(self, config: OracleTraining, folder: Path, renders: Renders, validation: Renders) -> None:
         self.renders, self.validation = renders, validation
-        self.architecture = ARCHITECTURE_OF[config.oracle]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = build_network(OracleInfo(self.architecture, CLASSES, {}))
+            network = build_network(info_of(config, {}))
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().__init__(config, folder, network)
 
@@ -80,10 +82,16 @@ class OracleTrainer(AdamWTrainer[OracleTraining, UNet | DilatedNet]):
             ),
             **self.provenance(),
         }
-        save_oracle(self.folder / f"oracle-{self.config.oracle}.safetensors", self.network, self._info(provenance))
+        file = self.folder / oracle_file(self.config.oracle, self.config.resolution)
+        save_oracle(file, self.network, self._info(provenance))
 
     def _info(self, provenance: dict[str, str]) -> OracleInfo:
-        return OracleInfo(self.architecture, CLASSES, provenance)
+        return info_of(self.config, provenance)
+
+
+def info_of(config: OracleTraining, provenance: dict[str, str]) -> OracleInfo:
+    """What the oracle of a training is."""
+    return OracleInfo(ARCHITECTURE_OF[config.oracle], CLASSES, config.resolution, provenance)
 
 
 def segmentation_loss(logits_BNHW: Tensor, masks_BHW: Tensor) -> Tensor:
@@ -115,8 +123,8 @@ def train_oracle(config: OracleTraining, folder: Path, cache: Path) -> bool:
     trainer = OracleTrainer(
         config,
         folder,
-        load_renders(TRAINING_SEEDS[config.oracle], cache, config.threads),
-        load_renders(VALIDATION_SEEDS, cache, config.threads),
+        load_renders(TRAINING_SEEDS[config.oracle], cache, config.threads, resolution=config.resolution),
+        load_renders(VALIDATION_SEEDS, cache, config.threads, resolution=config.resolution),
     )
     return trainer.run() is None
 

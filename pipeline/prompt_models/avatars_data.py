@@ -132,7 +132,7 @@ def _images(
     if len(fine):
         fine_BCHW = as_images(renders.fine_images_NHWC[indices[fine]])
         small_BCHW = functional.avg_pool2d(fine_BCHW, 2)
-        flaws_BCHW = degrade(small_BCHW, random) - small_BCHW  # degrading knows 32 px only
+        flaws_BCHW = degrade(small_BCHW, random) - small_BCHW  # as at 32 px
         images_BCHW[fine] = (fine_BCHW + fit_images(flaws_BCHW)).clamp(-1, 1)
         masks_BHW[fine] = renders.masks_NHW[indices[fine]]
     assert images_BCHW.shape[2:] == (IMAGE_SIZE, IMAGE_SIZE)

@@ -126,7 +126,7 @@ def report(model: AvatarsPrompts, render_seeds: Sequence[int], generated_seeds: 
         rows.append((f"a person with {words}", f"{int(has_B.sum())} of {len(has_B):,}", *figures))
     renders = [name_regions(model, images_BCHW, masks_BHW, template) for template in TEMPLATES]
     seen_BCHW = generated_images(generated_seeds)
-    judged_BHW = open_oracle("b").segment(seen_BCHW).numpy()
+    judged_BHW = open_oracle("b", seen_BCHW.shape[-1]).segment(seen_BCHW).numpy()
     generated = [name_regions(model, seen_BCHW, judged_BHW, template) for template in TEMPLATES]
     return "\n\n".join((_table(rows), _naming_table(renders, generated)))
 

@@ -92,8 +92,8 @@ def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path
     assert config is not None
     labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
     batch = sampler.sample(range(2_500_000_000, 2_500_000_016), labeler.layers)
-    truth_BHW = open_oracle("b").segment(batch.images_BCHW).numpy()
-    other_BHW = open_oracle("a").segment(batch.images_BCHW).numpy()
+    truth_BHW = open_oracle("b", 32).segment(batch.images_BCHW).numpy()
+    other_BHW = open_oracle("a", 32).segment(batch.images_BCHW).numpy()
     evaluator = MaskEvaluator(tuple(CLASS_PROMPTS))
     for mask_HW, truth_HW in zip(labeler.label(batch).masks_BHW.numpy(), truth_BHW, strict=True):
         evaluator.add(mask_HW, truth_HW)

@@ -31,7 +31,7 @@ def test_generated_avatars_are_farther_from_renders_than_other_renders() -> None
     assert 0 < 3 * floor.structure < seen.structure
     assert 0 < floor.detail < seen.detail
 
-    oracle, own = open_oracle("b"), DISTANCE_SEEDS[0]
+    oracle, own = open_oracle("b", 32), DISTANCE_SEEDS[0]
     pair = rendered_images(own[:num])[0], generated_images(range(num)).clamp(-1, 1)
     by_hand = frechet_distance(*(oracle.features(images).numpy() for images in pair))
     assert seen.structure == pytest.approx(by_hand, rel=1e-6)
@@ -59,7 +59,7 @@ def test_a_small_generator_enlarged_has_the_structure_and_lacks_the_detail() -> 
     )
     size_BCHW = torch.nn.functional.interpolate(small_BCHW.clamp(-1, 1), (64, 64), mode="bicubic").clamp(-1, 1)
     reduced = [images.reshape(num, 3, 32, 2, 32, 2).mean(dim=(3, 5)) for images in (renders_BCHW, size_BCHW)]
-    by_hand = frechet_distance(*(open_oracle("b").features(images).numpy() for images in reduced))
+    by_hand = frechet_distance(*(open_oracle("b", 32).features(images).numpy() for images in reduced))
     assert enlarged.structure == pytest.approx(by_hand, rel=1e-4)
     assert enlarged.detail > 10 * floor.detail
 

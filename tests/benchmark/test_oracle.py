@@ -41,7 +41,7 @@ STATED_HAND = {"a": 0.977, "b": 0.973}
 
 @pytest.fixture(scope="module", params=["a", "b"])
 def oracle(request: pytest.FixtureRequest) -> Oracle:
-    return open_oracle(request.param)
+    return open_oracle(request.param, 32)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +72,18 @@ def test_masks_of_fresh_renders_are_as_good_as_stated(oracle: Oracle, fresh: tup
 
 
 def test_hand_labels_agree(oracle: Oracle) -> None:
-    assert score_on_hand_labels(oracle, hand_labels()).miou == pytest.approx(STATED_HAND[name_of(oracle)], abs=0.005)
+    assert score_on_hand_labels(oracle, hand_labels(32)).miou == pytest.approx(STATED_HAND[name_of(oracle)], abs=0.005)
 
 
 def test_cards_state_what_is_asserted_here() -> None:
     for name in ("a", "b"):
-        card = (BUNDLED / f"oracle-{name}.md").read_text()
+        card = (BUNDLED / f"oracle-{name}-32.md").read_text()
         for stated in (STATED_FOREGROUND, STATED_CLASSES, STATED_HAND):
             assert f"{stated[name]:.3f}" in card
 
 
 def test_files_are_small_and_say_where_they_come_from(oracle: Oracle) -> None:
-    path = BUNDLED / f"oracle-{name_of(oracle)}.safetensors"
+    path = BUNDLED / f"oracle-{name_of(oracle)}-32.safetensors"
     num_parameters = sum(parameter.numel() for parameter in oracle.network.parameters())
     assert path.stat().st_size < 2 * 2**20 and 2e5 <= num_parameters <= 1e6
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
@@ -92,7 +92,7 @@ def test_files_are_small_and_say_where_they_come_from(oracle: Oracle) -> None:
 
 
 def test_the_two_are_built_differently() -> None:
-    assert isinstance(open_oracle("a").network, UNet) and isinstance(open_oracle("b").network, DilatedNet)
+    assert isinstance(open_oracle("a", 32).network, UNet) and isinstance(open_oracle("b", 32).network, DilatedNet)
 
 
 # What an oracle answers
@@ -131,7 +131,7 @@ def test_answers_have_the_stated_forms(oracle: Oracle, fresh: tuple[torch.Tensor
 
 def test_features_are_means_of_inner_activations(fresh: tuple[torch.Tensor, np.ndarray]) -> None:
     for name, layers in (("a", ("down.3", "up.0")), ("b", ("blocks.2", "blocks.5"))):
-        oracle, seen = open_oracle(name), []  # type: ignore[arg-type, var-annotated]
+        oracle, seen = open_oracle(name, 32), []  # type: ignore[arg-type, var-annotated]
         for layer in layers:
             oracle.network.get_submodule(layer).register_forward_hook(
                 lambda _module, _inputs, output, seen=seen: seen.append(output.mean(dim=(2, 3)))
@@ -147,16 +147,18 @@ def test_colours_beyond_the_range_are_cut_off(oracle: Oracle, fresh: tuple[torch
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (3, 32, 32), (0, 3, 32, 32), (2, 1, 32, 32)])
 def test_other_shapes_are_refused(oracle: Oracle, shape: tuple[int, ...]) -> None:
-    with pytest.raises(OracleError, match=r"take \[B, 3, 32, 32\]"):
+    with pytest.raises(OracleError, match=r"takes \[B, 3, 32, 32\]"):
         oracle.segment(torch.zeros(shape))
 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(OracleError, match="'c'"):
-        open_oracle("c")  # type: ignore[arg-type]
+        open_oracle("c", 32)  # type: ignore[arg-type]
+    with pytest.raises(OracleError, match="no oracle for images of 48 px; there are some for 32 px"):
+        open_oracle("a", 48)
     foreign, short = tmp_path / "foreign.safetensors", tmp_path / "short.safetensors"
     save_file({"weight": torch.zeros(1)}, foreign)
-    short.write_bytes((BUNDLED / "oracle-a.safetensors").read_bytes()[:-1000])
+    short.write_bytes((BUNDLED / "oracle-a-32.safetensors").read_bytes()[:-1000])
     for path in (foreign, short, tmp_path / "missing.safetensors"):
         with pytest.raises(OracleError, match=str(path)):
             load_oracle(path)
@@ -166,7 +168,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
 
 
 def test_hand_labels_belong_to_the_bundled_generator() -> None:
-    labels = hand_labels()
+    labels = hand_labels(32)
     assert [label.seed for label in labels] == sorted(np.random.default_rng(0).choice(100_000, 20, replace=False))
     images_BCHW = generated_images([label.seed for label in labels]).clamp(-1, 1)
     saved_BCHW = as_images(np.stack([label.image_HWC for label in labels]))
@@ -313,16 +315,17 @@ def test_other_settings_are_refused(small_renders: Renders, tmp_path: Path) -> N
     OracleTrainer(OracleTraining(oracle="a", batch_size=2, threads=2), tmp_path, small_renders, small_renders)
 
 
+@pytest.mark.parametrize("name", ["a", "b"])
 def test_the_command_trains_and_writes_usable_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_oracle, "TRAINING_SEEDS", {"b": range(7_200_000, 7_200_010)})
+    monkeypatch.setattr(train_oracle, "TRAINING_SEEDS", {name: range(7_200_000, 7_200_010)})
     monkeypatch.setattr(train_oracle, "VALIDATION_SEEDS", range(7_300_000, 7_300_004))
-    command = ["--oracle", "b", "--out", str(tmp_path), "--batch-size", "2", "--threads", "1"]
+    command = ["--oracle", name, "--resolution", "64", "--out", str(tmp_path), "--batch-size", "2", "--threads", "1"]
     assert train_oracle.main([*command, "--steps", "2"]) == 0
-    oracle = load_oracle(tmp_path / "oracle-b.safetensors")
+    oracle = load_oracle(tmp_path / f"oracle-{name}-64.safetensors")
     assert oracle.info.provenance["steps"] == "2 of 2, 2 images each"
-    scores = train_oracle.score(oracle, load_renders(range(7_300_000, 7_300_004), tmp_path / "cache"))
+    scores = train_oracle.score(oracle, load_renders(range(7_300_000, 7_300_004), tmp_path / "cache", resolution=64))
     assert scores.miou is not None
     stated = float(oracle.info.provenance["validation"].split("mIoU ")[1].split()[0])
     assert scores.miou == pytest.approx(stated, abs=0.02)  # the file holds float16
@@ -346,7 +349,7 @@ def test_a_stopped_command_goes_on_to_the_same_weights(tmp_path: Path, monkeypat
     monkeypatch.setattr(OracleTrainer, "step", step)
     for name in ("stopped", "whole"):
         assert train_oracle.main([*command, "--out", str(tmp_path / name)]) == 0
-    stopped, whole = (load_file(tmp_path / name / "oracle-a.safetensors") for name in ("stopped", "whole"))
+    stopped, whole = (load_file(tmp_path / name / "oracle-a-32.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(stopped[name], tensor) for name, tensor in whole.items())
 
 
@@ -354,7 +357,7 @@ def test_a_stopped_command_goes_on_to_the_same_weights(tmp_path: Path, monkeypat
 
 
 def test_report_compares_on_renders_generated_images_and_hand_labels() -> None:
-    lines = report(FRESH_SEEDS[:6], range(4)).splitlines()
+    lines = report(FRESH_SEEDS[:6], range(4), "bundled:avatars-32", 32).splitlines()
     assert lines[0] == "| IoU | a, renders | b, renders | a and b, generated |"
     assert "| images | 6 | 6 | 4 |" in lines and "| images | 6 | 6 | 4 | 20 | 20 |" in lines
     assert f"| {STATED_HAND['a']:.3f} | {STATED_HAND['b']:.3f} |" in next(

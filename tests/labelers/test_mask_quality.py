@@ -40,7 +40,7 @@ def sampler() -> Sampler:
 
 def judged(sampler: Sampler, **settings: object) -> Judged:
     config = StyleMixingConfig.model_validate({**SMALL, **settings})
-    labeler, oracle = open_labeler(config, sampler, fit_labeler(config, sampler)), open_oracle("b")
+    labeler, oracle = open_labeler(config, sampler, fit_labeler(config, sampler)), open_oracle("b", 32)
     batches = [sampler.sample(SEEDS[start : start + 16], labeler.layers) for start in range(0, len(SEEDS), 16)]
     labels = [labeler.label(batch) for batch in batches]
     return Judged(
