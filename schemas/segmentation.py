@@ -117,6 +117,8 @@ class SegmentationTrainingConfig(Section):
     """Shards whose samples are shuffled together. Each worker holds so many in memory, as they are stored."""
     workers: int = Field(2, ge=0, le=256)
     """Processes that read and augment, for each rank. 0 reads in the training's own process."""
+    loader_timeout_seconds: float = Field(600.0, gt=0)
+    """End, resumably, when one of these processes gives no batch for this long."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N. Under torchrun each rank takes its own GPU."""
     threads: int | None = Field(None, ge=1)

@@ -12,9 +12,9 @@ readers, webdataset's too, take a tar that was cut between two files for a short
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pipeline.manifest import read_index, read_manifest
 from pipeline.segmentation.epoch_order import EpochOrder, Place
+from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
 from pipeline.segmentation.mask_png import MaskError, decode_mask
 from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
 from pipeline.store import Store
@@ -70,19 +70,37 @@ class Batch:
     images_BCHW: Tensor
     """uint8 RGB, 0 to 255; gray images have three equal channels."""
     masks_BHW: Tensor
-    """int64 class indices; 255 is ignore."""
+    """uint8 class indices; 255 is ignore."""
     alphas_BHW: Tensor | None
-    """float32 share of foreground in [0, 1], where shards have it."""
+    """uint8 share of foreground, 0 to 255, where shards have it."""
     metadata: tuple[SampleMetadata, ...]
 
-    def floats(self) -> Tensor:
-        """The images as float32 [B, 3, H, W] in [0, 1]."""
-        return self.images_BCHW.float() / 255
-
     def pin_memory(self) -> "Batch":
-        """For DataLoader: the same batch, ready to be copied to a GPU while that works."""
+        """The same batch, ready to be copied to a GPU while that works."""
         alphas_BHW = None if self.alphas_BHW is None else self.alphas_BHW.pin_memory()
         return Batch(self.keys, self.images_BCHW.pin_memory(), self.masks_BHW.pin_memory(), alphas_BHW, self.metadata)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As arrays: pickled tensors would be copied several times, or cross processes through /dev/shm."""
+        images_BHWC = self.images_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        alphas_BHW = None if self.alphas_BHW is None else self.alphas_BHW.numpy()
+        return _batch_of_arrays, (self.keys, images_BHWC, self.masks_BHW.numpy(), alphas_BHW, self.metadata)
+
+
+def _batch_of_arrays(
+    keys: tuple[str, ...],
+    images_BHWC: Pixels,
+    masks_BHW: Pixels,
+    alphas_BHW: Pixels | None,
+    metadata: tuple[SampleMetadata, ...],
+) -> Batch:
+    return Batch(
+        keys=keys,
+        images_BCHW=torch.from_numpy(images_BHWC).permute(0, 3, 1, 2),
+        masks_BHW=torch.from_numpy(masks_BHW),
+        alphas_BHW=None if alphas_BHW is None else torch.from_numpy(alphas_BHW),
+        metadata=metadata,
+    )
 
 
 Augment = Callable[[LabeledImage, np.random.Generator], LabeledImage]
@@ -235,8 +253,8 @@ def _decode_gray(member: Member, image_HWC: Pixels) -> Pixels:
     return gray_HW
 
 
-class TrainingBatches(IterableDataset[Batch]):
-    """The batches of one rank with the given numbers, augmented; in a DataLoader's worker, every so many of them.
+class TrainingBatches:
+    """The batches of one rank with the given numbers, augmented.
 
     A batch depends on its number and the seed alone, also on how often it is read, but not on what was read before.
     """
@@ -255,11 +273,17 @@ class TrainingBatches(IterableDataset[Batch]):
         self._split, self._order, self._batches, self._seed, self._rank = split, order, batches, seed, rank
         self._shuffle_shards, self._augment = shuffle_shards, augment
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+    def __call__(self, worker: int, num_workers: int) -> Iterator[Batch]:
+        """Those that one of several processes makes."""
+        # One core a process.
+        cv2.setNumThreads(0)
+        torch.set_num_threads(1)
+        return self.of(self._batches[worker::num_workers])
+
+    def of(self, numbers: range) -> Generator[Batch, None, None]:
+        """The batches with these numbers."""
         reader = ShardReader(self._split, self._shuffle_shards)
-        for number in self._batches[offset::stride]:
+        for number in numbers:
             yield self._make(reader, number)
 
     def _make(self, reader: ShardReader, number: int) -> Batch:
@@ -277,12 +301,11 @@ def collate(samples: list[LabeledImage]) -> Batch:
         with_alpha = [sample.alpha_HW is not None for sample in samples]
         lacking, having = (samples[with_alpha.index(value)].key for value in (False, True))
         raise OutputError(f"sample {having} has {having}.{_ALPHA_ENDING}, sample {lacking} has none; train on a whole")
-    images_BHWC = torch.from_numpy(np.stack([sample.image_HWC for sample in samples]))
-    return Batch(
+    return _batch_of_arrays(
         keys=tuple(sample.key for sample in samples),
-        images_BCHW=images_BHWC.permute(0, 3, 1, 2),
-        masks_BHW=torch.from_numpy(np.stack([sample.mask_HW for sample in samples])).long(),
-        alphas_BHW=torch.from_numpy(np.stack(alphas)).float() / 255 if alphas else None,
+        images_BHWC=np.stack([sample.image_HWC for sample in samples]),
+        masks_BHW=np.stack([sample.mask_HW for sample in samples]),
+        alphas_BHW=np.stack(alphas) if alphas else None,
         metadata=tuple(sample.metadata for sample in samples),
     )
 
@@ -299,13 +322,15 @@ def training_loader(
     num_ranks: int = 1,
     augment: Augment | None = None,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """Batches number batches.start, ... of an endless stream of shuffled epochs, in order.
+    patience: Patience = FOREVER,
+) -> Generator[Batch, None, None]:
+    """Batches number batches.start, ... of an endless stream of shuffled epochs, in order; close it when done early.
 
     workers: processes that read; their number changes the order of samples, as seed, ranks and batch_size do.
     batches: a resumed run asks for those that are left and gets what it would have got.
     augment: applied to each sample in the worker, with random numbers that follow from batch and seed; it must be
     picklable where there are workers.
+    patience: with workers, how long to wait for a batch. Raises StalledError when it ends, or when a worker dies.
     """
     order = EpochOrder(
         [shard.nsamples for shard in split.shards],
@@ -319,21 +344,7 @@ def training_loader(
     data = TrainingBatches(
         split, order, batches=batches, seed=seed, rank=rank, shuffle_shards=shuffle_shards, augment=augment
     )
-    # A process forked from one that has asked a bucket inherits a client whose threads are gone, and waits for ever.
-    context = "spawn" if workers else None
-    return DataLoader(
-        data,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=context,
-        worker_init_fn=_quiet_worker,
-        pin_memory=pin_memory,
-    )
-
-
-def _quiet_worker(_: int) -> None:
-    """One core a worker; signals that reach a whole process group are the training's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    made = items_of_processes(data, workers, patience) if workers else data.of(batches)
+    with closing(made):
+        for batch in made:
+            yield batch.pin_memory() if pin_memory else batch

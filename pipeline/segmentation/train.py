@@ -8,8 +8,8 @@ Shape suffixes: B batch, C channels, H height, W width, K classes.
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -29,11 +29,12 @@ from pipeline.interruption import postponed
 from pipeline.segmentation.augment import Augmentation
 from pipeline.segmentation.curves import draw_curves
 from pipeline.segmentation.held_out import check_photos, open_held_out_split, score
+from pipeline.segmentation.loader_processes import Patience
 from pipeline.segmentation.loss import segmentation_loss
 from pipeline.segmentation.models import build, save_segmenter
 from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, LabelmillError
 from schemas.fingerprint import differing_keys
 from schemas.segmentation import (
     DatasetSplit,
@@ -51,7 +52,7 @@ MODEL_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE, STATE_FOLDER = (
 # Fields that a resumed training may change: they move no step. Ranks and the dataset's content are compared as well.
 _FREE_FIELDS = {
     "output", "device", "threads", "max_seconds", "checkpoint_interval_seconds", "evaluation_interval_steps",
-    "held_out",
+    "held_out", "loader_timeout_seconds",
 }  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -130,38 +131,42 @@ class Trainer:
     def run(self, stop: Stop) -> None:
         """Take the steps that are left; score and save when due, and at the end."""
         next_save = time.monotonic() + self.config.checkpoint_interval_seconds
+        first_step = self.num_steps
         due = self.ranks.any(stop.is_due)
-        batches = iter(()) if due else iter(self._batches())
-        for batch in batches:
-            self.step(batch)
-            if self.num_steps % self.config.evaluation_interval_steps == 0 or self.is_done:
-                self.evaluate()
-            if time.monotonic() > next_save:
+        try:
+            with closing(self._batches(stop)) as batches:
+                for batch in () if due else batches:
+                    self.step(batch)
+                    if self.num_steps % self.config.evaluation_interval_steps == 0 or self.is_done:
+                        self.evaluate()
+                    if time.monotonic() > next_save:
+                        self.save()
+                        next_save = time.monotonic() + self.config.checkpoint_interval_seconds
+                    if self.ranks.any(stop.is_due):
+                        break
+        except LabelmillError:
+            if self.num_steps > first_step:
                 self.save()
-                next_save = time.monotonic() + self.config.checkpoint_interval_seconds
-            if self.ranks.any(stop.is_due):
-                break
-        del batches  # ends the loader's workers
+            raise
+        assert self.is_done or due or stop.is_due or self.ranks.count > 1, "the loader gave too few batches"
         if self.is_done and not self._is_scored:
             self.evaluate()
         self.save()
 
-    def _batches(self) -> Iterator[Batch]:
-        config, optimisation = self.config, self.config.optimisation
-        crop = config.augmentation.crop
-        return iter(
-            training_loader(
-                self.split,
-                batch_size=optimisation.batch_size,
-                seed=config.seed,
-                batches=range(self.num_steps, optimisation.steps),
-                shuffle_shards=config.shuffle_shards,
-                workers=config.workers,
-                rank=self.ranks.rank,
-                num_ranks=self.ranks.count,
-                augment=Augmentation(config.augmentation, (crop, crop) if crop else self.split.image_shape.size),
-                pin_memory=self.ranks.device.type == "cuda",
-            )
+    def _batches(self, stop: "Stop") -> Generator[Batch, None, None]:
+        config, optimisation, crop = self.config, self.config.optimisation, self.config.augmentation.crop
+        return training_loader(
+            self.split,
+            batch_size=optimisation.batch_size,
+            seed=config.seed,
+            batches=range(self.num_steps, optimisation.steps),
+            shuffle_shards=config.shuffle_shards,
+            workers=config.workers,
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.count,
+            augment=Augmentation(config.augmentation, (crop, crop) if crop else self.split.image_shape.size),
+            pin_memory=self.ranks.device.type == "cuda",
+            patience=Patience(config.loader_timeout_seconds, lambda: stop.is_due),
         )
 
     # One step.
@@ -173,7 +178,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         images_BCHW = batch.images_BCHW.to(device, non_blocking=True).float() / 255
-        masks_BHW = batch.masks_BHW.to(device, non_blocking=True)
+        masks_BHW = batch.masks_BHW.to(device, non_blocking=True).long()
         alphas_BHW = self._soft_targets(batch)
         self.parallel.train()
         with (
@@ -182,7 +187,9 @@ class Trainer:
         ):
             logits_BKHW = self.parallel(images_BCHW.contiguous(memory_format=torch.channels_last))
         loss = segmentation_loss(
-            logits_BKHW, masks_BHW, None if alphas_BHW is None else alphas_BHW.to(device, non_blocking=True)
+            logits_BKHW,
+            masks_BHW,
+            None if alphas_BHW is None else alphas_BHW.to(device, non_blocking=True).float() / 255,
         )
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -1,11 +1,14 @@
 """Training a real network on a tiny dataset: it learns, resumes to the bit, ends when told, runs on ranks."""
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from pipeline.segmentation.predict import PhotoError
 from pipeline.segmentation.ranks import Ranks
 from pipeline.segmentation.reading import open_split, read_samples, training_loader
 from pipeline.segmentation.train import Stop, Trainer, train
-from schemas.errors import ConfigError, OutputError
+from schemas.errors import ConfigError, OutputError, StalledError
 from schemas.run_file import load_config, validate
 from schemas.segmentation import SegmentationTrainingConfig, TrainingMetrics
 
@@ -183,11 +186,13 @@ def test_time_that_is_up_ends_it_resumable(dataset: str, tmp_path: Path) -> None
     assert (tmp_path / "state" / f"{metrics.steps:09d}" / "progress.json").exists()
 
 
-def _start(config: Path, *, code: str | None = None, **environment: str) -> subprocess.Popen[str]:
-    """`labelmill train`, or other code with the file as its argument."""
+def _start(
+    config: Path, *, code: str | None = None, before: Sequence[str] = (), **environment: str
+) -> subprocess.Popen[str]:
+    """`labelmill train`, or other code with the file as its argument, run by another command if there is one."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     program = ["-m", "pipeline.cli", "train"] if code is None else ["-c", code]
-    command = [sys.executable, *program, str(config)]
+    command = [*before, sys.executable, *program, str(config)]
     return subprocess.Popen(
         command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -209,6 +214,44 @@ def test_sigterm_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
     assert int(state.name) == len(_losses(output))
     _train_until(load_config(path, SegmentationTrainingConfig, ["workers=1"]), int(state.name) + 1)
     assert len(_losses(output)) == int(state.name) + 1
+
+
+def test_it_needs_no_shared_memory(dataset: str, tmp_path: Path) -> None:
+    """Containers keep /dev/shm at 64 MB: batches must not vanish there, nor a training end before its last step."""
+    path, output = tmp_path / "train.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(_values(dataset, output, steps=5, workers=2)))
+    mount = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=4k labelmill /dev/shm"]
+    if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may make /dev/shm small")
+    process = _start(path, before=["unshare", "--mount", "sh", "-c", f'{mount[-1]} && exec "$@"', "sh"])
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, text
+    assert TrainingMetrics.model_validate_json((output / "metrics.json").read_text()).steps == len(_losses(output)) == 5
+
+
+class KillLoadersAfter(StopAfter):
+    """Kills the processes that read for a trainer instead."""
+
+    @property
+    def is_due(self) -> bool:
+        if super().is_due:
+            for loader in multiprocessing.active_children():
+                loader.kill()
+        return False
+
+
+def test_a_lost_loader_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
+    """What was learned until then is saved; nothing that was not learned looks finished."""
+    config = _config(dataset, tmp_path, steps=100_000, workers=1)
+    trainer = Trainer(config, open_split(dataset, "train"), Ranks(0, 1, torch.device("cpu")))
+    trainer.restore()
+    with pytest.raises(StalledError, match=r"was killed by SIGKILL\. If memory ran out, set fewer `workers`"):
+        trainer.run(KillLoadersAfter(trainer, 2))
+    (state,) = (tmp_path / "state").iterdir()
+    assert int(state.name) == len(_losses(tmp_path)) == trainer.num_steps >= 2
+    with pytest.raises(StalledError, match=r"nothing for 0\.001 s from loader process"):
+        train(_config(dataset, tmp_path / "none", steps=9, workers=1, loader_timeout_seconds=0.001))
+    assert not (tmp_path / "none" / "model.safetensors").exists()
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(dataset: str, tmp_path: Path) -> None:
@@ -304,8 +347,8 @@ def test_alpha_is_read_as_stored(tmp_path: Path) -> None:
         assert sample.alpha_HW is not None
         assert np.array_equal(sample.alpha_HW, alpha_of(disc(int(sample.key))[1]))
     (batch,) = training_loader(split, batch_size=8, seed=0, batches=range(1), shuffle_shards=2)
-    assert batch.alphas_BHW is not None and batch.alphas_BHW.dtype == torch.float32
-    assert torch.equal(batch.alphas_BHW, batch.masks_BHW.float() * 100 / 255)
+    assert batch.alphas_BHW is not None and batch.alphas_BHW.dtype == torch.uint8
+    assert torch.equal(batch.alphas_BHW, batch.masks_BHW * 100)
     with pytest.raises(ConfigError, match=r"soft_targets: .* masks of 3; set soft_targets: false"):
         train(_config(dataset, tmp_path / "hard", steps=1, data={"dataset": dataset, "split": None}))
     config = _config(dataset, tmp_path / "soft", steps=1, data={"dataset": dataset, "split": None}, soft_targets=False)
