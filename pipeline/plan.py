@@ -6,6 +6,9 @@ from schemas.config import DatasetConfig, RunConfig
 from schemas.errors import OutputError
 from schemas.shard import ShardRecord, ShardTask, shard_name
 
+HELD_OUT_FIRST_SEED = 2_000_000_000
+"""Far from where runs begin by default, and below the seeds that labelers learn from."""
+
 
 def shard_tasks(config: RunConfig) -> list[ShardTask]:
     """Every shard of a run, in order. The last one holds the remainder; each owns a block of seeds of its own."""
@@ -20,6 +23,13 @@ def shard_tasks(config: RunConfig) -> list[ShardTask]:
         )
         for index in range(dataset.num_shards)
     ]
+
+
+def held_out_first_seed(dataset: DatasetConfig) -> int:
+    """The dataset.first_seed of a run of the same checkpoint that shares no seed with this one, also once both grow."""
+    if dataset.first_seed >= HELD_OUT_FIRST_SEED:
+        return 0
+    return max(HELD_OUT_FIRST_SEED, dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard)
 
 
 def remaining_tasks(tasks: Iterable[ShardTask], records: Iterable[ShardRecord]) -> list[ShardTask]:

@@ -280,7 +280,8 @@ class DatasetConfig(Section):
     max_candidates_per_sample: int = Field(4, ge=1)
     """A shard may try at most so many seeds a sample before it fails."""
     first_seed: int = Field(0, ge=0, lt=SEED_LIMIT)
-    """The first seed of shard 0. Each shard owns a block of seeds."""
+    """The first seed of shard 0. Each shard owns a block of seeds. Two datasets of one checkpoint share the images of
+    the seeds that they share: give one to score on a range of its own, such as 2000000000."""
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     """File format of the images. Masks are always 8-bit gray PNG."""
     image_quality: int = Field(95, ge=1, le=100)

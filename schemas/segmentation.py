@@ -106,6 +106,9 @@ class SegmentationTrainingConfig(Section):
     held_out: HeldOut | None = None
     """What to score on: a split that training does not see, or photos with true masks. null: nothing. A training
     that goes on with another one forgets the scores on the former."""
+    allow_shared_seeds: bool = False
+    """Score on a split though it holds samples of the checkpoint and seeds that the training learns from. Such scores
+    say how well the training remembers. False refuses it before the first step."""
     model: SegmentationModelConfig = SegmentationModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: SegmentationOptimisationConfig = SegmentationOptimisationConfig()

@@ -40,9 +40,10 @@ def _disc_samples(task: ShardTask, run: str) -> Iterator[Sample]:
         yield sample_of(seed, *disc(seed), painted.metadata.dropped_before, run)
 
 
-def write_discs(folder: Path, samples: int = 39) -> str:
+def write_discs(folder: Path, samples: int = 39, first_seed: int = 100) -> str:
     """A finished dataset in shards of four, the last one shorter."""
     config = config_of(folder, samples=samples)
+    config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"first_seed": first_seed})})
     context, store = context_of(config), Store.open(str(folder))
     store.create("run.json", RunFile(identity=identity(config, CHECKPOINT.sha256)).model_dump_json().encode())
     with ThreadPoolExecutor(2) as threads:

@@ -6,7 +6,7 @@ from collections import Counter
 from pipeline.generator.sampling import Sampler
 from pipeline.make_shard import make_shard
 from pipeline.manifest import check_claim
-from pipeline.plan import check_extension, remaining_tasks, shard_tasks
+from pipeline.plan import check_extension, held_out_first_seed, remaining_tasks, shard_tasks
 from pipeline.quality import check_rules
 from pipeline.shard_publisher import read_record, tar_path
 from pipeline.store import Store
@@ -39,7 +39,8 @@ def estimate(config: RunConfig) -> list[str]:
     return [
         f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(config, tasks)})",
         f"seeds {tasks[0].first_seed} to {tasks[-1].first_seed + tasks[-1].num_seeds - 1}, "
-        f"{config.dataset.seeds_per_shard} a shard",
+        f"{config.dataset.seeds_per_shard} a shard; a dataset to score on, of other images: dataset.first_seed: "
+        f"{held_out_first_seed(config.dataset)}",
         f"there already: {len(tasks) - len(missing)} shards; to make: {len(missing)} shards, {num_missing} samples",
         f"measured on this machine: {1000 * seconds:.1f} ms and {num_bytes / 1000:.1f} kB a sample, "
         f"{kept_share:.0%} of the candidates kept",

@@ -24,14 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.manifest import read_index, read_manifest
+from pipeline.manifest import MANIFEST_PATH, read_index, read_manifest
 from pipeline.segmentation.epoch_order import EpochOrder, Place
 from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
 from pipeline.segmentation.mask_png import MaskError, decode_mask
 from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
 from pipeline.store import Store
+from schemas.config import DatasetConfig
 from schemas.errors import OutputError
 from schemas.manifest import IndexedShard
+from schemas.run_file import validate
 from schemas.sample import IGNORE, ImageShape, SampleMetadata
 from schemas.segmentation import Triple
 
@@ -121,6 +123,16 @@ class Split:
     """Of red, green and blue in [0, 1], over the whole dataset; equal ones where images are gray."""
     std: Triple
     fingerprint: str
+    checkpoint_sha256: str
+    """Of the generator: with a seed, it says which image a sample is."""
+    dataset: DatasetConfig
+
+    @cached_property
+    def seed_blocks(self) -> tuple[range, ...]:
+        """The seeds that each of the shards owns; its samples are of some of them."""
+        first, count = self.dataset.first_seed, self.dataset.seeds_per_shard
+        indices = [int(shard.url.removesuffix(".tar").rpartition("-")[2]) for shard in self.shards]
+        return tuple(range(first + index * count, first + (index + 1) * count) for index in indices)
 
     @property
     def num_samples(self) -> int:
@@ -149,6 +161,8 @@ def open_split(url: str, split: str | None) -> Split:
         mean=_of_rgb(manifest.mean),
         std=_of_rgb(manifest.std),
         fingerprint=manifest.fingerprint,
+        checkpoint_sha256=manifest.checkpoint.sha256,
+        dataset=validate(manifest.config["dataset"], f"{url}/{MANIFEST_PATH}: config.dataset", DatasetConfig),
     )
 
 

@@ -34,6 +34,7 @@ from pipeline.segmentation.loss import segmentation_loss
 from pipeline.segmentation.models import build, save_segmenter
 from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
+from pipeline.segmentation.seed_overlap import check_apart
 from schemas.errors import ConfigError, LabelmillError
 from schemas.fingerprint import differing_keys
 from schemas.segmentation import (
@@ -52,7 +53,7 @@ MODEL_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE, STATE_FOLDER = (
 # Fields that a resumed training may change: they move no step. Ranks and the dataset's content are compared as well.
 _FREE_FIELDS = {
     "output", "device", "threads", "max_seconds", "checkpoint_interval_seconds", "evaluation_interval_steps",
-    "held_out", "loader_timeout_seconds",
+    "held_out", "allow_shared_seeds", "loader_timeout_seconds",
 }  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -363,14 +364,6 @@ def _check(config: SegmentationTrainingConfig, split: Split, device: torch.devic
     if isinstance(held_out, PhotoFolder):
         check_photos(held_out, split.classes)
     if isinstance(held_out, DatasetSplit):
-        _check_apart(split, open_held_out_split(held_out, split.classes))
-
-
-def _check_apart(learned: Split, held_out: Split) -> None:
-    """By the shards' bytes: one dataset goes by many paths."""
-    shared = {shard.sha256 for shard in learned.shards} & {shard.sha256 for shard in held_out.shards}
-    if shared:
-        raise ConfigError(
-            f"held_out: {len(shared)} of its {len(held_out.shards)} shards are what data names, too; a score there "
-            f"says nothing. Take another split: data.split: train, held_out.split: val"
-        )
+        held_out_split = open_held_out_split(held_out, split.classes)
+        if not config.allow_shared_seeds:
+            check_apart(split, held_out_split)

@@ -167,9 +167,9 @@ def test_what_it_learns_from_is_not_held_out(dataset: str, tmp_path: Path) -> No
     """Whatever the splits are called, and by whatever path the dataset goes."""
     (tmp_path / "link").symlink_to(dataset)
     for place in (dataset, f"{dataset}/", f"file://{dataset}", str(tmp_path / "link")):
-        with pytest.raises(ConfigError, match=r"held_out: \d+ of its \d+ shards are what data names, too"):
+        with pytest.raises(ConfigError, match=r"held_out: 31 of its 39 samples are of the same checkpoint"):
             train(_config(dataset, tmp_path / "out", held_out=_held_out(place, None)))
-    with pytest.raises(ConfigError, match=r"are what data names, too"):
+    with pytest.raises(ConfigError, match=r"are of the same checkpoint and seeds"):
         data = {"dataset": dataset, "split": None}
         train(_config(dataset, tmp_path / "out", data=data, held_out=_held_out(dataset, "val")))
 
@@ -366,7 +366,7 @@ def test_alpha_in_some_samples_only_is_refused(tmp_path: Path) -> None:
     ("others", "message"),
     [
         ({"optimisation": {"precision": "bfloat16"}}, "bfloat16 needs a GPU"),
-        ({"held_out": "train"}, "are what data names, too"),
+        ({"held_out": "train"}, "are of the same checkpoint and seeds"),
         ({"held_out": "nowhere"}, "split 'nowhere' holds no sample"),
         ({"held_out": {"kind": "photos", "photos": "typo", "masks": "typo"}}, "typo: cannot be read: No such file"),
         ({"device": "cuda:7"}, "device: cuda:7 asks for GPU 7"),
