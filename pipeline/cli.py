@@ -313,7 +313,9 @@ def evaluate(
     pred: Annotated[str, typer.Argument(help="Predicted masks: folder of PNG, .tar, dataset.", metavar="PRED")],
     truth: Annotated[str, typer.Argument(help="True masks, likewise; matched by name.", metavar="TRUTH")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, exact.")] = False,
-    classes: Annotated[str | None, typer.Option(help="Names of the values 0, 1, ...: sky,road,car.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the values 0, 1, ...: sky,road,car; or how many classes there are.")
+    ] = None,
     positive: Annotated[
         int | None, typer.Option(min=1, max=255, help="Masks hold 0 and this value, which is class 1.")
     ] = None,
@@ -329,7 +331,7 @@ def evaluate(
     A pixel whose truth is 255 is ignored; a prediction of 255 elsewhere is wrong. A class that occurs in neither has
     no score and is left out of means. F1, precision, recall and accuracy are means over classes.
     """
-    from pipeline.segmentation.evaluate import as_lines
+    from pipeline.segmentation.evaluate import as_lines, given_classes
     from pipeline.segmentation.evaluate import evaluate as score
     from pipeline.segmentation.mask_source import open_masks
     from pipeline.segmentation.matching import Matching
@@ -339,7 +341,7 @@ def evaluate(
     scores = score(
         open_masks(pred),
         open_masks(truth),
-        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        classes=None if classes is None else given_classes(classes),
         positive=positive,
         matching=Matching.ONE_TO_ONE if match else Matching.MANY_TO_ONE if match_many else None,
     )

@@ -14,6 +14,12 @@ from schemas.scores import Scores
 
 # Of many offenders a message names so many.
 _NUM_NAMED = 5
+# More classes than this are named, or counted: gray levels are as many.
+_MOST_UNNAMED_CLASSES = 64
+_CONVERT_LEVELS = (
+    "Gray levels (antialiased or resized masks, JPEG) are no class indices: draw the line between them first, such as "
+    "with ImageMagick's `mogrify -threshold 50% *.png`"
+)
 
 Mask = NDArray[np.uint8]
 
@@ -38,7 +44,8 @@ def evaluate(
     pairs = _Pairs(
         MaskSide(pred, positive, limit if matching is None else None),
         MaskSide(truth, positive, limit),
-        same_values=matching is None and names is None,
+        are_named=names is not None,
+        are_clusters=matching is not None,
     )
     table = np.arange(IGNORE + 1, dtype=np.uint8)
     if matching is not None:
@@ -96,6 +103,8 @@ class MaskSide:
     @property
     def highest_class(self) -> int:
         """Of the masks read so far; 0 where none holds a class."""
+        if self._positive is not None:
+            return 1
         return max((value for value in self._first_holder if value != IGNORE), default=0)
 
     def read(self, key: str) -> Mask:
@@ -110,7 +119,7 @@ class MaskSide:
         if strange:
             raise MaskError(
                 f"{self.source.name(key)}: holds {strange[0]}, but there are {self._num_classes} classes, "
-                f"0 to {(self._num_classes or 1) - 1}"
+                f"0 to {(self._num_classes or 1) - 1}. {_CONVERT_LEVELS}"
             )
         return mask_HW
 
@@ -122,7 +131,8 @@ class MaskSide:
             return mask_HW
         raise MaskError(
             f"{self.source.name(key)}: holds {', '.join(map(str, values[:_NUM_NAMED]))}; with "
-            f"{self._positive_key} {self._positive} a mask holds 0 and {self._positive} alone (or 0 and 1)"
+            f"{self._positive_key} {self._positive} a mask holds 0 and {self._positive} alone (or 0 and 1). "
+            f"{_CONVERT_LEVELS}"
         )
 
     def check_all(self) -> None:
@@ -133,6 +143,24 @@ class MaskSide:
                 f"{self.source.place}: every mask holds only 0 and 255, such as {self._first_holder[IGNORE]}, and 255 "
                 f"is what is ignored. If 255 is the foreground, say {self._positive_key} 255"
             )
+
+    def check_indices(self, other: "MaskSide | None") -> None:
+        """Without class names, values are taken for indices only where they look like it: few, and without a gap that
+        the other side does not fill. Raises MaskError."""
+        if self._positive is not None:
+            return
+        held = {value for value in self._first_holder if value != IGNORE}
+        filled = held if other is None else held | set(other._first_holder)
+        gap = next((value for value in range(self.highest_class) if value not in filled), None)
+        if gap is None and len(held) <= _MOST_UNNAMED_CLASSES:
+            return
+        highest = self.highest_class
+        found = f"holds {highest}, and no mask {gap}" if gap is not None else f"is one of {len(held)} values: {highest}"
+        raise MaskError(
+            f"{self._first_holder[highest]}: {found}. {_CONVERT_LEVELS}. If {highest} is the foreground, say "
+            f"{self._positive_key} {highest}. If the values are class indices, say how many classes there are: "
+            f"--classes {highest + 1}, or their names: --classes a,b,c"
+        )
 
     def check_values_of(self, other: "MaskSide") -> None:
         """Without class names, this side's values say how many classes there are. Raises MaskError."""
@@ -147,8 +175,9 @@ class MaskSide:
 class _Pairs:
     """Predicted and true masks in the order of their names; read anew each time it is iterated."""
 
-    def __init__(self, pred: MaskSide, truth: MaskSide, same_values: bool) -> None:
-        self.pred, self.truth, self._same_values = pred, truth, same_values
+    def __init__(self, pred: MaskSide, truth: MaskSide, are_named: bool, are_clusters: bool) -> None:
+        """are_named: the classes have names. are_clusters: predicted values are no classes."""
+        self.pred, self.truth, self._are_named, self._are_clusters = pred, truth, are_named, are_clusters
         _check_names(pred.source, truth.source)
 
     def __iter__(self) -> Iterator[tuple[Mask, Mask]]:
@@ -167,7 +196,9 @@ class _Pairs:
             raise MaskError("\n  ".join(["masks that cannot be scored:", *problems]))
         self.pred.check_all()
         self.truth.check_all()
-        if self._same_values:
+        if not self._are_named:
+            self.truth.check_indices(None if self._are_clusters else self.pred)
+        if not self._are_named and not self._are_clusters:
             self.truth.check_values_of(self.pred)
 
     def _pair(self, key: str) -> tuple[Mask, Mask]:
@@ -216,6 +247,16 @@ def _class_names(
     return lists[0][1] if lists else None
 
 
+def given_classes(text: str) -> list[str]:
+    """Class names from what a person types: `sky,road,car`, or how many there are."""
+    if text.isdecimal():
+        return [str(value) for value in range(min(int(text), IGNORE + 1))]
+    return [name.strip() for name in text.split(",")]
+
+
 def _check_given(names: Sequence[str]) -> None:
     if not 1 <= len(names) <= IGNORE or len(set(names)) != len(names) or "" in names:
-        raise MaskError(f"--classes {','.join(names)}: give 1 to {IGNORE} different names, divided by commas")
+        raise MaskError(
+            f"--classes {','.join(names)}: give 1 to {IGNORE} different names, divided by commas, "
+            f"or how many classes there are"
+        )

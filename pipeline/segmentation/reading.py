@@ -27,7 +27,7 @@ from torch import Tensor
 from pipeline.manifest import MANIFEST_PATH, read_index, read_manifest
 from pipeline.segmentation.epoch_order import EpochOrder, Place
 from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
-from pipeline.segmentation.mask_png import MaskError, decode_mask
+from pipeline.segmentation.mask_png import MaskError, decode_gray
 from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
 from pipeline.store import Store
 from schemas.config import DatasetConfig
@@ -259,7 +259,7 @@ def _decode_image(member: Member, shape: ImageShape) -> Pixels:
 
 def _decode_gray(member: Member, image_HWC: Pixels) -> Pixels:
     try:
-        gray_HW = decode_mask(bytes(member.data))
+        gray_HW = decode_gray(bytes(member.data))
     except MaskError as error:
         raise MaskError(f"{member.name}: {error}") from error
     if gray_HW.shape != image_HWC.shape[:2]:

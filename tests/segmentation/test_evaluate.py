@@ -11,13 +11,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from s3_server import S3Server
 from small_dataset import CLASSES, write_dataset
 from typer.testing import CliRunner
 
 from pipeline.cli import app, main
 from pipeline.segmentation import mask_source
-from pipeline.segmentation.evaluate import evaluate
+from pipeline.segmentation.evaluate import evaluate, given_classes
 from pipeline.segmentation.mask_png import MaskError
 from pipeline.segmentation.mask_source import open_masks
 from pipeline.segmentation.matching import Matching
@@ -220,7 +221,7 @@ def as_rgb(pred: Path, truth: Path) -> None:
 
 
 def as_16_bit(pred: Path, truth: Path) -> None:
-    cv2.imwrite(str(truth / "001.png"), np.zeros((SIZE, SIZE), np.uint16))
+    cv2.imwrite(str(truth / "001.png"), np.full((SIZE, SIZE), 257, np.uint16))
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -235,12 +236,17 @@ def raw_png(bit_depth: int, colour_type: int, extra: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def as_palette(pred: Path, truth: Path) -> None:
-    (truth / "001.png").write_bytes(raw_png(8, 3, chunk(b"PLTE", bytes(6))))
+def as_gray_palette(pred: Path, truth: Path) -> None:
+    """What tools that shrink PNG files make of a mask of 0 and 255, or of 0 and 1."""
+    (truth / "001.png").write_bytes(raw_png(8, 3, chunk(b"PLTE", b"\1\1\1\0\0\0")))
 
 
-def as_1_bit(pred: Path, truth: Path) -> None:
-    (truth / "001.png").write_bytes(raw_png(1, 0))
+def as_short_palette(pred: Path, truth: Path) -> None:
+    (truth / "001.png").write_bytes(raw_png(8, 3, chunk(b"PLTE", b"")))
+
+
+def as_4_bit(pred: Path, truth: Path) -> None:
+    (truth / "001.png").write_bytes(raw_png(4, 0))
 
 
 def with_transparency(pred: Path, truth: Path) -> None:
@@ -266,11 +272,12 @@ def another_class(pred: Path, truth: Path) -> None:
         (add, ["holds 6 masks", "p: x, y"]),
         (cut, ["p/001.png: is a PNG that cannot be decoded"]),
         (empty, ["p/001.png: is no PNG"]),
-        (as_jpeg, ["p/001.png: is no PNG", "8-bit gray PNG"]),
+        (as_jpeg, ["p/001.png: is no PNG", "8-bit gray"]),
         (as_rgb, ["t/001.png: is a 8-bit RGB PNG", "t/003.png: is a 8-bit RGB with alpha PNG"]),
-        (as_16_bit, ["t/001.png: is a 16-bit gray PNG"]),
-        (as_palette, ["t/001.png: is a 8-bit palette PNG"]),
-        (as_1_bit, ["t/001.png: is a 1-bit gray PNG"]),
+        (as_16_bit, ["t/001.png: is a 16-bit gray PNG that holds 257", "uint8"]),
+        (as_gray_palette, ["t/001.png: is a palette PNG of grays that differ from their indices", "uint8"]),
+        (as_short_palette, ["t/001.png: is a palette PNG that"]),
+        (as_4_bit, ["t/001.png: is a 4-bit gray PNG", "uint8"]),
         (with_transparency, None),
         (resized, ["p/000.png: is 13 x 12 pixels", "t/000.png 12 x 12", "p/002.png: is 13 x 12"]),
         (another_class, ["p/001.png: holds 7", "is above 2", "--classes"]),
@@ -288,6 +295,61 @@ def test_what_does_not_fit_is_named(
     message = refusal(pred, truth)
     for part in parts:
         assert part in message, message
+
+
+@pytest.mark.parametrize("kind", ["palette", "small palette", "gray palette", "1-bit", "16-bit"])
+def test_pngs_that_can_only_mean_indices_are_read(tmp_path: Path, kind: str) -> None:
+    values = (0, 1) if kind == "1-bit" else (0, 1, 2) if kind == "small palette" else (0, 1, 2, 255)
+    pred, truth = random_masks(1, tuple(value for value in values if value != 255)), random_masks(2, values)
+    folder = tmp_path / "t"
+    folder.mkdir()
+    for name, mask_HW in truth.items():
+        if kind == "16-bit":
+            cv2.imwrite(str(folder / f"{name}.png"), mask_HW.astype(np.uint16))
+            continue
+        image = Image.fromarray(mask_HW)
+        if kind == "1-bit":
+            image = Image.fromarray(mask_HW.astype(bool))
+        else:
+            ramp = kind == "gray palette"
+            image.putpalette([level for i in range(256) for level in ((i, i, i) if ramp else (i, 77, 255 - i))])
+        image.save(folder / f"{name}.png", bits=2 if kind == "small palette" else 8)
+    assert score(write(tmp_path / "p", pred), folder) == expected(pred, truth)
+
+
+def blurred(mask_HW: np.ndarray) -> np.ndarray:
+    """Antialiased: enlarged, smoothed and shrunk again."""
+    large = cv2.resize(mask_HW * np.uint8(255), (80, 80), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.resize(cv2.GaussianBlur(large, (0, 0), 6), (40, 40), interpolation=cv2.INTER_AREA))
+
+
+def through_jpeg(mask_HW: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.imdecode(cv2.imencode(".jpg", mask_HW * np.uint8(255))[1], cv2.IMREAD_GRAYSCALE))
+
+
+@pytest.mark.parametrize("change", [blurred, through_jpeg, lambda mask_HW: mask_HW * np.uint8(128)])
+@pytest.mark.parametrize("sides", ["both", "truth"])
+def test_gray_levels_are_no_classes(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], sides: str) -> None:
+    """On either side: such a truth was hundreds of classes once, and scored without a word."""
+    gray = {name: change(mask_HW) for name, mask_HW in random_masks(2, (0, 1), count=30).items()}
+    plain = {name: (mask_HW > 100).astype(np.uint8) for name, mask_HW in gray.items()}
+    truth = write(tmp_path / "t", gray)
+    pred = write(tmp_path / "p", gray if sides == "both" else plain)
+    message = refusal(pred, truth)
+    assert "Gray levels" in message and "threshold" in message and "--classes" in message
+    assert "Gray levels" in refusal(pred, truth, classes=["ground", "figure"])
+    assert "Gray levels" in refusal(write(tmp_path / "clusters", plain), truth, matching=Matching.ONE_TO_ONE)
+
+
+def test_a_class_that_no_mask_holds_must_be_told(tmp_path: Path) -> None:
+    pred, truth = random_masks(1, (0, 1, 3)), random_masks(2, (0, 1, 3))
+    folders = write(tmp_path / "p", pred), write(tmp_path / "t", truth)
+    message = refusal(*folders)
+    assert "t/000.png: holds 3, and no mask 2." in message and "--classes 4" in message
+    assert score(*folders, classes=given_classes("4")) == expected(pred, truth, ("0", "1", "2", "3"))
+    assert "1 to 255 different names" in refusal(*folders, classes=given_classes("300"))
+    filled = random_masks(1, (0, 1, 2, 3))
+    assert score(write(tmp_path / "q", filled), folders[1]) == expected(filled, truth)
 
 
 def test_of_many_offenders_five_are_named(tmp_path: Path) -> None:
