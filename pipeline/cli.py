@@ -24,8 +24,8 @@ from schemas.run_file import load_config
 
 HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 
-Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards failed; 4 verification failed; 5 a nightly gate
-failed; 6 locked by another nightly run; 75 interrupted, the same command goes on.
+Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards or photos failed; 4 verification failed; 5 a
+nightly gate failed; 6 locked by another nightly run; 75 interrupted, the same command goes on.
 """
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
@@ -420,8 +420,8 @@ TrainedModel = Annotated[Path, typer.Argument(help="model.safetensors of `labelm
 @app.command()
 def predict(
     model: TrainedModel,
-    photos: Annotated[Path, typer.Argument(help="Folder of photos.", metavar="PHOTOS")],
-    out: Annotated[Path, typer.Option(help="Folder for the masks (PNG, of the photos' names and sizes).")],
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, with its subfolders.", metavar="PHOTOS")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks (PNG, of the photos' paths and sizes).")],
     side: Annotated[
         int | None, typer.Option(min=8, help="Photos' shorter side in the network [what it learned from].")
     ] = None,

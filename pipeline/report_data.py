@@ -6,7 +6,6 @@ Shape suffixes: H, W height and width; C the channels red, green, blue.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -152,19 +151,6 @@ def read_candidates(store: Store, manifest: Manifest, record: ShardRecord) -> Sh
                 "largest_component": table["largest_component"].to_numpy(),
             },
         )
-    except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError) as error:
-        raise OutputError(
-            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` writes it anew"
-        ) from error
-
-
-def read_kept_seeds(store: Store, tar: str) -> set[int]:
-    """The seeds of a shard's samples, by the tar's path. Raises OutputError when the parquet file beside it is missing
-    or damaged."""
-    path = parquet_path(Path(tar).stem)
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(store.read(path)), columns=["seed", "kept"])
-        return set(table["seed"].to_numpy()[table["kept"].to_numpy()].tolist())
     except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError) as error:
         raise OutputError(
             f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` writes it anew"

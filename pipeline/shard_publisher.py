@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import fsum
+from pathlib import PurePosixPath
 
 import pyarrow
 import pyarrow.parquet
@@ -230,3 +231,16 @@ def _parquet_bytes(table: pyarrow.Table) -> bytes:
     stream = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, stream, compression="zstd")
     return bytes(stream.getvalue().to_pybytes())
+
+
+def read_kept_seeds(store: Store, tar: str) -> set[int]:
+    """The seeds of a shard's samples, by the tar's path. Raises OutputError when the parquet file beside it is missing
+    or damaged."""
+    path = parquet_path(PurePosixPath(tar).stem)
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(store.read(path)), columns=["seed", "kept"])
+        return set(table["seed"].to_numpy()[table["kept"].to_numpy()].tolist())
+    except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError) as error:
+        raise OutputError(
+            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` writes it anew"
+        ) from error

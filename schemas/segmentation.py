@@ -33,9 +33,9 @@ class PhotoFolder(Section):
 
     kind: Literal["photos"]
     photos: Path
-    """Folder of .jpg, .jpeg, .png or .webp files."""
+    """Folder of .jpg, .jpeg, .png, .webp, .bmp, .tif or .tiff files, with its subfolders."""
     masks: str = Field(pattern=PRINTABLE)
-    """Masks of the photos' sizes, matched by name: a folder of PNG files, a .tar, or a dataset."""
+    """Masks of the photos' sizes, matched by their paths: a folder of PNG files, a .tar, or a dataset."""
     positive: int | None = Field(None, ge=1, le=255)
     """Masks hold 0 and this value, which is class 1."""
 

@@ -6,16 +6,20 @@ Shape suffixes: H height, W width, C channels.
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.photos.read import PhotoError, Pixels, find_photos, read_photo
 from pipeline.segmentation.evaluate import Mask, MaskSide
 from pipeline.segmentation.mask_source import open_masks
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.segmentation.models import Segmenter
-from pipeline.segmentation.predict import PhotoError, Pixels, photo_files, predict, read_photo
+from pipeline.segmentation.predict import predict
 from pipeline.segmentation.reading import Split, open_split, read_samples
 from schemas.scores import Scores
 from schemas.segmentation import DatasetSplit, PhotoFolder
 
 Classes = tuple[str, ...]
+
+# Of many offenders a message names so many.
+_NUM_NAMED = 5
 
 
 def score(segmenter: Segmenter, held_out: DatasetSplit | PhotoFolder, classes: Classes, side: int) -> Scores:
@@ -44,14 +48,32 @@ def open_held_out_split(held_out: DatasetSplit, classes: Classes) -> Split:
 
 
 def check_photos(held_out: PhotoFolder, classes: Classes) -> None:
-    """Reads names and masks, but no photo: what does not fit is told before a training, not at its first score.
+    """Reads every photo and mask: what does not fit is told before a training, not at its first score.
 
-    Raises PhotoError or MaskError naming the key or the file.
+    Raises PhotoError or MaskError naming the key or the files.
     """
-    _, truth = _open_photos(held_out, classes)
+    files, truth = _open_photos(held_out, classes)
+    problems = []
     for key in truth.source.keys:
-        truth.read(key)
+        mask_HW = truth.read(key)
+        try:
+            _check_size(files[key], mask_HW, truth.source.name(key))
+        except PhotoError as error:
+            problems.append(str(error))
+    if problems:
+        more = [f"and {len(problems) - _NUM_NAMED} more"] if len(problems) > _NUM_NAMED else []
+        raise PhotoError("\n  ".join(["held_out: photos that cannot be scored:", *problems[:_NUM_NAMED], *more]))
     truth.check_all()
+
+
+def _check_size(photo: Path, mask_HW: Mask, mask: str) -> None:
+    (height, width), (mask_height, mask_width) = read_photo(photo).shape[:2], mask_HW.shape
+    if (height, width) != (mask_height, mask_width):
+        turned = "; the photo is turned as its EXIF says, so turn the mask likewise, or write the photo without EXIF"
+        raise PhotoError(
+            f"{photo}: is {width} x {height} pixels, {mask} {mask_width} x {mask_height}"
+            f"{turned if (height, width) == (mask_width, mask_height) else ''}"
+        )
 
 
 def _pairs(held_out: DatasetSplit | PhotoFolder, classes: Classes) -> Iterator[tuple[str, Pixels, Mask]]:
@@ -68,7 +90,10 @@ def _pairs(held_out: DatasetSplit | PhotoFolder, classes: Classes) -> Iterator[t
 
 def _open_photos(held_out: PhotoFolder, classes: Classes) -> tuple[dict[str, Path], MaskSide]:
     """Photos and masks of the same names."""
-    files, masks = photo_files(held_out.photos), open_masks(held_out.masks)
+    photos, masks = find_photos(held_out.photos), open_masks(held_out.masks)
+    if photos.unreadable:
+        raise PhotoError("\n  ".join(["held_out: photos that cannot be read:", *photos.unreadable]))
+    files = photos.files
     alone = sorted(files.keys() ^ set(masks.keys))
     if alone:
         side = "mask" if alone[0] in files else "photo"

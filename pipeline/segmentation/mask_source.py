@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.manifest import MANIFEST_PATH, RUN_PATH, read_index, read_manifest
+from pipeline.photos.read import files_below
 from pipeline.segmentation.mask_png import MaskError, decode_mask
 from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
 from pipeline.store import Store
@@ -72,8 +73,8 @@ class MaskSource:
 
 
 def open_masks(place: str) -> MaskSource:
-    """Open what a person names: a folder of PNG masks (`a.png` or `a.mask.png`), a .tar or a folder of them, or a
-    dataset's output (a folder, or a bucket's URL).
+    """Open what a person names: a folder of PNG masks (`a.png` or `a.mask.png`) and its subfolders, a .tar or a folder
+    of them, or a dataset's output (a folder, or a bucket's URL).
 
     Raises MaskError, or OutputError for a dataset that is not complete.
     """
@@ -87,22 +88,25 @@ def open_masks(place: str) -> MaskSource:
             raise MaskError(f"{place}: does not exist")
         if (path / MANIFEST_PATH).exists() or (path / RUN_PATH).exists():
             return _dataset(place)
-        files = sorted(entry for entry in path.iterdir() if entry.is_file())
+        tars = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() == ".tar")
+        pngs = [file for file in files_below(path) if file.is_file() and file.suffix.lower() == ".png"]
     except OSError as error:
         raise MaskError(f"{place}: cannot be read: {error.strerror or error}") from error
-    tars, pngs = ([file for file in files if file.suffix.lower() == ending] for ending in (".tar", ".png"))
-    if tars and pngs:
+    if tars and any(file.parent == path for file in pngs):
         raise MaskError(f"{place}: holds both {tars[0].name} and {pngs[0].name}; give a folder of one kind")
     if not tars and not pngs:
         raise MaskError(f"{place}: holds no mask: no .png, no .tar, and it is no dataset (it has no {MANIFEST_PATH})")
-    return _local_tars(place, tars) if tars else _folder(place, pngs)
+    return _local_tars(place, tars) if tars else _folder(place, path, pngs)
 
 
-def _folder(place: str, pngs: Sequence[Path]) -> MaskSource:
-    """Where some files are called .mask.png, the others are their images."""
+def _folder(place: str, folder: Path, pngs: Sequence[Path]) -> MaskSource:
+    """Where some files are called .mask.png, the others are their images. Masks go by their path below the folder."""
     named = [file for file in pngs if file.name.lower().endswith(MASK_ENDING)]
     ending = MASK_ENDING if named else ".png"
-    masks = ((file.name[: -len(ending)], StoredMask(str(file), str(file))) for file in named or pngs)
+    masks = (
+        (file.relative_to(folder).as_posix()[: -len(ending)], StoredMask(str(file), str(file)))
+        for file in named or pngs
+    )
     return MaskSource(place, _by_key(masks), _open_local, None)
 
 

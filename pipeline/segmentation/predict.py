@@ -8,34 +8,31 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.photos.read import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
 from pipeline.segmentation.models import Segmenter
-from schemas.errors import LabelmillError, OutputError
+from pipeline.speech import say
+from schemas.errors import OutputError
 
-Pixels = NDArray[np.uint8]
-
-PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-
-
-class PhotoError(LabelmillError):
-    """Photos that cannot be labeled. The message names the file."""
+# The longer side in the network is at most this many times the shorter one asked for: a photo of 2000 x 1 pixels would
+# fill the memory otherwise.
+_MOST_ELONGATED = 8
 
 
 @torch.no_grad()
 def predict(segmenter: Segmenter, image_HWC: Pixels, side: int) -> Pixels:
     """Class of each pixel [H, W] uint8 of an RGB image [H, W, 3] uint8.
 
-    The image is resized so that its shorter side is `side`, the logits back to its size before the classes are
-    chosen. segmenter: in eval mode.
+    The image is resized so that its shorter side is `side`, and less where the longer one would pass 8 times that;
+    the logits are resized back before the classes are chosen. segmenter: in eval mode.
     """
     height, width = image_HWC.shape[:2]
     device = segmenter.mean_C11.device
     image_1CHW = torch.from_numpy(np.ascontiguousarray(image_HWC)).to(device).permute(2, 0, 1)[None].float() / 255
-    scale = side / min(height, width)
+    scale = min(side / min(height, width), _MOST_ELONGATED * side / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     if size != (height, width):
         image_1CHW = functional.interpolate(image_1CHW, size=size, mode="bilinear", antialias=True).clamp(0, 1)
@@ -58,51 +55,43 @@ def _classes(logits_KHW: Tensor, height: int, width: int) -> Tensor:
 
 
 def predict_folder(segmenter: Segmenter, photos: Path, out: Path, side: int) -> int:
-    """Label every photo of a folder; returns how many. Masks are 8-bit gray PNG of the photos' names and sizes.
+    """Label every photo of a folder and its subfolders; returns how many. Masks are 8-bit gray PNG of the photos'
+    sizes, named by the photos' paths below the folder.
 
-    Raises PhotoError for a folder without photos, two photos of one name and what is no readable image; OutputError
-    when masks cannot be written.
+    Raises PhotoError for a folder without photos and two photos of one name; UnreadablePhotosError, once all others are
+    labeled, for what is no readable image; OutputError when masks cannot be written.
     """
-    files = photo_files(photos)
     if out.resolve() == photos.resolve():
         raise PhotoError(f"--out {out}: is the folder of the photos; masks of the same names would replace them")
-    for name, file in files.items():
-        mask_HW = predict(segmenter, read_photo(file), side)
-        done, png = cv2.imencode(".png", mask_HW)
-        assert done
+    found = find_photos(photos, leave_out=out)
+    for line in (*([found.skipped_text] if found.skipped else []), *found.unreadable):
+        say(line, level="warning")
+    problems = list(found.unreadable)
+    for name, file in found.files.items():
         try:
-            write_atomically(out / f"{name}.png", png.tobytes())
-        except OSError as error:
-            raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
-    return len(files)
+            image_HWC = read_photo(file)
+        except PhotoError as error:
+            problems.append(str(error))
+            continue
+        _write_mask(out / f"{name}.png", predict(segmenter, image_HWC, side), out)
+    if problems:
+        num_photos = len(found.files) + len(found.unreadable)
+        raise UnreadablePhotosError(
+            "\n  ".join(
+                [
+                    f"{photos}: {len(problems)} of {num_photos} photos cannot be read; the masks of the other "
+                    f"{num_photos - len(problems)} are in {out}:",
+                    *problems,
+                ]
+            )
+        )
+    return len(found.files)
 
 
-def photo_files(folder: Path) -> dict[str, Path]:
-    """Photos by name without ending, sorted. Raises PhotoError where there is none, or two have one name."""
+def _write_mask(path: Path, mask_HW: Pixels, out: Path) -> None:
+    done, png = cv2.imencode(".png", mask_HW)
+    assert done
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_ENDINGS)
+        write_atomically(path, png.tobytes())
     except OSError as error:
-        raise PhotoError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    files: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in files:
-            raise PhotoError(f"{path}: another photo goes by the same name: {files[path.stem]}")
-        files[path.stem] = path
-    if not files:
-        raise PhotoError(f"{folder}: holds no photo; looked for {', '.join(PHOTO_ENDINGS)}")
-    return files
-
-
-def read_photo(path: Path) -> Pixels:
-    """RGB [H, W, 3] uint8, turned upright as its EXIF says. Raises PhotoError."""
-    try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise PhotoError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        image_HWC = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
-    except cv2.error as error:
-        raise PhotoError(f"{path}: has more pixels than OpenCV takes; make it smaller or take it out") from error
-    if image_HWC is None:
-        raise PhotoError(f"{path}: is no readable image; repair it or take it out")
-    return np.asarray(image_HWC, np.uint8)
+        raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error

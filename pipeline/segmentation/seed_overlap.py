@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from pipeline.plan import held_out_first_seed
-from pipeline.report_data import read_kept_seeds
 from pipeline.segmentation.reading import Split
+from pipeline.shard_publisher import read_kept_seeds
 from pipeline.store import Store
 from schemas.errors import ConfigError
 

@@ -1,18 +1,21 @@
 """Scores on what a network has not seen: equal to those of its masks, and refused where they would be nonsense."""
 
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from discs import ByColour, write_discs, write_photos
+from PIL import Image
 
+from pipeline.photos.read import PhotoError
 from pipeline.segmentation.evaluate import evaluate
 from pipeline.segmentation.held_out import check_photos, open_held_out_split, score
 from pipeline.segmentation.mask_png import MaskError
 from pipeline.segmentation.mask_source import open_masks
 from pipeline.segmentation.models import Segmenter
-from pipeline.segmentation.predict import PhotoError, predict_folder
+from pipeline.segmentation.predict import predict_folder
 from pipeline.segmentation.reading import open_split, read_samples
 from schemas.segmentation import DatasetSplit, PhotoFolder
 
@@ -102,3 +105,33 @@ def test_a_mask_of_another_size_is_named(segmenter: Segmenter, held_out: PhotoFo
     cv2.imwrite(str(tmp_path / "truth" / "tall.png"), np.zeros((17, 50), np.uint8))
     with pytest.raises(PhotoError, match=r"photos/tall\.png: "):
         score(segmenter, held_out, CLASSES, 16)
+
+
+def test_photos_that_cannot_be_scored_are_all_named_before_a_training(held_out: PhotoFolder, tmp_path: Path) -> None:
+    """A photo that its EXIF turns differs from a mask that was drawn on its pixels as they are stored."""
+    cv2.imwrite(str(tmp_path / "truth" / "square.png"), np.zeros((3, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(held_out.photos / "wide.png").save(held_out.photos / "wide.jpg", exif=exif)
+    (held_out.photos / "wide.png").unlink()
+    content = (held_out.photos / "tall.png").read_bytes()
+    (held_out.photos / "tall.png").write_bytes(content[:200])
+    with pytest.raises(PhotoError) as caught:
+        check_photos(held_out, CLASSES)
+    square, tall, wide = str(caught.value).splitlines()[1:]
+    assert re.search(r"square\.png: is 16 x 16 pixels, .*truth/square\.png 3 x 3$", square)
+    assert re.search(r"wide\.jpg: is 24 x 40 pixels, .*wide\.png 40 x 24; the photo is turned as its EXIF says", wide)
+    assert "tall.png: is no readable image" in tall
+    (held_out.photos / "tall.png").write_bytes(b"")
+    with pytest.raises(PhotoError, match=r"photos that cannot be read:\n  .*tall\.png: is empty"):
+        check_photos(held_out, CLASSES)
+
+
+def test_photos_and_masks_in_subfolders_belong_together(segmenter: Segmenter, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path, {"a": (16, 16), "b": (16, 16)})
+    for name in ("photos", "truth"):
+        (tmp_path / name / "sub").mkdir()
+        (tmp_path / name / "b.png").rename(tmp_path / name / "sub" / "a.png")
+    held_out = PhotoFolder(kind="photos", photos=photos, masks=str(tmp_path / "truth"))
+    check_photos(held_out, CLASSES)
+    assert score(segmenter, held_out, CLASSES, 16).num_images == 2

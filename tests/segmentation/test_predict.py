@@ -1,10 +1,8 @@
 """Photos to masks: exact ids, the photos' names and sizes."""
 
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import cv2
@@ -14,10 +12,11 @@ import torch
 from discs import ByColour, disc, write_photos
 from torch.nn import functional
 
+from pipeline.photos.read import PhotoError, UnreadablePhotosError, find_photos
 from pipeline.segmentation.evaluate import evaluate
 from pipeline.segmentation.mask_source import open_masks
 from pipeline.segmentation.models import Segmenter, build, save_segmenter
-from pipeline.segmentation.predict import PhotoError, photo_files, predict, predict_folder, read_photo
+from pipeline.segmentation.predict import predict, predict_folder
 from schemas.sample import ImageShape
 from schemas.segmentation import SegmentationModelCard, SegmentationModelConfig
 
@@ -65,26 +64,58 @@ def test_a_folder_of_photos_becomes_a_folder_of_masks(segmenter: Segmenter, phot
 def test_photos_that_do_not_fit_are_named(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match="is the folder of the photos"):
         predict_folder(segmenter, photos, photos, 16)
-    (photos / "wide.jpg").write_bytes(b"no image")
+    cv2.imwrite(str(photos / "wide.jpg"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(PhotoError, match="another photo goes by the same name"):
-        photo_files(photos)
-    (photos / "wide.png").unlink()
-    with pytest.raises(PhotoError, match=r"wide\.jpg: is no readable image"):
         predict_folder(segmenter, photos, tmp_path / "out", 16)
     (tmp_path / "empty").mkdir()
     with pytest.raises(PhotoError, match="holds no photo"):
-        photo_files(tmp_path / "empty")
+        find_photos(tmp_path / "empty")
 
 
-def test_a_photo_that_is_too_large_for_opencv_is_named(tmp_path: Path) -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def test_bad_files_do_not_keep_the_good_ones_from_their_masks(
+    segmenter: Segmenter, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that do not even begin like an image are told before the first mask, and all of them at the end."""
+    (photos / "a.jpg").write_bytes(b"no image")
+    (photos / "cut.png").write_bytes((photos / "wide.png").read_bytes()[:60])
+    (photos / "._wide.png").write_bytes(b"\0\5\x16\7 what macOS leaves")
+    (photos / "lost.jpg").symlink_to(tmp_path / "nowhere")
+    (photos / "album.jpg").mkdir()
+    cv2.imwrite(str(photos / "album.jpg" / "scan.tif"), disc(9)[0][:, :, ::-1])
+    (photos / "notes.txt").touch()
+    out = photos / "masks"
+    for _ in range(2):  # masks beside the photos are no photos
+        with pytest.raises(UnreadablePhotosError) as caught:
+            predict_folder(segmenter, photos, out, 16)
+        assert caught.value.exit_code == 3
+        head, *problems = str(caught.value).splitlines()
+        assert f"3 of 7 photos cannot be read; the masks of the other 4 are in {out}" in head
+        assert [problem.strip().removeprefix(f"{photos}/").split(":")[0] for problem in problems] == [
+            "a.jpg", "lost.jpg", "cut.png",
+        ]  # fmt: skip
+        told = capsys.readouterr().err
+        assert "skipped files that are not .jpg" in told and "1 .txt" in told
+        assert "a.jpg: does not begin like an image" in told and "lost.jpg: is a link that leads nowhere" in told
+        masks = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+        assert masks == {"wide.png", "tall.png", "square.png", "album.jpg/scan.png"}
+    assert set(open_masks(str(out)).keys) == {"wide", "tall", "square", "album.jpg/scan"}
+    assert np.array_equal(cv2.imread(str(out / "album.jpg" / "scan.png"), -1), predict(segmenter, disc(9)[0], 16))
 
-    header, data = struct.pack(">IIBBBBB", 2**16, 2**16, 8, 2, 0, 0, 0), zlib.compress(bytes(100))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    (tmp_path / "large.png").write_bytes(png)
-    with pytest.raises(PhotoError, match=r"large\.png: has more pixels than OpenCV takes"):
-        read_photo(tmp_path / "large.png")
+
+@pytest.mark.parametrize(("height", "width"), [(2000, 1), (1, 2000), (40, 400)])
+def test_a_sliver_of_a_photo_stays_small_in_the_network(height: int, width: int) -> None:
+    """Its shorter side at 256 would take gigabytes."""
+    seen: list[tuple[int, ...]] = []
+
+    class Recording(ByColour):
+        def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(images_BCHW.shape))
+            return super().forward(images_BCHW)
+
+    segmenter = Segmenter(Recording(), upscale=1, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    image_HWC = np.full((height, width, 3), (200, 10, 10), np.uint8)
+    assert (predict(segmenter, image_HWC, 256) == 2).all()
+    assert max(seen[0]) == 8 * 256 and min(seen[0][2:]) <= 256
 
 
 def test_the_command_labels_photos(photos: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from drivers import free_ports
 from safetensors.torch import load_file
 
 from pipeline.generator.training_state import TrainingStateError
-from pipeline.segmentation.predict import PhotoError
+from pipeline.photos.read import PhotoError
 from pipeline.segmentation.ranks import Ranks
 from pipeline.segmentation.reading import open_split, read_samples, training_loader
 from pipeline.segmentation.train import Stop, Trainer, train
