@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,21 @@ def test_the_code_in_the_card_runs(dataset: tuple[Store, Manifest], monkeypatch:
             image_HWC = image_HWC * 255
         assert np.allclose(image_HWC, expected_HWC, atol=1e-3)
         assert np.array_equal(np.asarray(names["mask"]), expected_HW)
+
+
+def test_the_loader_in_the_card_takes_more_processes_than_shards(dataset: tuple[Store, Manifest]) -> None:
+    store, manifest = dataset
+    card = store.read("README.md").decode()
+    block = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "WebDataset" in block)
+    loader = re.search(r"`(wds\.WebLoader\(pairs, batch_size=16, )num_workers=\d+\)`", card)
+    assert loader is not None
+    num_shards = len(next(urls for urls in read_index(store).splits.values() if urls))
+    count = f"print(sum(len(images) for images, _ in {loader[1]}num_workers={num_shards + 1})))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{block}\n{count}"], cwd=store.folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == next(count for count in manifest.samples_by_split.values() if count)
 
 
 def test_hugging_face_loads_the_folder_by_its_card(

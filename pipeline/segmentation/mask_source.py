@@ -5,7 +5,6 @@ Only names, places and sizes are kept; a bucket's shards are held in memory one 
 
 import io
 import re
-import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 from pipeline.manifest import MANIFEST_PATH, RUN_PATH, read_index, read_manifest
 from pipeline.photos.read import files_below
 from pipeline.segmentation.mask_png import MaskError, decode_mask
+from pipeline.segmentation.tar_members import TarMember, members_of
 from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
 from pipeline.store import Store
 
 MASK_ENDING = ".mask.png"
 _METADATA_NAME = re.compile(r"\d+\.json")
-_BLOCK_BYTES = 512
-# Writers fill a tar up to a record, 20 blocks, or a few of them.
-_MOST_TAIL_BYTES = 2**20
+# Two empty blocks end a tar; writers fill it up to a record, 20 blocks, or a few of them.
+_LEAST_TAIL_BYTES, _MOST_TAIL_BYTES = 2 * 512, 2**20
 
 _Open = Callable[[str], BinaryIO]
 
@@ -137,40 +136,38 @@ def _shards(place: str, tars: Sequence[str], open_file: _Open, classes: tuple[st
             raise MaskError(f"{tar}: has the classes {', '.join(found)}, others of {place} {', '.join(classes or ())}")
         classes = classes or found
         masks += [
-            (name.removesuffix(MASK_ENDING), StoredMask(tar, f"{tar}: {name}", offset, num_bytes))
-            for name, offset, num_bytes in members
-            if name.endswith(MASK_ENDING)
+            (
+                member.name.removesuffix(MASK_ENDING),
+                StoredMask(tar, f"{tar}: {member.name}", member.offset, member.num_bytes),
+            )
+            for member in members
+            if member.name.endswith(MASK_ENDING)
         ]
     if not masks:
         raise MaskError(f"{place}: its shards hold no {MASK_ENDING}")
     return MaskSource(place, _by_key(masks), open_file, classes)
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, bytes) of the files in a tar, which is not read as a whole. Raises DamagedTarError."""
+def _members(file: BinaryIO) -> Iterator[TarMember]:
+    """The files in a tar. Raises DamagedTarError, at the latest at the end: a whole tar ends in empty blocks."""
     end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for header in archive:
-                end = header.offset_data + -(-header.size // _BLOCK_BYTES) * _BLOCK_BYTES
-                if header.isfile():
-                    yield header.name, header.offset_data, header.size
-    except tarfile.TarError as error:
-        raise DamagedTarError(f"is not a readable tar ({error}); compressed ones must be unpacked first") from error
-    # `tarfile` ends in silence at a cut or a broken header; a whole tar ends in empty blocks.
+    for member in members_of(file):
+        end = member.end
+        yield member
     file.seek(end)
     tail = file.read(_MOST_TAIL_BYTES + 1)
-    if not 2 * _BLOCK_BYTES <= len(tail) <= _MOST_TAIL_BYTES or tail.strip(b"\0"):
+    if not _LEAST_TAIL_BYTES <= len(tail) <= _MOST_TAIL_BYTES or tail.strip(b"\0"):
         raise DamagedTarError(f"is cut, or broken, after byte {end}")
 
 
-def _classes_in(file: BinaryIO, members: Sequence[tuple[str, int, int]]) -> tuple[str, ...] | None:
+def _classes_in(file: BinaryIO, members: Sequence[TarMember]) -> tuple[str, ...] | None:
     """The classes that the first sample's metadata lists; None in a tar that labelmill did not write."""
-    for name, offset, num_bytes in members:
+    for member in members:
+        name = member.name.rpartition("/")[2]
         if _METADATA_NAME.fullmatch(name):
-            file.seek(offset)
+            file.seek(member.offset)
             try:
-                metadata = parse_metadata(Member(name, memoryview(file.read(num_bytes))))
+                metadata = parse_metadata(Member(name, memoryview(file.read(member.num_bytes))))
             except DamagedTarError:
                 return None
             return tuple(value for value in metadata.candidate.class_pixels if value != "ignore")

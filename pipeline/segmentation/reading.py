@@ -12,6 +12,7 @@ readers, webdataset's too, take a tar that was cut between two files for a short
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
+import io
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -28,7 +29,8 @@ from pipeline.manifest import MANIFEST_PATH, read_index, read_manifest
 from pipeline.segmentation.epoch_order import EpochOrder, Place
 from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
 from pipeline.segmentation.mask_png import MaskError, decode_gray
-from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
+from pipeline.segmentation.tar_members import members_of
+from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
 from pipeline.store import Store
 from schemas.config import DatasetConfig
 from schemas.errors import OutputError
@@ -219,13 +221,15 @@ class ShardReader:
 
 def _grouped(tar: bytes) -> list[dict[str, Member]]:
     """The files of each sample by their endings, in order. Raises DamagedTarError."""
-    samples: dict[str, dict[str, Member]] = {}
-    for member in members_in(tar):
-        key, _, ending = member.name.partition(".")
-        files = samples.setdefault(key, {})
-        if ending in files:
+    content, samples = memoryview(tar), dict[str, dict[str, Member]]()
+    for member in members_of(io.BytesIO(tar)):
+        data = content[member.offset : member.offset + member.num_bytes]
+        if len(data) != member.num_bytes:
+            raise DamagedTarError(f"it is cut within member {member.name!r}")
+        files = samples.setdefault(member.key, {})
+        if member.ending in files:
             raise DamagedTarError(f"member {member.name!r} is there twice")
-        files[ending] = member
+        files[member.ending] = Member(member.name.rpartition("/")[2], data)
     return list(samples.values())
 
 

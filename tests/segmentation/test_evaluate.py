@@ -118,6 +118,12 @@ def test_a_dataset_its_tars_and_its_unpacked_masks_are_the_same(tmp_path: Path) 
     assert perfect.miou == perfect.trimap_3px.miou == 1
 
 
+def test_names_in_a_tar_are_the_same_with_and_without_dot_slash(tmp_path: Path) -> None:
+    masks = random_masks(1)
+    dotted = pack(tmp_path / "a.tar", {f"./{name}": mask_HW for name, mask_HW in masks.items()})
+    assert score(dotted, write(tmp_path / "t", masks)).miou == 1
+
+
 def test_a_dataset_in_a_bucket(tmp_path: Path, s3: S3Server) -> None:
     local, _ = write_dataset(tmp_path / "dataset")
     s3.create_bucket("evaluated")

@@ -3,12 +3,14 @@
 import io
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 from s3_server import S3Server
 from small_dataset import CLASSES, paint, write_dataset
 
@@ -16,6 +18,8 @@ from pipeline.segmentation.epoch_order import EpochOrder, Place
 from pipeline.segmentation.reading import Batch, Split, open_split, read_samples, training_loader
 from pipeline.store import Store
 from schemas.errors import OutputError
+
+Members = list[tuple[str, bytes]]
 
 # Shards of 4 samples; the last has 3: uneven.
 NUM_SAMPLES = 23
@@ -180,13 +184,61 @@ def test_a_tar_cut_between_members_is_refused(tmp_path: Path, num_members: int, 
 
 
 def test_a_tar_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    """Anywhere in its files: the empty blocks after the last one hold nothing."""
     store, _ = write_dataset(tmp_path / "out")
     shard = sorted((tmp_path / "out" / "shards").glob("*.tar"))[0]
     whole = shard.read_bytes()
-    for size in range(0, len(whole), 1000):
+    with tarfile.open(shard) as archive:
+        last = archive.getmembers()[-1]
+    end = last.offset_data + last.size
+    for size in (*range(0, end, 1000), end - 1):
         shard.write_bytes(whole[:size])
         with pytest.raises(OutputError, match="painted-000000"):
             list(read_samples(open_split(store.url, None)))
+
+
+def _repack_with_long_names(members: Members) -> bytes:
+    """By Python's default: pax headers, in a folder, with `./` before names and folders as entries."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        folder = tarfile.TarInfo("./" + "ä" * 60)
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in members:
+            header = tarfile.TarInfo(f"{folder.name}/{name}")
+            header.size, header.mtime = len(data), 1.5
+            tar.addfile(header, io.BytesIO(data))
+    return content.getvalue()
+
+
+def _repack_without_an_end(members: Members) -> bytes:
+    """GNU's format, files by name, no empty block after the last one, and what macOS adds."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in sorted(members):
+            for header, held in ((tarfile.TarInfo(f"._{name}"), b"macOS"), (tarfile.TarInfo(f"./{name}"), data)):
+                header.size = len(held)
+                tar.addfile(header, io.BytesIO(held))
+        return content.getvalue()  # before the archive is closed
+
+
+@pytest.mark.parametrize("repack", [_repack_with_long_names, _repack_without_an_end])
+def test_shards_repacked_by_other_tools_read_as_webdataset_reads_them(
+    tmp_path: Path, repack: Callable[[Members], bytes]
+) -> None:
+    store, _ = write_dataset(tmp_path / "out")
+    before = list(read_samples(open_split(store.url, None)))
+    for shard in (tmp_path / "out" / "shards").glob("*.tar"):
+        with tarfile.open(shard) as old:
+            members = [(member.name, old.extractfile(member).read()) for member in old.getmembers()]  # type: ignore[union-attr]
+        shard.write_bytes(repack(members))
+    after = list(read_samples(open_split(store.url, None)))
+    for ours, theirs in zip(after, before, strict=True):
+        assert ours.metadata == theirs.metadata and ours.key == theirs.key
+        assert np.array_equal(ours.image_HWC, theirs.image_HWC) and np.array_equal(ours.mask_HW, theirs.mask_HW)
+    urls = [str(tmp_path / "out" / shard.url) for shard in open_split(store.url, None).shards]
+    plain = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"].rpartition("/")[2] for sample in plain] == [sample.key for sample in after]
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
