@@ -8,7 +8,7 @@ from typing import Any
 from schemas.config import RunConfig
 
 # Bumped whenever the same configuration would give other bytes. Part of every fingerprint.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def identity(config: RunConfig, checkpoint_sha256: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_serializer, field_validator
 
 ChannelValues = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 """A number for each channel: red, green and blue, or gray alone."""
@@ -79,6 +79,9 @@ class Candidate(BaseModel):
         return self.drop_reason is None
 
 
+_CANDIDATES = TypeAdapter(tuple[Candidate, ...])
+
+
 class SampleMetadata(BaseModel):
     """`{key}.json` of a kept sample: enough to make it again, and to account for what was dropped."""
 
@@ -87,7 +90,9 @@ class SampleMetadata(BaseModel):
     key: str
     candidate: Candidate
     dropped_before: tuple[Candidate, ...]
-    """Candidates dropped since the previous kept sample, so that the tar alone accounts for every seed."""
+    """Candidates dropped since the previous kept sample, so that the tar alone accounts for every seed. In JSON a text
+    that holds them as JSON: an empty list has no type, and readers that take types from the first samples, as Hugging
+    Face datasets does, would refuse the first one that is not empty."""
     channel_means: ChannelValues
     """Mean of each channel in [0, 1], before encoding."""
     channel_square_means: ChannelValues
@@ -100,6 +105,16 @@ class SampleMetadata(BaseModel):
     fingerprint: str
     synthetic: bool = True
     """The image was made by a trained algorithm (IPTC trainedAlgorithmicMedia)."""
+
+    @field_serializer("dropped_before", when_used="json")
+    def _as_text(self, dropped: tuple[Candidate, ...]) -> str:
+        return _CANDIDATES.dump_json(dropped).decode()
+
+    @field_validator("dropped_before", mode="before")
+    @classmethod
+    def _of_text(cls, value: object) -> object:
+        """Shards of format version 1 hold a list."""
+        return _CANDIDATES.validate_json(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from pipeline.shard_writer import ShardWriter
 from schemas.sample import Candidate, Sample, SampleMetadata, sample_key
 
 CLASSES = ("background", "hair", "hat")
+FIRST_DROPS = 20
+"""Samples before this seed have no dropped candidates before them."""
 
 
 def _sample(seed: int) -> Sample:
@@ -31,7 +33,7 @@ def _sample(seed: int) -> Sample:
     metadata = SampleMetadata(
         key=sample_key(seed),
         candidate=candidate,
-        dropped_before=(),
+        dropped_before=() if seed < FIRST_DROPS else (candidate.model_copy(update={"drop_reason": "fragmented"}),),
         channel_means=(0.5, 0.5, 0.5),
         channel_square_means=(0.3, 0.3, 0.3),
         truncation_psi=0.7,
@@ -79,13 +81,31 @@ def test_plain_webdataset(shard: tuple[Path, list[Sample]]) -> None:
         assert SampleMetadata.model_validate_json(json.dumps(found["json"])) == sample.metadata
 
 
-def test_hugging_face_datasets(shard: tuple[Path, list[Sample]]) -> None:
+@pytest.mark.parametrize("streaming", [True, False])
+def test_hugging_face_datasets(
+    shard: tuple[Path, list[Sample]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """Without streaming, too: every field has one type in all samples, whatever the first ones hold."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     path, samples = shard
-    read = list(load_dataset("webdataset", data_files=[str(path)], split="train", streaming=True))
+    data_files = [str(path)]
+    read = list(
+        load_dataset("webdataset", data_files=data_files, split="train", streaming=streaming, cache_dir=str(tmp_path))
+    )
     assert len(read) == len(samples)
     for found, sample in zip(read, samples, strict=True):
         assert found["__key__"] == sample.key
         assert np.array_equal(np.asarray(found["png"]), sample.image_HWC)
         assert found["mask.png"].mode == "L"
         assert np.array_equal(np.asarray(found["mask.png"]), sample.mask_HW)
-        assert found["json"]["candidate"]["seed"] == int(sample.key)
+        assert SampleMetadata.model_validate_json(json.dumps(found["json"])) == sample.metadata
+
+
+def test_samples_of_format_version_1_are_read(shard: tuple[Path, list[Sample]]) -> None:
+    """They hold the dropped candidates as a list."""
+    for sample in shard[1]:
+        values = json.loads(sample.metadata.model_dump_json())
+        values["dropped_before"] = [
+            json.loads(candidate.model_dump_json()) for candidate in sample.metadata.dropped_before
+        ]
+        assert SampleMetadata.model_validate_json(json.dumps(values)) == sample.metadata
