@@ -452,7 +452,7 @@ def export_onnx(
     segmenter, card = load_segmenter(model, torch.device("cpu"))
     difference = export(segmenter, card, out)
     print(
-        f"{out}: images [batch, 3, {card.image_shape.height}, {card.image_shape.width}] in [0, 1] to logits; "
+        f"{out}: images [batch, 3, height, width] in [0, 1], best at {card.image_shape.size_in_words}, to logits; "
         f"onnxruntime agrees within {difference:.1g}"
     )
 

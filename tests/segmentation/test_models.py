@@ -153,15 +153,16 @@ def test_one_that_learned_from_rectangular_gray_images_turns_colours_gray_in_onn
     np.testing.assert_allclose(logits, np.stack([(gray - 0.4) / 0.5] * 3, axis=1), atol=1e-5)
 
 
-def test_onnxruntime_gives_what_pytorch_gives(tmp_path: Path) -> None:
-    segmenter = _build("resnet18_8s", upscale=2).eval()
+@pytest.mark.parametrize("upscale", [1, 2])
+def test_onnxruntime_gives_what_pytorch_gives_for_every_size(tmp_path: Path, upscale: int) -> None:
+    segmenter = _build("resnet18_8s", upscale=upscale).eval()
     path = tmp_path / "model.onnx"
     assert export_onnx(segmenter, CARD, path) < 1e-3
     session = onnxruntime.InferenceSession(path)
     described = session.get_modelmeta().custom_metadata_map
     assert described == {"classes": "background,skin,hair", "height": "32", "width": "32"}
-    for batch in (1, 4):
-        images = np.random.default_rng(batch).random((batch, 3, 32, 32), np.float32)
+    for shape in ((1, 3, 32, 32), (4, 3, 31, 97), (2, 3, 17, 5)):
+        images = np.random.default_rng(0).random(shape, np.float32)
         (logits,) = session.run(["logits"], {"images": images})
         with torch.no_grad():
             expected = segmenter(torch.from_numpy(images)).numpy()
