@@ -3,46 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from itertools import count
 
 import numpy as np
 import pytest
+from loader_items import broken, damaged, endless, hanging, large, numbers
 
 from pipeline.segmentation import loader_processes
 from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
 from schemas.errors import OutputError, StalledError
-
-
-def _numbers(worker: int, num_workers: int) -> Iterator[tuple[int, int]]:
-    """(the number, the process) of 7 items in all."""
-    return ((number, os.getpid()) for number in range(worker, 7, num_workers))
-
-
-def _large(worker: int, num_workers: int) -> Iterator[np.ndarray]:
-    """More than a socket or a pipe holds, in memory that is not in one piece, too."""
-    yield np.arange(3_000_000, dtype=np.int32)[::2]
-    yield np.zeros((0, 4), np.uint8)
-
-
-def _damaged(worker: int, num_workers: int) -> Iterator[int]:
-    yield 1
-    raise OutputError("shards/a.tar: is cut")
-
-
-def _hanging(worker: int, num_workers: int) -> Iterator[int]:
-    yield os.getpid()
-    time.sleep(1000)
-
-
-def _endless(worker: int, num_workers: int) -> Iterator[int]:
-    for _ in count():
-        yield os.getpid()
-
-
-def _broken(worker: int, num_workers: int) -> Iterator[int]:
-    yield 1
-    raise KeyError("not foreseen")
 
 
 def _ended(pid: int) -> bool:
@@ -55,27 +23,27 @@ def _ended(pid: int) -> bool:
 
 @pytest.mark.parametrize("num_processes", [1, 3])
 def test_items_come_in_order_from_all_processes(num_processes: int) -> None:
-    items = list(items_of_processes(_numbers, num_processes, FOREVER))
+    items = list(items_of_processes(numbers, num_processes, FOREVER))
     assert [number for number, _ in items] == list(range(7))
     assert len({pid for _, pid in items}) == num_processes and os.getpid() not in {pid for _, pid in items}
     assert all(_ended(pid) for _, pid in items)
 
 
 def test_arrays_cross_whole_and_writable() -> None:
-    large, empty = items_of_processes(_large, 1, FOREVER)
-    assert np.array_equal(large, np.arange(0, 3_000_000, 2, dtype=np.int32)) and empty.shape == (0, 4)
-    large[0] = 1
+    filled, empty = items_of_processes(large, 1, FOREVER)
+    assert np.array_equal(filled, np.arange(0, 3_000_000, 2, dtype=np.int32)) and empty.shape == (0, 4)
+    filled[0] = 1
 
 
 def test_an_error_about_data_arrives_as_it_was_raised() -> None:
-    items = items_of_processes(_damaged, 1, FOREVER)
+    items = items_of_processes(damaged, 1, FOREVER)
     assert next(items) == 1
     with pytest.raises(OutputError, match=r"^shards/a\.tar: is cut$"):
         next(items)
 
 
 def test_a_killed_process_is_told_with_what_to_do() -> None:
-    items = items_of_processes(_endless, 1, FOREVER)
+    items = items_of_processes(endless, 1, FOREVER)
     os.kill(next(items), signal.SIGKILL)
     with pytest.raises(
         StalledError, match=r"process 0 .* was killed by SIGKILL\. If memory ran out, set fewer `workers`"
@@ -85,7 +53,7 @@ def test_a_killed_process_is_told_with_what_to_do() -> None:
 
 
 def test_a_process_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    items = items_of_processes(_broken, 1, FOREVER)
+    items = items_of_processes(broken, 1, FOREVER)
     assert next(items) == 1
     with pytest.raises(StalledError, match=r"process 0 .* ended with status 1; what it printed stands above"):
         next(items)
@@ -93,7 +61,7 @@ def test_a_process_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_process_that_hangs_is_an_error_in_time() -> None:
-    items = items_of_processes(_hanging, 1, Patience(timeout_seconds=0.7))
+    items = items_of_processes(hanging, 1, Patience(timeout_seconds=0.7))
     pid = next(items)
     started = time.monotonic()
     with pytest.raises(
@@ -106,8 +74,10 @@ def test_a_process_that_hangs_is_an_error_in_time() -> None:
 @pytest.mark.parametrize("sent", [signal.SIGSTOP, None])
 def test_a_stop_ends_a_vain_wait(sent: signal.Signals | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader_processes, "_STOP_GRACE_SECONDS", 0.2)
-    items = items_of_processes(_endless if sent else _hanging, 1, Patience(1000, is_stop_due=lambda: True))
+    stops: list[bool] = []
+    items = items_of_processes(endless if sent else hanging, 1, Patience(1000, is_stop_due=lambda: bool(stops)))
     pid = next(items)
+    stops.append(True)
     if sent:
         os.kill(pid, sent)
     started = time.monotonic()
@@ -116,7 +86,7 @@ def test_a_stop_ends_a_vain_wait(sent: signal.Signals | None, monkeypatch: pytes
 
 
 def test_closed_early_it_leaves_no_process() -> None:
-    items = items_of_processes(_endless, 2, FOREVER)
+    items = items_of_processes(endless, 2, FOREVER)
     pids = {next(items), next(items)}
     items.close()
     assert len(pids) == 2 and all(_ended(pid) for pid in pids)
