@@ -404,6 +404,7 @@ def train(
 ) -> None:
     """Train a segmentation network on a dataset. Run it again to resume; start it with torchrun for several GPUs."""
     from pipeline.segmentation.evaluate import as_lines
+    from pipeline.segmentation.train import CURVES_FILE, LOG_FILE, METRICS_FILE, MODEL_FILE
     from pipeline.segmentation.train import train as run
     from schemas.segmentation import SegmentationTrainingConfig
 
@@ -411,7 +412,8 @@ def train(
     metrics = run(config)
     for line in as_lines(metrics.final) if metrics.final else ():
         print(line)
-    print(f"{config.output}: {metrics.steps} of {config.optimisation.steps} steps, {metrics.seconds:.0f} s")
+    steps = f"{metrics.steps} of {config.optimisation.steps} steps, {metrics.seconds:.0f} s"
+    print(f"{config.output / MODEL_FILE}: {steps}; {METRICS_FILE}, {CURVES_FILE} and {LOG_FILE} are beside it")
 
 
 TrainedModel = Annotated[Path, typer.Argument(help="model.safetensors of `labelmill train`.", metavar="MODEL")]

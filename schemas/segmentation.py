@@ -133,7 +133,7 @@ class SegmentationTrainingConfig(Section):
     evaluation_interval_steps: int = Field(1000, ge=1)
     """Steps between scores on held_out; the end is always scored."""
     log_interval_steps: int = Field(50, ge=1)
-    """Steps between lines of the log."""
+    """Steps between lines of the log; in short trainings fewer, so that there are 20 lines."""
 
 
 class SegmentationModelCard(BaseModel):

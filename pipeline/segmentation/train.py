@@ -32,6 +32,7 @@ from pipeline.segmentation.held_out import check_photos, open_held_out_split, sc
 from pipeline.segmentation.loader_processes import Patience
 from pipeline.segmentation.loss import segmentation_loss
 from pipeline.segmentation.models import build, save_segmenter
+from pipeline.segmentation.progress import TrainingPace, say_what_was_found
 from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
 from pipeline.segmentation.seed_overlap import check_apart
@@ -53,8 +54,9 @@ MODEL_FILE, METRICS_FILE, CURVES_FILE, LOG_FILE, STATE_FOLDER = (
 # Fields that a resumed training may change: they move no step. Ranks and the dataset's content are compared as well.
 _FREE_FIELDS = {
     "output", "device", "threads", "max_seconds", "checkpoint_interval_seconds", "evaluation_interval_steps",
-    "held_out", "allow_shared_seeds", "loader_timeout_seconds",
+    "held_out", "allow_shared_seeds", "loader_timeout_seconds", "log_interval_steps",
 }  # fmt: skip
+_LEAST_LOG_LINES = 20
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,6 +78,8 @@ def train(config: SegmentationTrainingConfig) -> TrainingMetrics:
 def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop: "Stop") -> TrainingMetrics:
     """The trainer ends with this function: see joined_ranks."""
     trainer = Trainer(config, split, ranks)
+    if ranks.is_first:
+        say_what_was_found(config, split, ranks, sum(weights.numel() for weights in trainer.segmenter.parameters()))
     trainer.restore()
     trainer.run(stop)
     return trainer.metrics()
@@ -123,7 +127,9 @@ class Trainer:
         self.num_steps = 0
         self.seconds = 0.0
         self.evaluations: list[Evaluation] = []
-        self.log = TrainingLog(config.output / LOG_FILE, config.log_interval_steps)
+        # A short training has a curve, too.
+        log_interval = min(config.log_interval_steps, max(1, config.optimisation.steps // _LEAST_LOG_LINES))
+        self.log = TrainingLog(config.output / LOG_FILE, log_interval)
 
     @property
     def is_done(self) -> bool:
@@ -133,11 +139,15 @@ class Trainer:
         """Take the steps that are left; score and save when due, and at the end."""
         next_save = time.monotonic() + self.config.checkpoint_interval_seconds
         first_step = self.num_steps
+        total = self.config.optimisation.steps
+        pace = TrainingPace(first_step, total, self._images_per_step) if self.ranks.is_first else None
         due = self.ranks.any(stop.is_due)
         try:
             with closing(self._batches(stop)) as batches:
                 for batch in () if due else batches:
                     self.step(batch)
+                    if pace is not None:
+                        pace.step(self.num_steps)
                     if self.num_steps % self.config.evaluation_interval_steps == 0 or self.is_done:
                         self.evaluate()
                     if time.monotonic() > next_save:
@@ -215,7 +225,11 @@ class Trainer:
 
     @property
     def num_images(self) -> int:
-        return self.num_steps * self.config.optimisation.batch_size * self.ranks.count
+        return self.num_steps * self._images_per_step
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.config.optimisation.batch_size * self.ranks.count
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
@@ -295,7 +309,8 @@ class Trainer:
                 self.log.truncate(0, {})
             return
         progress: Mapping[str, Any] = read_progress(state)
-        differences = differing_keys(self._identity(), progress["identity"])
+        stored = {key: value for key, value in progress["identity"].items() if key not in _FREE_FIELDS}
+        differences = differing_keys(self._identity(), stored)
         if differences:
             raise TrainingStateError(
                 "\n  ".join([f"{state}: is of another training; use a new output, or change back:", *differences])

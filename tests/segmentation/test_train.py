@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,36 @@ def test_a_finished_training_is_left_as_it_is(dataset: str, tmp_path: Path) -> N
     content = (tmp_path / "model.safetensors").read_bytes()
     assert train(config) == first
     assert (tmp_path / "model.safetensors").read_bytes() == content
+
+
+def test_a_short_training_says_what_it_does_and_leaves_a_curve(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer steps than there are between lines of the log. That number may change when it is resumed."""
+    monkeypatch.setattr("pipeline.segmentation.progress._FIRST_LINE_SECONDS", 0)
+    config = _config(dataset, tmp_path, steps=4, log_interval_steps=50, held_out=_held_out(dataset, "val"))
+    _train_until(config, 2)
+    capsys.readouterr()
+    train(_config(dataset, tmp_path, steps=4, log_interval_steps=3, held_out=_held_out(dataset, "val")))
+    assert len(_losses(tmp_path)) == 4
+    told = capsys.readouterr().err
+    num_train, num_val = (open_split(dataset, name).num_samples for name in ("train", "val"))
+    assert f"data: {num_train} images of 16 x 16 pixels in " in told and "3 classes: background, skin, hair" in told
+    assert f"held out: {num_val} images of {dataset}" in told
+    assert re.search(
+        r"network: deeplabv3_mobilenet_v3_large, \d+\.\d million weights, on cpu; 0 loader processes", told
+    )
+    assert "resuming after step 2 of 4" in told
+    assert re.search(r"step 4 of 4: \d+\.\d images/s, about 0 s left", told)
+
+
+def test_photos_that_were_left_out_are_told(dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_photos(tmp_path, {"a": (16, 16)})
+    (photos / "b.heic").touch()
+    held_out = {"kind": "photos", "photos": str(photos), "masks": str(tmp_path / "truth")}
+    train(_config(dataset, tmp_path / "out", steps=1, held_out=held_out))
+    told = capsys.readouterr().err
+    assert f"held out: 1 photo of {photos}; skipped files that are not .jpg" in told and "1 .heic" in told
 
 
 def _held_out(dataset: str, split: str | None) -> dict[str, object]:
