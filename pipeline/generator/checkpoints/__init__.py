@@ -88,7 +88,7 @@ def _read_foreign(content: bytes, discriminator: bool) -> ReadNetworks:
         networks = read_tensorflow(root, num_bytes, discriminator=discriminator)
     else:
         contents = list_contents(root)
-        if not contents.keys and not contents.modules:
+        if not (contents.keys or contents.modules or contents.entries.keys() - {""}):
             raise UnreadableError(f"holds {_kind(root)}, not a checkpoint{_named(budget)}")
         try:
             networks = read_torch_networks(contents, num_bytes, discriminator=discriminator)

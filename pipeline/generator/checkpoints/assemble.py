@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError
+from pipeline.generator.checkpoints.inert import MAX_WIDTH, OTHER_NETWORK, UnreadableError
 from pipeline.generator.checkpoints.named_tensors import NamedTensor, fill_network
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import (
@@ -69,7 +69,7 @@ def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) 
     def axis(name: str, index: int) -> int:
         shape = shapes.get(name)
         if shape is None or len(shape) <= index:
-            raise UnreadableError(f"incomplete: a StyleGAN2 generator has {name}, this file does not")
+            raise UnreadableError(f"incomplete: a StyleGAN2 generator has {name}, this file does not", OTHER_NETWORK)
         if not 1 <= shape[index] <= MAX_WIDTH:
             raise UnreadableError(f"damaged: {name} has shape {shape}")
         return shape[index]
@@ -102,9 +102,7 @@ def infer_spec(shapes: Mapping[str, tuple[int, ...]], conv_clamp: float | None) 
             const_size=(axis("synthesis.b4.const", 1), axis("synthesis.b4.const", 2)),
         )
     except SynthesisError as error:
-        raise UnreadableError(
-            f"not a StyleGAN2 generator that can be used: {error}", "Only a network of StyleGAN2's layers works"
-        ) from error
+        raise UnreadableError(f"not a StyleGAN2 generator that can be used: {error}", OTHER_NETWORK) from error
 
 
 def embedding_width_error(width: int, w_dim: int) -> UnreadableError:
@@ -211,7 +209,9 @@ def build_discriminator(
 
     def axis(name: str, index: int) -> int:
         if len(shapes.get(name, ())) <= index or not 1 <= shapes[name][index] <= MAX_WIDTH:
-            raise UnreadableError(f"its discriminator has no usable {name}; residual ones, StyleGAN2's standard, work")
+            raise UnreadableError(
+                f"its discriminator has no usable {name}; residual ones, StyleGAN2's standard, work", ""
+            )
         return shapes[name][index]
 
     channels = [(4, axis("b4.conv.weight", 0))]

@@ -4,6 +4,7 @@ A path joins the keys of dictionaries, the places in short lists and the names o
 `{"g_ema": {"input.input": ...}}`, a module under `g_ema` and a flat `g_ema.input.input` all read alike.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,7 +27,10 @@ _MAX_LISTED = 16
 _MAX_PATH = 256
 _MAX_TENSORS = 65_536
 _MAX_KEYS = 8
-_MAX_VISITS = MAX_OPERATIONS // 4
+_MAX_VISITS = MAX_OPERATIONS
+# The places at which one value counts: a generator may be there as `G` and `G_ema`, a layer in several modules. More
+# of them, and values that hold each other, could make a small file endless.
+_MAX_PLACES = 8
 # numpy's pickles store a variable without dimensions, such as a noise strength, as a number.
 _NUMBER_ENDINGS = ("noise_strength", "weight")
 _MAX_NUMBER = 1e30
@@ -95,9 +99,10 @@ class _Place:
 
 
 def list_contents(root: object) -> Contents:
-    """The table of an unpickled value. Raises ExhaustedError where values contain each other without end."""
+    """The table of an unpickled value. Raises ExhaustedError for far more than any checkpoint holds."""
     keys = tuple(text_of(key) for key in islice(root, _MAX_KEYS)) if isinstance(root, dict) else ()
     contents, stack, num_visits = Contents(keys), [iter([(_Place("", "", False), root)])], 0
+    num_places: Counter[int] = Counter()
     while stack:
         item = next(stack[-1], None)
         if item is None:
@@ -105,11 +110,12 @@ def list_contents(root: object) -> Contents:
             continue
         num_visits += 1
         if num_visits > _MAX_VISITS or len(contents.entries) + len(contents.modules) > _MAX_TENSORS:
-            raise ExhaustedError("damaged: its values contain each other, or far more tensors than any checkpoint")
+            raise ExhaustedError("damaged: it holds far more values than any checkpoint")
         place, value = item
-        if len(stack) <= _MAX_DEPTH:
-            children = _visit(contents, place, value)
-            if children is not None:
+        children = _visit(contents, place, value)
+        if children is not None:
+            num_places[id(value)] += 1
+            if len(stack) <= _MAX_DEPTH and num_places[id(value)] <= _MAX_PLACES:
                 stack.append(children)
     return contents
 

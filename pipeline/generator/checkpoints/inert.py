@@ -15,11 +15,13 @@ MAX_NAME = 100
 _MAX_LINE_BYTES = 4096
 _MAX_COPIED_BYTES = 64 * 2**20
 _MAX_UNKNOWN_NAMES = 64
+_MAX_REASON = 300
 
 SAVE_WEIGHTS = (
     "Save the weights alone, where the code that made the file is installed: "
     "torch.save({'g_ema': G.state_dict()}, 'weights.pt')"
 )
+OTHER_NETWORK = "Only networks that StyleGAN2's own code can load work"
 FETCH_AGAIN = "Fetch it again, or save it again where it was made"
 
 
@@ -83,6 +85,11 @@ class Unusable:
 
     reason: str
     advice: str | None = None
+
+    @classmethod
+    def because(cls, error: UnreadableError) -> "Unusable":
+        """For what a constructor cannot use; short, as such values may be made of each other."""
+        return cls(text_of(f"cannot be read ({error})", _MAX_REASON))
 
     def error(self, subject: str) -> UnreadableError:
         """What to raise where the value is needed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.generator.checkpoints.inert import UnreadableError, describe_value
+from pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError, describe_value
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.layers import binomial_filter
 from pipeline.generator.networks import MAPPING_RATE_MULTIPLIER
@@ -58,7 +58,9 @@ def rate_ratio(multiplier: object) -> float:
     if multiplier is None:
         return 1.0
     if not isinstance(multiplier, int | float) or not 0 < multiplier <= 1e6:
-        raise UnreadableError(f"unknown architecture option: learning rate multiplier {describe_value(multiplier)}")
+        raise UnreadableError(
+            f"unknown architecture option: learning rate multiplier {describe_value(multiplier)}", OTHER_NETWORK
+        )
     return multiplier / MAPPING_RATE_MULTIPLIER
 
 
@@ -101,11 +103,14 @@ def check_names(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
     if missing or surplus:
         listed = [f"{title} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
                   for title, names in (("lacks", missing), ("has in addition", surplus)) if names]  # fmt: skip
-        raise UnreadableError(f"its tensors are not those of a StyleGAN2 network: it {' and '.join(listed)[:300]}")
+        raise UnreadableError(
+            f"its tensors are not those of a StyleGAN2 network: it {' and '.join(listed)[:300]}", OTHER_NETWORK
+        )
     for name, shape in expected.items():
         if tuple(found[name]) != shape or 0 in shape:
             raise UnreadableError(
-                f"{name} has shape {tuple(found[name])}, the network that the other tensors make needs {shape}"
+                f"{name} has shape {tuple(found[name])}, the network that the other tensors make needs {shape}",
+                OTHER_NETWORK,
             )
 
 
@@ -113,7 +118,7 @@ def _converted(name: str, tensor: NamedTensor) -> Tensor:
     try:
         return tensor.values()
     except UnreadableError as error:
-        raise UnreadableError(f"{name} {error}") from error
+        raise UnreadableError(f"{name} {error}", error.advice) from error
 
 
 def _laid_out(values: Tensor) -> Tensor:

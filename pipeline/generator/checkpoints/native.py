@@ -7,7 +7,7 @@ The metadata entry `labelmill` is JSON: {"format": "labelmill-generator", "versi
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ FORMAT = "labelmill-generator"
 VERSION = 1
 METADATA_KEY = "labelmill"
 
+_AGAIN = "Fetch the file again, or write it again with `labelmill inspect --convert`"
 _TENSOR_TYPES = ("F16", "BF16", "F32")
 
 
@@ -106,7 +107,9 @@ def parse_generator(name: str, content: bytes) -> LoadedCheckpoint:
         check_generator_size(spec, len(content))
         tensors = load(content)
     except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{name}: damaged safetensors file ({error}); fetch or write it again") from error
+        raise CheckpointError(
+            f"{name}: damaged safetensors file ({text_of(str(error), 200)}); fetch or write it again"
+        ) from error
     except UnreadableError as error:
         raise CheckpointError(f"{name}: {error.sentence()}") from error
     generator = Generator(spec)
@@ -140,14 +143,16 @@ def _read_header(name: str, content: bytes) -> tuple[dict[str, object], int]:
         if isinstance(error, CheckpointError):
             raise
         if length >= len(content):
-            raise CheckpointError(f"{name}: truncated: {len(content):,} bytes. Fetch it again") from error
+            raise CheckpointError(f"{name}: truncated: {len(content):,} bytes. {_AGAIN}") from error
         raise CheckpointError(
             f"{name}: not a labelmill generator: it has no `{METADATA_KEY}` metadata of a safetensors file. "
             f"Files that work are written by `labelmill train-generator` and `labelmill inspect --convert`"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
-        raise CheckpointError(f"{name}: holds {describe_value(found)}, not a {FORMAT!r}")
+        raise CheckpointError(
+            f"{name}: holds {describe_value(found)}, not a {FORMAT!r}. Give a file of `labelmill train-generator`"
+        )
     if header.get("version") != VERSION:
         raise CheckpointError(
             f"{name}: written in version {describe_value(header.get('version'))} of the format; this labelmill reads "
@@ -161,7 +166,7 @@ def _check_entries(name: str, entries: Mapping[str, Mapping[str, object]]) -> No
         shape = entry["shape"]
         if entry["dtype"] not in _TENSOR_TYPES or not isinstance(shape, list) or 0 in shape:
             found = describe_value(entry["dtype"])
-            raise CheckpointError(f"{name}: {tensor[:80]} is no float16 or float32 tensor (type {found})")
+            raise CheckpointError(f"{name}: {tensor[:80]} is no float16 or float32 tensor (type {found}). {_AGAIN}")
 
 
 def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> GeneratorSpec:
@@ -177,17 +182,23 @@ def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> Gen
             **{**spec, "channels": channels, "conv_clamp": clamp, "const_size": (int(height), int(width))}
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{name}: its description of the network is unusable: {str(error)[:200]}") from error
+        raise CheckpointError(
+            f"{name}: its description of the network is unusable: {text_of(str(error), 200)}. {_AGAIN}"
+        ) from error
     numbers = {"z_dim": checked.z_dim, "w_dim": checked.w_dim, "img_channels": checked.img_channels}
     numbers |= {} if checked.mapping_width is None else {"mapping_width": checked.mapping_width}
     numbers |= {"height of its constant": checked.const_size[0], "width of its constant": checked.const_size[1]}
     numbers |= {f"channels at {size} px": width for size, width in channels} | {"c_dim + 1": checked.c_dim + 1}
     for key, value in numbers.items():
         if type(value) is not int or not 1 <= value <= MAX_WIDTH:
-            raise CheckpointError(f"{name}: {key} is {describe_value(value)}; 1 to {MAX_WIDTH} is possible")
+            raise CheckpointError(f"{name}: {key} is {describe_value(value)}; 1 to {MAX_WIDTH} is possible. {_AGAIN}")
     if type(checked.mapping_layers) is not int or checked.mapping_layers > num_tensors:
-        raise CheckpointError(f"{name}: mapping_layers does not fit its {num_tensors} tensors")
+        raise CheckpointError(f"{name}: mapping_layers does not fit its {num_tensors} tensors. {_AGAIN}")
     return checked
+
+
+def _listed(names: Sequence[str]) -> str:
+    return str([text_of(name) for name in names[:5]]) if names else "none"
 
 
 def _assign_tensors(file_name: str, generator: Generator, tensors: Mapping[str, Tensor]) -> None:
@@ -196,17 +207,17 @@ def _assign_tensors(file_name: str, generator: Generator, tensors: Mapping[str, 
     missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or surplus:
         raise CheckpointError(
-            f"{file_name}: tensors do not match its description: missing {missing[:5] or 'none'}, "
-            f"unknown {surplus[:5] or 'none'}"
+            f"{file_name}: tensors do not match its description: missing {_listed(missing)}, unknown "
+            f"{_listed(surplus)}. {_AGAIN}"
         )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f"{file_name}: {name} has shape {tuple(tensor.shape)}, its description needs "
-                f"{tuple(expected[name].shape)}"
+                f"{tuple(expected[name].shape)}. {_AGAIN}"
             )
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{file_name}: {name} holds values that are not finite")
+            raise CheckpointError(f"{file_name}: {name} holds values that are not finite. {_AGAIN}")
     values = {name: tensor.float() for name, tensor in tensors.items()}
     for name, tensor in values.items():
         if tensor.ndim == 4:  # kernels lie channels-last, as synthesis wants them

@@ -49,4 +49,4 @@ def _array(data: memoryview) -> StoredTensor | Unusable:
         shape = tuple(int(size) for size in match[3].split(",") if size.strip())
         return dtype.array(data[start:], shape, fortran=match[2] == "True")
     except UnreadableError as error:
-        return Unusable(f"cannot be read ({error})")
+        return Unusable.because(error)

@@ -60,13 +60,15 @@ class PickleReader:
 
     def read(self) -> object:
         """The pickled value, of plain containers, Records and what the constructors return."""
-        content, cursor, operations = self.cursor.content, self.cursor, _OPERATIONS
+        content, cursor, budget, operations = self.cursor.content, self.cursor, self.budget, _OPERATIONS
         end = len(content)
         try:
             while cursor.position < end:
                 opcode = content[cursor.position]
                 cursor.position += 1
-                self.budget.spend(1)
+                budget.operations -= 1
+                if budget.operations < 0:
+                    budget.spend(0)
                 operations[opcode](self)
         except _Stop as stop:
             return stop.value
@@ -106,7 +108,7 @@ class PickleReader:
         except ExhaustedError:
             raise
         except UnreadableError as error:
-            return Unusable(f"cannot be read ({error})")
+            return Unusable.because(error)
         except IndexError:
             return Unusable(f"is made by {function.name} without its arguments")
 
@@ -297,7 +299,9 @@ def _new_object_with_keywords(reader: PickleReader) -> None:
 
 def _persistent(reader: PickleReader) -> None:
     if reader.load_persistent is None:
-        raise UnreadableError("refers to data outside of itself; it is only a part of a checkpoint")
+        raise UnreadableError(
+            "refers to data outside of itself; it is only a part of a checkpoint", "Give the whole file"
+        )
     reader.stack.append(reader.load_persistent(reader.stack.pop()))
 
 

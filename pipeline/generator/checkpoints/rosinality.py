@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import UnreadableError
+from pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError
 from pipeline.generator.checkpoints.named_tensors import NamedTensor, check_filter, stored_filter, unchanged
 from pipeline.generator.checkpoints.tensors import StoredTensor
 
@@ -57,5 +57,5 @@ def _target(name: str, resolution: int) -> str:
         return fixed[name]
     match = re.fullmatch(r"convs\.([1-9]\d?)\.(.+)", name)
     if match is None or match[2] not in _PARTS:
-        raise UnreadableError(f"its discriminator has {name[:80]!r}, unknown to StyleGAN2")
+        raise UnreadableError(f"its discriminator has {name[:80]!r}, unknown to StyleGAN2", OTHER_NETWORK)
     return f"b{resolution >> (int(match[1]) - 1)}.{_PARTS[match[2]]}"

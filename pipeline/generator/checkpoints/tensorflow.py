@@ -173,8 +173,9 @@ def _variable(prefix: str, item: object) -> tuple[str, StoredTensor | Unusable]:
         tensor = tensor_of_number(tensor)
     if not isinstance(name, str):
         raise UnreadableError("damaged: a variable without name")
-    usable = isinstance(tensor, StoredTensor | Unusable)
-    return f"{prefix}{text_of(name)}", tensor if usable else Unusable(f"is {text_of(tensor)}, no array")
+    if not isinstance(tensor, StoredTensor | Unusable):
+        tensor = Unusable(f"is {text_of(tensor)}, no array")
+    return f"{prefix}{text_of(name)}", tensor
 
 
 def _check_generation(network: Network) -> None:

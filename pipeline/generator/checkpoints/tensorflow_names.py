@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import UnreadableError
+from pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError
 from pipeline.generator.checkpoints.named_tensors import unchanged
 
 
@@ -118,4 +118,4 @@ def target_of(name: str, rules: tuple[Rule, ...]) -> tuple[str, Conversion, Conv
         match = rule.pattern.fullmatch(name)
         if match is not None:
             return match.expand(rule.template), rule.arrange, rule.adjust
-    raise UnreadableError(f"has a variable {name[:80]!r}, unknown to StyleGAN2: a fork of NVIDIA's code")
+    raise UnreadableError(f"has a variable {name[:80]!r}, unknown to StyleGAN2: a fork of NVIDIA's code", OTHER_NETWORK)

@@ -83,7 +83,9 @@ class StoredTensor:
         """A contiguous copy. Raises UnreadableError when a value is not finite as float32."""
         values = torch.from_numpy(self._values())
         if not bool(torch.isfinite(values).all()):
-            raise UnreadableError("holds values that are not finite")
+            raise UnreadableError(
+                "holds values that are not finite", "Give a checkpoint from before the training diverged"
+            )
         return values
 
     def _values(self) -> NDArray[np.float32]:
@@ -189,9 +191,9 @@ class StoredArray:
             try:
                 self.tensor = state[2].array(state[4], integers(state[1]), fortran=state[3] is True)
             except UnreadableError as error:
-                self.tensor = Unusable(f"cannot be read ({error})")
+                self.tensor = Unusable.because(error)
         else:
-            self.tensor = Unusable(f"cannot be read ({_unfit('a numpy array', state[2])})")
+            self.tensor = Unusable.because(_unfit("a numpy array", state[2]))
 
 
 def _scalar(args: tuple[object, ...]) -> object:

@@ -32,6 +32,7 @@ from pipeline.generator.checkpoints.tensors import (
 ZIP_MAGIC = b"PK\x03\x04"
 # A pickle of the number 0x1950a86a20f9469cfc6c.
 STREAM_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_GIVE_SAVED = "Give the file that torch.save or numpy.savez wrote"
 _TORCH_SCRIPT = "a TorchScript program"
 # Elements that no generator has, and their bytes.
 _FOREIGN_ELEMENTS = {
@@ -64,7 +65,7 @@ def read_saved(content: memoryview, budget: Budget) -> object:
         return _read_archive(content, budget)
     if content[: len(STREAM_MAGIC)] == STREAM_MAGIC:
         return read_stream(content, budget)
-    raise UnreadableError("not a file that torch.save writes")
+    raise UnreadableError("not a file that torch.save writes", _GIVE_SAVED)
 
 
 def _read_archive(content: memoryview, budget: Budget) -> object:
@@ -72,7 +73,7 @@ def _read_archive(content: memoryview, budget: Budget) -> object:
     records = read_zip(content)
     folder = next((name.removesuffix("data.pkl") for name in records if name.endswith("/data.pkl")), None)
     if folder is None:
-        raise UnreadableError("a zip archive, but none that torch.save writes (it has no data.pkl)")
+        raise UnreadableError("a zip archive, but none that torch.save writes (it has no data.pkl)", _GIVE_SAVED)
     if f"{folder}constants.pkl" in records:
         raise UnreadableError(_TORCH_SCRIPT)
     big = bytes(records.get(f"{folder}byteorder", b"little")) == b"big"
@@ -225,7 +226,7 @@ def read_zip(content: memoryview, *, unpack: bool = False) -> dict[str, memoryvi
     num_entries, start = _find_directory(content)
     limit = _MAX_GROWTH * len(content) + _ALLOWANCE_BYTES if unpack else len(content)
     if num_entries > _MAX_RECORDS:
-        raise UnreadableError(f"a zip archive of {num_entries:,} members; torch writes far fewer")
+        raise UnreadableError(f"a zip archive of {num_entries:,} members; torch writes far fewer", _GIVE_SAVED)
     cursor, records, num_bytes = Cursor(content, start), {}, 0
     for _ in range(num_entries):
         name, checksum, data = _read_entry(content, cursor, limit - num_bytes if unpack else None)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
 from pipeline.generator.checkpoints.contents import Contents, Entry, Module
-from pipeline.generator.checkpoints.inert import MAX_PARTS, UnreadableError, Unusable, text_of
+from pipeline.generator.checkpoints.inert import MAX_PARTS, OTHER_NETWORK, UnreadableError, Unusable, text_of
 from pipeline.generator.checkpoints.layouts import FILTER, LAYOUTS, NVIDIA, Layout, Target
 from pipeline.generator.checkpoints.named_tensors import (
     Conversion,
@@ -182,7 +182,7 @@ def _refuse_unknown(
         if target is None and chosen.state[name].owner in owners and path != average_path:
             raise UnreadableError(
                 f"its generator has {text_of(name, 80)!r}, unknown to StyleGAN2: a fork of {chosen.layout.code}",
-                "Only networks that StyleGAN2's own code can load work",
+                OTHER_NETWORK,
             )
     required = chosen.layout.required_module
     names = contents.module_names.get(chosen.prefix.removesuffix("."))

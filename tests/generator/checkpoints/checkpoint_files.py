@@ -6,6 +6,7 @@ parameters), so that a mistake in a reader does not cancel out.
 
 import io
 import pickle
+import re
 import sys
 import types
 from collections import OrderedDict
@@ -135,6 +136,7 @@ def nvidia_module(
         "training": False,
         "_parameters": {name: p for name, p in module._parameters.items() if p is not None},
         "_buffers": dict(module._buffers),
+        "_non_persistent_buffers_set": set(),
         "_modules": OrderedDict(
             (name, nvidia_module(child, "Module", attributes, f"{prefix}{name}."))
             for name, child in module.named_children()
@@ -156,6 +158,7 @@ def nvidia_pickle(
     kwargs: Mapping[str, object] | None = None,
     attributes: Mapping[str, Mapping[str, object]] | None = None,
     discriminator: Discriminator | None = None,
+    protocol: int = 4,
     **entries: object,
 ) -> bytes:
     """A network pickle: `kwargs` are the generator's keyword arguments, `attributes` of modules as above."""
@@ -168,7 +171,7 @@ def nvidia_pickle(
         "augment_pipe": None,
         **entries,
     }
-    return dump(content)
+    return dump(content, protocol)
 
 
 # ---- NVIDIA's TensorFlow repositories ----
@@ -348,6 +351,111 @@ def rosinality_discriminator(network: Discriminator) -> dict[str, Tensor]:
         "final_linear.1.bias": last.out.bias,
     }
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+# ---- Other libraries ----
+
+
+def basicsr_state(generator: Generator) -> "OrderedDict[str, Tensor]":
+    """A state dict of BasicSR's StyleGAN2Generator, which stores no filters."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in rosinality_state(generator).items():
+        if name.endswith(".kernel"):
+            continue
+        name = "constant_input.weight" if name == "input.input" else name
+        name = re.sub(r"^style\.", "style_mlp.", name)
+        name = re.sub(r"^(to_rgb\w*(?:\.\d+)?)\.conv\.", r"\1.modulated_conv.", name)
+        name = re.sub(r"^(convs\.\d+|conv1)\.conv\.", r"style_\1.modulated_conv.", name)
+        name = re.sub(r"^(convs\.\d+|conv1)\.noise\.", r"style_\1.", name)
+        name = re.sub(r"^(convs\.\d+|conv1)\.", r"style_\1.", name)
+        state[name.replace("noises.noise_", "noises.noise")] = tensor
+    return OrderedDict(state)
+
+
+def mmgeneration_state(generator: Generator) -> "OrderedDict[str, Tensor]":
+    """A state dict of MMGeneration's StyleGANv2Generator with an average."""
+    state: dict[str, Tensor] = {"w_avg": generator.mapping.w_avg}
+    for name, tensor in rosinality_state(generator).items():
+        name = "constant_input.input" if name == "input.input" else name
+        name = re.sub(r"^style\.(\d+)\.weight", r"style_mapping.\1.linear.weight_orig", name)
+        name = re.sub(r"^style\.", "style_mapping.", name).replace("noises.noise_", "injected_noise_")
+        name = name.replace("conv.modulation.weight", "conv.style_modulation.linear.weight_orig")
+        name = name.replace("conv.modulation.bias", "conv.style_modulation.bias")
+        state[re.sub(r"conv\.weight$", "conv.weight_orig", name).replace(".noise.weight", ".noise_injector.weight")] = (
+            tensor
+        )
+    return OrderedDict(state)
+
+
+def _numbered_state(generator: Generator) -> Iterator[tuple[str, Tensor]]:
+    """What GenForce and Hammer have in common, values as NVIDIA's."""
+    for index in range(generator.spec.mapping_layers):
+        layer = generator.mapping.get_submodule(f"fc{index}")
+        yield f"mapping.dense{index}.weight", layer.weight
+        yield f"mapping.dense{index}.bias", layer.bias
+    row = 0
+    for number, (size, _) in enumerate(generator.spec.channels):
+        block = generator.synthesis.get_submodule(f"b{size}")
+        if size == 4:
+            yield "synthesis.early_layer.const", block.const[None]
+        layers = {"layer": [block.conv0, block.conv1] if size > 4 else [block.conv1]}
+        layers["output"] = [block.torgb] if hasattr(block, "torgb") else []
+        for layer in layers["layer"]:
+            yield from _numbered_layer(layer, f"synthesis.layer{row}")
+            row += 1
+        for layer in layers["output"]:
+            yield from _numbered_layer(layer, f"synthesis.output{number}")
+
+
+def _numbered_layer(layer: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.weight", layer.weight
+    yield f"{name}.bias", layer.bias
+    yield f"{name}.style.weight", layer.affine.weight
+    yield f"{name}.style.bias", layer.affine.bias
+    if hasattr(layer, "noise_strength"):
+        yield f"{name}.noise_strength", layer.noise_strength
+        yield f"{name}.noise", layer.noise_const[None, None]
+
+
+def genforce_state(generator: Generator) -> "OrderedDict[str, Tensor]":
+    """A state dict of GenForce's StyleGAN2Generator, whose upsampling kernels and modulations are TensorFlow's."""
+    taps = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 16
+    state = {"truncation.w_avg": generator.mapping.w_avg, "synthesis.upsample.kernel": taps[None, None]}
+    for name, tensor in _numbered_state(generator):
+        match = re.fullmatch(r"synthesis\.layer(\d+)\.weight", name)
+        if match is not None and int(match[1]) % 2 == 1:
+            tensor = tensor.flip(2, 3)
+            state[f"synthesis.layer{match[1]}.filter.kernel"] = taps[None, None]
+        state[name] = tensor - 1 if name.endswith("style.bias") else tensor
+    return OrderedDict((name, tensor.detach().clone()) for name, tensor in state.items())
+
+
+def hammer_state(generator: Generator) -> "OrderedDict[str, Tensor]":
+    """A state dict of Hammer's StyleGAN2Generator."""
+    taps = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
+    state = {"w_avg": generator.mapping.w_avg, "synthesis.layer1.filter": taps, **dict(_numbered_state(generator))}
+    for number, (size, _) in enumerate(generator.spec.channels):
+        block = generator.synthesis.get_submodule(f"b{size}")
+        if hasattr(block, "skip"):
+            state[f"synthesis.residual{number}.weight"] = block.skip.weight
+            state[f"synthesis.residual{number}.filter"] = taps
+    if generator.spec.c_dim:
+        state |= {f"mapping.embedding.{name}": tensor for name, tensor in generator.mapping.embed.named_parameters()}
+    return OrderedDict((name, tensor.detach().clone()) for name, tensor in state.items())
+
+
+def module_of(state: Mapping[str, Tensor]) -> nn.Module:
+    """A module whose state dict this is."""
+    root = nn.Module()
+    for name, tensor in state.items():
+        *path, last = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(last, tensor)
+    return root
 
 
 def torch_file(value: object, *, stream: bool = False) -> bytes:

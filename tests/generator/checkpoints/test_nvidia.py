@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
 from pipeline.generator.discriminator import Discriminator
+from pipeline.generator.layers import FullyConnected
 from pipeline.generator.networks import Generator
 
 
@@ -177,6 +178,65 @@ def test_stylegan3_is_named() -> None:
 def test_unknown_options_are_named(kwargs: dict[str, object], named: str) -> None:
     with pytest.raises(CheckpointError, match=f"unknown architecture option {named}"):
         loaded(nvidia_pickle(random_generator(), kwargs=kwargs))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"square": True},
+        {"synthesis_kwargs": {"square": True, "freeze_layers": 3}},
+        {"freeze_layers": 10, "class_name": "training.networks.Generator"},
+    ],
+)
+def test_options_of_forks_that_change_nothing(kwargs: dict[str, object]) -> None:
+    assert torch.equal(
+        images(loaded(nvidia_pickle(random_generator(), kwargs=kwargs))),
+        images(random_generator(conv_clamp=None if "synthesis_kwargs" in kwargs else 256.0)),
+    )
+
+
+def test_unknown_options_say_what_to_do() -> None:
+    content = nvidia_pickle(random_generator(), kwargs={"skip_everything": True})
+    with pytest.raises(CheckpointError, match=r"If it changes no image, save the weights alone.*torch\.save"):
+        loaded(content)
+
+
+def test_mapping_layers_of_another_width() -> None:
+    generator = random_generator(mapping_width=20, c_dim=3)
+    content = nvidia_pickle(generator, kwargs={"mapping_kwargs": {"layer_features": 20}, "synthesis_kwargs": {}})
+    assert loaded(content).spec == generator.spec
+    assert torch.equal(images(loaded(content)), images(generator))
+
+
+def test_a_class_embedding_of_another_width_is_named() -> None:
+    generator = random_generator(c_dim=3)
+    generator.mapping.embed = FullyConnected(3, 20)
+    generator.mapping.fc0 = FullyConnected(32, 12, leaky=True, rate_multiplier=0.01)
+    content = nvidia_pickle(
+        generator,
+        kwargs={"mapping_kwargs": {"embed_features": 20}},
+        attributes={"mapping": {"w_dim": 12, "c_dim": 3}},
+    )
+    for found in (content, dump({"g_ema": generator.state_dict()})):
+        with pytest.raises(CheckpointError, match=r"unknown architecture option 'embed_features' = 20: .* w \(12\)"):
+            loaded(found)
+
+
+@pytest.mark.parametrize("taps", [[1.0, 2.0, 1.0], [1.0], [1.0, 3.0, 3.0, 1.1], [1.0] * 100])
+def test_other_filters_are_named(taps: list[float]) -> None:
+    for stored in (torch.tensor(taps), torch.outer(torch.tensor(taps), torch.tensor(taps))):
+        generator = random_generator()
+        generator.synthesis.get_submodule("b8").conv0.resample_filter = stored
+        with pytest.raises(CheckpointError, match="unknown architecture option: a resampling filter other than"):
+            loaded(nvidia_pickle(generator))
+
+
+def test_the_filter_in_one_direction_is_the_same() -> None:
+    generator = random_generator()
+    for module in generator.modules():
+        if hasattr(module, "resample_filter"):
+            module.resample_filter = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    assert torch.equal(images(loaded(nvidia_pickle(generator))), images(random_generator()))
 
 
 def test_unknown_activation_and_filter_are_named() -> None:

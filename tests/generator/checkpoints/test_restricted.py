@@ -12,10 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from generator.checkpoints.checkpoint_files import dump, random_generator, rosinality_state, torch_file
+from generator.checkpoints.checkpoint_files import (
+    dump,
+    nvidia_module,
+    nvidia_pickle,
+    random_generator,
+    rosinality_state,
+    tensorflow_pickle,
+    torch_file,
+)
+from torch import nn
 
 from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.checkpoints.inert import Budget, Record, UnreadableError, Unusable
+from pipeline.generator.checkpoints.inert import Budget, Record, UnreadableError, Unusable, describe_value, text_of
 from pipeline.generator.checkpoints.restricted import read_pickle
 from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS, StoredTensor
 from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_saved, read_stream, read_zip
@@ -269,6 +278,114 @@ def test_deep_nesting_is_only_data() -> None:
     """Python's own unpickler dies of a deeply nested key; here keys are scalars and nothing recurses."""
     assert read(b"})" + b"\x85" * 200_000 + b"Ns.") == {}
     assert isinstance(read(b")" + b"\x85" * 200_000 + b"."), tuple)
+
+
+def shared(depth: int = 60) -> list[object]:
+    """A list that holds another one twice, and so on: 2 ** depth places, a few bytes each in a pickle."""
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+# A list as `shared` makes, on the stack, built from operations alone.
+SHARED = b"]\x94" + b"".join(
+    b"](h%ch%ce\x94" % (number, number) for number in range(60)
+)  # each remembered by its number
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"cnumpy\ndtype\n(" + SHARED + b"tR.",
+        b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4tR(K\x03" + SHARED + b"tb.",
+        b"cnumpy.core.multiarray\n_reconstruct\n)R(" + SHARED + SHARED + SHARED + b"K\x00" + SHARED + b"tb.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + SHARED * 4 + b"tR.",
+        b"ctorch._utils\n_rebuild_parameter\n(" + SHARED + b"tR.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + SHARED * 4 + b"tR.",
+        b"ccollections\nOrderedDict\n(" + SHARED + b"tR.",
+        b"c__builtin__\nset\n(" + SHARED + b"tR.",
+        b"c_codecs\nencode\n(" + SHARED + SHARED + b"tR.",
+        b"ctorch\nSize\n(" + SHARED + b"tR.",
+        b"ca\nb\n(" + SHARED + b"tR" + SHARED + b"b.",
+        b"ca\nb\n)" + SHARED + b"\x92.",
+        SHARED + b"(tR.",
+        SHARED + SHARED + b"\x93.",
+        SHARED + SHARED + b"R.",
+        SHARED + b"Q.",
+        b"}(" + SHARED + b"K\x01u" + SHARED + b"b.",
+        b"K\x01" + SHARED + b"a.",
+    ],
+)
+def test_shared_references_cost_no_more_than_they_say(program: bytes) -> None:
+    """A description of such a list, or its comparison with another one, would never end."""
+    assert len(program) < 4000
+    for wrap in CONTAINERS:
+        with pytest.raises(CheckpointError) as raised:
+            parse_checkpoint("file.pkl", wrap(program))
+        assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.timeout(20)
+def test_shared_references_as_settings_of_networks() -> None:
+    bomb, generator = shared(), random_generator()
+    state = rosinality_state(generator)
+    files = [
+        dump(bomb),
+        dump({"G_ema": bomb, "g_ema": bomb, "state": bomb}),
+        dump({"G_ema": nvidia_module(generator, bomb)}),  # type: ignore[arg-type]
+        dump({"G_ema": nvidia_module(nn.Linear(2, 2), bomb)}),  # type: ignore[arg-type]
+        nvidia_pickle(generator, kwargs={"synthesis_kwargs": {"unknown": bomb}}),
+        nvidia_pickle(generator, kwargs={"synthesis_kwargs": bomb, "mapping_kwargs": bomb}),  # type: ignore[dict-item]
+        nvidia_pickle(generator, kwargs={"square": bomb}),
+        *[
+            nvidia_pickle(generator, attributes={name: {attribute: bomb}})
+            for name, attribute in (
+                ("synthesis.b8.conv0", "activation"), ("synthesis.b8.conv0", "conv_clamp"),
+                ("mapping.fc0", "bias_gain"), ("mapping", "c_dim"), ("", "_modules"), ("", "_parameters"),
+            )
+        ],
+        torch_file({"g_ema": state, "latent_avg": bomb}),
+        torch_file({"g_ema": {**state, "style.1.weight": bomb}, "more": bomb}),
+        *[tensorflow_pickle(generator, settings={name: bomb}) for name in ("resample_kernel", "nonlinearity", "other")],
+        tensorflow_pickle(generator, version=bomb),  # type: ignore[arg-type]
+        tensorflow_pickle(generator, extra_variables={"dlatent_avg": bomb}),  # type: ignore[dict-item]
+    ]  # fmt: skip
+    for content in files:
+        try:
+            parse_checkpoint("file.pkl", content)
+        except CheckpointError as error:
+            assert len(str(error)) < 1000
+
+
+@pytest.mark.timeout(20)
+def test_dictionaries_of_shared_dictionaries_end() -> None:
+    """A generator counts at a few of the places where it lies, down to a depth that no checkpoint has."""
+    value: dict[str, object] = {"g_ema": rosinality_state(random_generator())}
+    for depth in range(60):
+        if depth == 20:
+            assert parse_checkpoint("file.pt", torch_file(value)).generator.spec == random_generator().spec
+        value = {"g_ema": value, "more": value}
+    with pytest.raises(CheckpointError, match="holds no StyleGAN2 generator"):
+        parse_checkpoint("file.pt", torch_file(value))
+
+
+@pytest.mark.timeout(20)
+def test_long_text_counts_each_time_it_is_turned_to_bytes() -> None:
+    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"\x94"
+    encode = b"c_codecs\nencode\n\x94X\x06\x00\x00\x00latin1\x940"
+    program = text + encode + b"]" + b"h\x01h\x00h\x02\x86Ra" * 200 + b"."
+    with pytest.raises(CheckpointError, match="the same text stands for many times its bytes"):
+        parse_checkpoint("file.pkl", b"\x80\x04" + program)
+
+
+def test_text_made_of_a_value_is_short() -> None:
+    values = ["x" * 1000, "a\nb", shared(), {"a": shared()}, (1,) * 1000, 2**100, Record("n" * 500, (shared(),)), None]
+    for value in values:
+        text = text_of(value)
+        assert len(text) <= 115 and text.isprintable()
+        assert len(describe_value(value)) <= 115
 
 
 def test_values_that_contain_themselves() -> None:

@@ -63,10 +63,20 @@ def test_settings_change_the_arithmetic() -> None:
     assert relative_difference(images(found), images(random_generator())) < 1e-5
 
 
+@pytest.mark.parametrize("mapping_width", [None, 20])
+def test_settings_of_forks_that_change_nothing(mapping_width: int | None) -> None:
+    generator = random_generator(mapping_width=mapping_width)
+    settings = {"resolution": 16, "resolution_h": 16, "resolution_w": 16, "freeze_layers": 3, "mapping_fmaps": 20}
+    found = loaded(tensorflow_pickle(generator, settings=settings))
+    assert found.spec == generator.spec
+    assert relative_difference(images(found), images(generator)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"resolution_h": 7}, "'resolution_h' = 7"),
+        ({"resolution": 16, "resolution_h": 16, "resolution_w": 8}, "'resolution_w' = 8"),
         ({"nonlinearity": "swish"}, "'nonlinearity' = 'swish'"),
         ({"normalize_latents": False}, "'normalize_latents' = False"),
         ({"resample_kernel": [1, 2, 1]}, "'resample_kernel' = a list"),
