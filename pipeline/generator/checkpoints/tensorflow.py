@@ -81,8 +81,8 @@ def is_tensorflow(root: object) -> bool:
 
 
 def _networks_in(root: object) -> list[Record]:
-    """The networks of a pickle, in order: of a tuple, list or dictionary, or one alone."""
-    values = root.values() if isinstance(root, dict) else root if isinstance(root, tuple | list) else (root,)
+    """The networks of a pickle, in order: of a tuple or list, or one alone."""
+    values = root if isinstance(root, tuple | list) else (root,)
     found = (value for value in islice(values, _MAX_NETWORKS))
     return [value for value in found if isinstance(value, Record) and value.name == NETWORK]
 

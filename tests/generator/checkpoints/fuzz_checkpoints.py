@@ -3,26 +3,32 @@
     python tests/generator/checkpoints/fuzz_checkpoints.py --count 20000
 
 The process limits its own address space before it begins, so that an allocation out of proportion to the file ends
-the run. Every file is a function of --seed and its number: `--only N` repeats one.
+the run, and its processor time per file, so that one that would never end does too: the last line on the error stream
+then names it. Every file is a function of --seed and its number: `--only N` repeats one.
 """
 
 import argparse
+import datetime
+import faulthandler
 import io
 import json
 import pickle
 import random
 import resource
+import signal
 import struct
 import sys
 import tempfile
 import time
 import traceback
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -30,9 +36,13 @@ from generator.checkpoints import checkpoint_files as files
 
 from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
 from pipeline.generator.checkpoints.native import save_generator
+from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS
+from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC
 
-MAX_SECONDS_A_FILE = 5.0
+MAX_SECONDS_PER_FILE = 5.0
 """Of CPU: how long a busy machine lets it wait says nothing of the file."""
+HANG_SECONDS = 10.0
+"""Of CPU, after which the process is ended, whatever it is at."""
 Mutation = Callable[[random.Random, list[bytes]], bytes]
 
 
@@ -53,6 +63,35 @@ def seed_files() -> list[bytes]:
         files.torch_file({"g_ema": state, "args": argparse.Namespace(size=16)}),
         files.torch_file({"g_ema": state, "d": files.rosinality_discriminator(discriminator)}, stream=True),
         files.torch_file(state),
+        *_seeds_of_other_kinds(),
+    ]
+
+
+def _seeds_of_other_kinds() -> list[bytes]:
+    """Modules, state dicts under other names, and files full of names that stay names."""
+    generator = files.random_generator()
+    nvidia = OrderedDict(generator.state_dict())
+    arrays = {name: tensor.numpy() for name, tensor in nvidia.items()}
+    plain, compressed = io.BytesIO(), io.BytesIO()
+    np.savez(plain, **arrays)
+    np.savez_compressed(compressed, **arrays)
+    extras = {
+        "device": torch.device("cpu"), "type": torch.float16, "path": Path("data"), "args": argparse.Namespace(size=16),
+        "date": datetime.datetime(2024, 1, 1), "sizes": {(4, 4): 1}, "set": {1, 2}, "complex": 1j,
+        "states": [np.random.RandomState(0), np.float32(0.5)], "module": torch.nn.Linear(2, 2),
+    }  # fmt: skip
+    return [
+        *[files.nvidia_pickle(generator, protocol=protocol, extras=extras) for protocol in (2, 3, 5)],
+        files.torch_file(nvidia),
+        plain.getvalue(),
+        compressed.getvalue(),
+        save({name: tensor.contiguous() for name, tensor in nvidia.items()}),
+        files.torch_file({"generator_smooth": files.genforce_state(generator), **extras}),
+        files.torch_file({"params_ema": files.basicsr_state(generator), "latent_avg": torch.ones(6, 12)}),
+        files.torch_file({"state_dict": {f"g_ema.{k}": v for k, v in files.mmgeneration_state(generator).items()}}),
+        files.torch_file(files.module_of(files.rosinality_state(generator)), stream=True),
+        files.torch_file(files.hammer_state(generator)),
+        pickle.dumps({"g": arrays, **extras}, protocol=2),
     ]
 
 
@@ -216,9 +255,149 @@ def reference_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
     return pickle.dumps({chance.choice(keys): shared, chance.choice(keys): shared}, protocol=4)
 
 
+def shared_references(chance: random.Random, levels: int = 60) -> object:
+    """Containers that hold one another twice, or themselves: more places than could ever be visited."""
+    value: object = chance.choice(([], {}, (), "text", 1.5, None, b"bytes"))
+    for _ in range(levels):
+        kind = chance.randrange(4)
+        if kind == 0:
+            value = [value, value]
+        elif kind == 1:
+            value = (value, value)
+        elif kind == 2:
+            value = {"_modules": value, "state": value}
+        else:
+            value = {"g_ema": value, "input.input": value}
+    if chance.random() < 0.3:
+        loop: list[object] = [value]
+        loop.append(loop)
+        return loop
+    return value
+
+
+def rewired(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """A checkpoint of which some values are exchanged, shared or endless, in each protocol of pickle."""
+    generator = files.random_generator()
+    protocol = chance.randrange(6)
+    bomb = shared_references(chance)
+    kind = chance.randrange(4)
+    if kind == 0:
+        module = files.nvidia_module(generator, chance.choice(("Generator", bomb)), _attributes(chance, bomb))
+        networks = {chance.choice(("G", "G_ema", "any")): module, "D": bomb, "training_set_kwargs": bomb}
+        _exchange(chance, [module.meta, module.meta["state"], networks], bomb)
+        return files.dump(networks, protocol)
+    if kind == 1:
+        keys = ("resolution_h", "nonlinearity", "resample_kernel", "conv_clamp", "mapping_lrmul", "other", "dtype")
+        settings = {chance.choice(keys): chance.choice((bomb, 16, "lrelu")) for _ in range(2)}
+        variables = {chance.choice(("dlatent_avg", "synthesis/noise0", "new")): bomb}
+        version = chance.choice((5, 4, bomb))
+        return files.tensorflow_pickle(
+            generator, settings=settings, version=version, extra_variables=variables, protocol=max(2, protocol)
+        )
+    writers = (files.rosinality_state, files.basicsr_state, files.mmgeneration_state, files.genforce_state)
+    state: dict[object, object] = dict(chance.choice(writers)(generator))
+    root: dict[object, object] = {chance.choice(("g_ema", "state_dict", "model")): state, "latent_avg": bomb, "x": bomb}
+    _exchange(chance, [state, root], bomb)
+    return pickle.dumps(root, protocol) if kind == 2 else files.torch_file(root, stream=chance.random() < 0.5)
+
+
+def _attributes(chance: random.Random, bomb: object) -> dict[str, dict[str, object]]:
+    names = ("", "mapping", "synthesis", "mapping.fc0", "synthesis.b8.conv0", "synthesis.b4.torgb")
+    attributes = ("activation", "conv_clamp", "bias_gain", "_init_kwargs", "_modules", "_buffers", "w_dim", "c_dim")
+    values = (bomb, {"mapping_kwargs": bomb, "synthesis_kwargs": {"square": bomb}}, {"unknown": bomb}, 0.5, "linear")
+    return {chance.choice(names): {chance.choice(attributes): chance.choice(values)} for _ in range(2)}
+
+
+def _exchange(chance: random.Random, dictionaries: list[dict[object, object]], bomb: object) -> None:
+    """Values of some keys become others' values, endless ones or nothing."""
+    for _ in range(chance.choice((0, 1, 3))):
+        target, source = chance.choice(dictionaries), chance.choice(dictionaries)
+        if target and source:
+            key = chance.choice(list(target))
+            target[key] = chance.choice((bomb, None, source, source[chance.choice(list(source))], np.ones(3)))
+
+
+# Names whose calls this reader knows, and some that only stay names.
+CONSTRUCTORS = (
+    *BASIC_CONSTRUCTORS, "torch.storage._load_from_bytes", "torch_utils.persistence._reconstruct_persistent_obj",
+    "a.b.torch_utils.persistence._reconstruct_persistent_obj", "dnnlib.tflib.network.Network", "__builtin__.set",
+    "torch.FloatStorage", "torch.ComplexFloatStorage", "torch.device", "builtins.getattr", "pathlib.PosixPath",
+)  # fmt: skip
+
+
+def grown(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """A program of calls of every constructor with arguments of any kind, many of them shared."""
+    wrapping, program = chance.randrange(3), bytearray()
+    num_values = chance.choice((5, 50, 250))
+    for number in range(num_values):
+        program += _grown_value(chance, number, depth=0, has_storages=wrapping > 0) + b"\x94"
+        if chance.random() < 0.5:
+            program += b"0"
+    chosen = [chance.randrange(num_values) for _ in range(3)]
+    program += b"}(X\x05\x00\x00\x00g_emah%cX\x0b\x00\x00\x00input.inputh%cX\x01\x00\x00\x00xh%cu." % tuple(chosen)
+    body = b"\x80\x04" + bytes(program)
+    if wrapping == 0:
+        return body
+    if wrapping == 1:
+        with io.BytesIO() as buffer:
+            with zipfile.ZipFile(buffer, "w") as archive:
+                archive.writestr("archive/data.pkl", body)
+                archive.writestr("archive/data/0", bytes(16))
+            return buffer.getvalue()
+    head = STREAM_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    return head + body + pickle.dumps(["0"], 2) + (4).to_bytes(8, "little") + bytes(16)
+
+
+_LEAVES = (
+    b"N", b"\x88", b"K\x03", b"J\xff\xff\xff\x7f", b"G\x7f\xf0" + bytes(6), b"\x8c\x02f4", b"C\x04abcd",
+    b"\x8c\x06latin1", b"\x8c\x01<", b")", b"]", b"}", b"\x8c\x07storage", b"\x8c\x010",
+)  # fmt: skip
+_KEYS = (b"\x8c\x05state", b"\x8c\x08_modules", b"\x8c\x0binput.input", b"\x8c\x08_buffers", b"K\x01")
+_STORAGE = b"(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK\x04tQ"
+
+
+def _grown_value(chance: random.Random, num_remembered: int, depth: int, *, has_storages: bool) -> bytes:
+    """Operations that leave one value on the stack; `num_remembered` earlier ones may be used again."""
+
+    def more() -> bytes:
+        return _grown_value(chance, num_remembered, depth + 1, has_storages=has_storages)
+
+    if depth > 3 or chance.random() < 0.3:
+        if num_remembered and chance.random() < 0.6:
+            return b"h" + bytes([chance.randrange(num_remembered)])
+        return _STORAGE if has_storages and chance.random() < 0.2 else chance.choice(_LEAVES)
+    kind = chance.randrange(6)
+    if kind == 0:
+        return more() + more() + b"\x86"
+    if kind == 1:
+        return b"](" + more() + more() + b"e"
+    if kind == 2:
+        return b"}(" + chance.choice(_KEYS) + more() + chance.choice(_KEYS) + more() + b"u"
+    if kind == 3:
+        return more() + more() + b"b"
+    module, _, name = chance.choice(CONSTRUCTORS).rpartition(".")
+    called = f"c{module}\n{name}\n".encode()
+    arguments = b"(" + b"".join(more() for _ in range(chance.randrange(6))) + b"t"
+    return called + arguments + chance.choice((b"R", b"\x81", b"}\x92", b"R" + more() + b"b"))
+
+
+def exploit(chance: random.Random, seeds: list[bytes]) -> bytes:
+    """A call that would leave a mark, somewhere in a file that is whole otherwise."""
+    command = f"touch {Path(tempfile.gettempdir(), files.CANARY)}".encode()
+    names = (b"cposix\nsystem\n", b"cos\nsystem\n", b"csubprocess\ngetoutput\n", b"cos\npopen\n")
+    call = chance.choice(names) + b"(X" + struct.pack("<I", len(command)) + command + b"tR"
+    content = chance.choice(seeds)
+    if chance.random() < 0.5:
+        return b"\x80\x04}(X\x05\x00\x00\x00G_ema" + call + b"X\x01\x00\x00\x00DNu."
+    places = [index for index in range(2, min(len(content), 20_000)) if content[index : index + 1] in b"}N)"]
+    position = chance.choice(places or [2])
+    return content[:position] + call + b"0" + content[position:]
+
+
 MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (flip, 30), (overwrite, 20), (truncate, 12), (splice, 12), (shift, 10), (operations, 6), (compressed_bomb, 3),
     (object_bomb, 2), (tensor_bomb, 2), (header_bomb, 3), (reference_bomb, 1),
+    (rewired, 10), (grown, 12), (exploit, 4),
 )  # fmt: skip
 
 
@@ -273,10 +452,13 @@ def main() -> int:
     limit_memory(args.headroom_mib)
     resident_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
+    faulthandler.register(signal.SIGPROF, chain=True)
     counts: Counter[str] = Counter()
     slowest, begun = 0.0, time.process_time()
     for number in range(args.count) if args.only is None else [args.only]:
         kind, content = mutated(number, args.seed, seeds)
+        print(f"\rfile {number} ({kind})", end=" ", file=sys.stderr, flush=True)
+        signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
         started = time.process_time()
         try:
             result = outcome(content)
@@ -284,8 +466,9 @@ def main() -> int:
             traceback.print_exc()
             print(f"file {number} ({kind}, seed {args.seed}, {len(content)} bytes): neither loaded nor refused")
             return 1
+        signal.setitimer(signal.ITIMER_PROF, 0)
         seconds = time.process_time() - started
-        if seconds > MAX_SECONDS_A_FILE:
+        if seconds > MAX_SECONDS_PER_FILE:
             print(f"file {number} ({kind}, {len(content)} bytes): {seconds:.1f} s")
             return 1
         slowest = max(slowest, seconds)

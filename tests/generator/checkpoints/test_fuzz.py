@@ -25,11 +25,11 @@ def run_fuzz(tmp_path: Path, *options: str) -> dict[str, float]:
     return result
 
 
-def test_a_thousand_mutated_files(tmp_path: Path) -> None:
-    result = run_fuzz(tmp_path, "--count", "1000")
-    assert result["files"] == 1000
+def test_some_mutated_files(tmp_path: Path) -> None:
+    result = run_fuzz(tmp_path, "--count", "250")
+    assert result["files"] == 250
     # Both outcomes are there: damage to numbers loads, damage to structure is refused.
-    assert 50 < result["loaded"] < 500
+    assert 10 < result["loaded"] < 125
     assert result["resident_growth_mib"] < 128
     assert result["seconds"] < 60
 
