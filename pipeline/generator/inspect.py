@@ -47,6 +47,8 @@ class Description:
     num_classes: int
     """0: unconditional."""
     mapping_layers: int
+    mapping_width: int
+    """Features of all mapping layers but the last."""
     channels: dict[int, int]
     """Width by resolution."""
     architecture: str
@@ -68,13 +70,16 @@ class Description:
         colours = "gray, " if self.img_channels == 1 else ""
         widths = ", ".join(f"{f'{r} px' if is_square else f'b{r}'}: {width}" for r, width in self.channels.items())
         classes = f"{self.num_classes} classes" if self.num_classes else "unconditional"
+        layers = f"{self.mapping_layers} mapping layers"
+        if self.mapping_width != self.w_dim:
+            layers += f" of {self.mapping_width} features"
         clamp = "none" if self.conv_clamp is None else f"{self.conv_clamp:g}"
         facts = {
             "file": self.name,
             "format": self.format,
             "sha256": self.sha256,
             "network": f"StyleGAN2 {self.architecture}, {size}, {colours}{classes}",
-            "latents": f"z {self.z_dim}, w {self.w_dim}, {self.num_ws} rows of w, {self.mapping_layers} mapping layers",
+            "latents": f"z {self.z_dim}, w {self.w_dim}, {self.num_ws} rows of w, {layers}",
             "channels": widths,
             "clamp": clamp,
             "parameters": f"{self.num_parameters:,}",
@@ -102,6 +107,7 @@ def describe(loaded: LoadedCheckpoint) -> Description:
         w_dim=spec.w_dim,
         num_classes=spec.c_dim,
         mapping_layers=spec.mapping_layers,
+        mapping_width=spec.w_dim if spec.mapping_width is None else spec.mapping_width,
         channels=dict(spec.channels),
         architecture=spec.architecture,
         conv_clamp=spec.conv_clamp,

@@ -84,6 +84,7 @@ def read_torch_networks(contents: Contents, num_file_bytes: int, *, discriminato
             provenance["file's average"] = f"{average_path} {average}: not used"
         else:
             named["mapping.w_avg"] = average
+            provenance["average"] = f"the file's {average_path}"
     if chosen.layout.has_square_mapping:
         _check_square_mapping(named)
     generator, filled_in = build_generator(named, conv_clamp=conv_clamp, num_file_bytes=num_file_bytes)

@@ -157,9 +157,10 @@ def operations(chance: random.Random, seeds: list[bytes]) -> bytes:
 
 
 def compressed_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
-    """A torch archive whose members unpack to up to 4 GiB; declared with or without the truth."""
+    """An archive of torch or numpy whose members unpack to up to 4 GiB; declared with or without the truth."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(seeds[3])) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+    archive = chance.choice([content for content in seeds if content.startswith(b"PK")])
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
         bomb = chance.choice(old.namelist())
         for name in old.namelist():
             new.writestr(name, bytes(8 * 2**20) if name == bomb else old.read(name))
@@ -227,6 +228,8 @@ def tensor_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
 
 def header_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
     """Safetensors files whose description asks for much."""
+    if chance.random() < 0.4:
+        return _foreign_header(chance, next(content for content in seeds[5:] if content[8:9] == b"{"))
     own = seeds[4]
     length = int.from_bytes(own[:8], "little")
     header = json.loads(own[8 : 8 + length])
@@ -244,6 +247,18 @@ def header_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
         header[chance.choice(list(header))] = chance.choice(({"dtype": "U16", "shape": [1], "data_offsets": [0, 2]}, 3))
     text = chance.choice((json.dumps(header).encode(), b"[" * 100_000, b"{" + b'"a":[' * 50_000))
     return len(text).to_bytes(8, "little") + text + own[8 + length :]
+
+
+def _foreign_header(chance: random.Random, content: bytes) -> bytes:
+    """Places, shapes and types of other programs' files."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    values = ([2**40], [], [0], [-1], ["x"], [[1]], "x", None, 2**70, [0, 2**40], [5, 4], "F64", "F8_E4M3", {}, 1e300)
+    for _ in range(chance.choice((1, 3))):
+        entry = header[chance.choice(list(header))]
+        entry[chance.choice(list(entry))] = chance.choice(values)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def reference_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
