@@ -21,7 +21,7 @@ _MAPPING_OPTIONS = frozenset(
 _SYNTHESIS_OPTIONS = frozenset(
     {
         "channel_base", "channel_max", "num_fp16_res", "conv_clamp", "architecture", "resample_filter",
-        "fp16_channels_last", "fused_modconv_default", "use_noise", "activation", "init_res",
+        "fp16_channels_last", "fused_modconv_default", "use_noise", "activation", "init_res", "square",
     }
 )  # fmt: skip
 _GENERATOR_OPTIONS = frozenset(
@@ -43,11 +43,11 @@ def check_generator(modules: Mapping[str, Module]) -> str:
         )
     options = modules[""].options
     is_nested = "synthesis_kwargs" in options
-    flat = {name: value for name, value in options.items() if name not in _GENERATOR_OPTIONS}
+    flat = {name: value for name, value in options.items() if name not in _GENERATOR_OPTIONS | _IDLE_OPTIONS}
     synthesis, mapping = ({**flat, **_options_in(options, "synthesis_kwargs")}, _options_in(options, "mapping_kwargs"))
     for group, known in ((synthesis, _SYNTHESIS_OPTIONS), (mapping, _MAPPING_OPTIONS)):
         for name, value in group.items():
-            if name not in known and name not in _IDLE_OPTIONS:
+            if name not in known | _IDLE_OPTIONS:
                 raise _unknown_option(name, value)
     _check_embedding(modules, mapping)
     _check_attributes(modules)
