@@ -16,6 +16,7 @@ from pipeline.generator.checkpoints.inert import (
     ExhaustedError,
     Record,
     Unusable,
+    dictionary_of,
     text_of,
 )
 from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
@@ -49,9 +50,8 @@ class Module:
         if not isinstance(value, Record):
             return None
         if value.name != PERSISTENT:
-            state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
-            is_module = isinstance(state, dict) and isinstance(state.get("_modules"), dict)
-            return cls(text_of(value.name), state) if is_module and isinstance(state, dict) else None
+            state = dictionary_of(value) or {}
+            return cls(text_of(value.name), state) if isinstance(state.get("_modules"), dict) else None
         meta = value.args[0] if value.args else None
         state = meta.get("state") if isinstance(meta, dict) else None
         if not isinstance(meta, dict) or not isinstance(state, dict):
@@ -60,8 +60,7 @@ class Module:
 
     def group(self, name: str) -> dict[object, object]:
         """One of its dictionaries: `_parameters`, `_buffers`, `_modules`; empty when it is none."""
-        value = self.state.get(name)
-        return value if isinstance(value, dict) else {}
+        return dictionary_of(self.state.get(name)) or {}
 
     @property
     def options(self) -> dict[object, object]:
@@ -134,7 +133,7 @@ def _visit(contents: Contents, place: _Place, value: object) -> Iterator[tuple[_
     elif isinstance(value, Record) and not place.in_module:
         if len(contents.records) < MAX_PARTS:
             contents.records[place.path] = text_of(value.name)
-        return _parts_of_dictionary(place, value.items)
+        return _parts_of_dictionary(place, dictionary_of(value) or {})
     elif isinstance(value, dict):
         state = value.state if isinstance(value, Dictionary) else None
         names = state.get("_metadata") if isinstance(state, dict) else None

@@ -66,6 +66,16 @@ class Record:
         self.state = state
 
 
+def dictionary_of(value: object) -> dict[object, object] | None:
+    """What a value holds by name: of a dictionary, of an instance of a class like one, or its attributes."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, Record):
+        return None
+    state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+    return value.items or (state if isinstance(state, dict) else value.items)
+
+
 class Dictionary(dict[object, object]):
     """A dictionary of a class with attributes, such as the OrderedDict that torch keeps a module's names in."""
 

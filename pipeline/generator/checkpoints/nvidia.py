@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pipeline.generator.checkpoints.assemble import embedding_width_error
 from pipeline.generator.checkpoints.contents import Module
-from pipeline.generator.checkpoints.inert import UnreadableError, describe_value, text_of
+from pipeline.generator.checkpoints.inert import UnreadableError, describe_value, dictionary_of, text_of
 
 ADA_FORMAT = "stylegan2-ada-pytorch pickle"
 SG3_REPOSITORY_FORMAT = "stylegan3-repository StyleGAN2 pickle"
@@ -59,9 +59,10 @@ def check_generator(modules: Mapping[str, Module]) -> str:
 def _options_in(options: Mapping[object, object], name: str) -> dict[object, object]:
     """A dictionary among options; empty without it."""
     value = options.get(name)
-    if value is not None and not isinstance(value, dict):
+    found = dictionary_of(value)
+    if value is not None and found is None:
         raise _unknown_option(name, value)
-    return value or {}
+    return found or {}
 
 
 def _unknown_option(name: object, value: object) -> UnreadableError:

@@ -19,6 +19,7 @@ from pipeline.generator.checkpoints.inert import (
     UnreadableError,
     Unusable,
     describe_value,
+    dictionary_of,
     text_of,
 )
 from pipeline.generator.checkpoints.layouts import NVIDIA_LICENCE_NOTE
@@ -138,8 +139,8 @@ def _read_network(value: object) -> Network:
             f"and up); StyleGAN2 works",
             _GIVE_STYLEGAN2,
         )
-    settings = state.get("static_kwargs")
-    if not isinstance(settings, dict):
+    settings = dictionary_of(state.get("static_kwargs"))
+    if settings is None:
         raise UnreadableError("damaged: a TensorFlow network without settings")
     return Network(text_of(state.get("name")), settings, dict(_variables(state)))
 
@@ -155,8 +156,8 @@ def _variables(root: dict[object, object]) -> Iterator[tuple[str, StoredTensor |
     pending, num_parts = [("", root)], 1
     while pending:
         prefix, state = pending.pop()
-        components, variables = state.get("components", {}), state.get("variables", [])
-        if not isinstance(components, dict) or not isinstance(variables, list):
+        components, variables = dictionary_of(state.get("components", {})), state.get("variables", [])
+        if components is None or not isinstance(variables, list):
             raise UnreadableError("damaged: a TensorFlow network with unusable components or variables")
         num_parts += len(components) + len(variables)
         if num_parts > MAX_PARTS or len(prefix) > MAX_NAME:

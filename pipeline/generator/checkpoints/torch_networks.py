@@ -35,8 +35,10 @@ from pipeline.generator.networks import GeneratorSpec
 
 SG3_CONV_CLAMP = 256.0
 
-_AVERAGED = re.compile(r"(^|_|-)(ema|smooth|avg|average|averaged|running|shadow)(_|-|\d|$)|^gs$", re.IGNORECASE)
-_AVERAGE_NAMES = ("latent_avg", "w_avg", "dlatent_avg", "mean_latent", "latent_mean", "truncation_latent")
+_AVERAGED = re.compile(
+    r"(?i:(^|_|-)(ema|smooth|avg|average|averaged|running|shadow)(_|-|\d|$)|^gs$)|(?<=[a-z])(EMA|Ema)|EMA(?=[A-Z])"
+)
+_AVERAGE_NAMES = ("latent_avg", "w_avg", "dlatent_avg", "mean_latent", "latent_mean", "avg_latent", "truncation_latent")
 _NVIDIA_DISCRIMINATOR_MARK = "b4.fc.weight"
 _MULTIPLIERS = ("bias_gain", "lr_mul", "bscale")
 """Names of the attribute of mapping layers that holds their learning rate multiplier, by library."""
@@ -77,7 +79,7 @@ def read_torch_networks(contents: Contents, num_file_bytes: int, *, discriminato
     named = _named_tensors(chosen, known, modules)
     provenance = {"licence": chosen.layout.licence, "weights": chosen.title}
     if chosen.layout.assumed and not modules:
-        provenance["assumed"] = chosen.layout.assumed
+        provenance["assumed"] = chosen.layout.assumed + _assumed_latents(named)
     if average_path is not None and "mapping.w_avg" not in named:
         average = _common_row(contents.entries[average_path].tensor, _width_of_w(named))
         if isinstance(average, str):
@@ -180,7 +182,8 @@ def _refuse_unknown(
     owners = {chosen.state[name].owner for name, target in known.items() if target is not None}
     for name, target in known.items():
         path = chosen.prefix + name
-        if target is None and chosen.state[name].owner in owners and path != average_path:
+        is_own = chosen.state[name].owner in owners and not _is_counter(chosen.state[name].tensor)
+        if target is None and is_own and path != average_path:
             raise UnreadableError(
                 f"its generator has {text_of(name, 80)!r}, unknown to StyleGAN2: a fork of {chosen.layout.code}",
                 OTHER_NETWORK,
@@ -195,6 +198,11 @@ def _refuse_unknown(
                 f"which resizes in another way",
                 "Only networks with StyleGAN2's own filters work",
             )
+
+
+def _is_counter(tensor: StoredTensor | Unusable) -> bool:
+    """Whether a tensor is one whole number, such as the steps of a training."""
+    return isinstance(tensor, StoredTensor) and tensor.num_elements == 1 and tensor.storage.kind[0] in "iu"
 
 
 def _named_tensors(
@@ -237,6 +245,14 @@ def _multiplier(name: str, modules: Mapping[str, Module]) -> object:
             if module is not None and attribute in module.state:
                 return module.state[attribute]
     return None
+
+
+def _assumed_latents(named: Mapping[str, NamedTensor]) -> str:
+    """What to add where the first mapping layer takes twice w's width, as beside a class embedding."""
+    first, w_dim = named.get("mapping.fc0.weight"), _width_of_w(named)
+    if first is None or "mapping.embed.weight" in named or not w_dim or first.shape[1:] != (2 * w_dim,):
+        return ""
+    return f"; unconditional, with latents of {2 * w_dim} numbers: a class embedding, had it been there, is not"
 
 
 # ---- The average of w ----

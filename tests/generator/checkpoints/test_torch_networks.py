@@ -128,7 +128,9 @@ WRAPPINGS: dict[str, Callable[[State], object]] = {
     "lightning": lambda state: {"state_dict": behind("model.generator.", state), "hyper_parameters": {"size": 16}},
     "tuple": lambda state: (state, 5),
     "list": lambda state: {"run": [{"G_ema": state}]},
-    "beside": lambda state: {**state, "d": {"final_conv.0.weight": torch.ones(3)}, "iteration": 7},
+    "beside": lambda state: {**state, "d": {"final_conv.0.weight": torch.ones(3)}, "iteration": torch.tensor(7)},
+    "averaged by torch": lambda state: {"n_averaged": torch.tensor(3), **behind("module.", state)},
+    "attributes": lambda state: argparse.Namespace(generator=others(), generatorEMA=state),
 }
 
 
@@ -223,6 +225,8 @@ def test_genforce_and_hammer_are_told_apart() -> None:
 
 
 def test_what_a_state_dict_cannot_say_is_said() -> None:
+    doubtful = loaded(nvidia_state(random_generator(z_dim=24))).info.provenance["assumed"]
+    assert "unconditional, with latents of 24 numbers" in doubtful
     assert "no conv_clamp" in loaded(nvidia_state(random_generator())).info.provenance["assumed"]
     assert "blue, green, red" in loaded(mmgeneration_state(random_generator())).info.provenance["assumed"]
     assert "assumed" not in loaded({"g_ema": rosinality_state(random_generator())}).info.provenance
@@ -250,6 +254,10 @@ def test_the_multiplier_that_a_module_remembers_counts(attribute: str) -> None:
         if name in ("style_mapping.1", "style_mapping.2", "mapping.dense0", "mapping.dense1"):
             setattr(layer, attribute, 0.5)
     assert relative_difference(images(loaded(module).generator), images(generator)) < 1e-5
+
+
+class Settings(dict[str, object]):
+    """A dictionary of a class that is not known where the file is read."""
 
 
 def extras() -> dict[str, object]:
@@ -307,6 +315,22 @@ def test_pickles_of_nvidias_code_wherever_it_is_copied_to(protocol: int, package
     found = loaded(content)
     assert found.info.format == "stylegan2-ada-pytorch pickle"
     assert torch.equal(images(found.generator), images(generator))
+
+
+@pytest.mark.parametrize("package", ["project.dnnlib.util", "easydict"])
+def test_settings_in_dictionaries_of_other_classes(package: str) -> None:
+    generator = random_generator(architecture="resnet")
+    content = nvidia_pickle(
+        generator, kwargs={"synthesis_kwargs": Settings(architecture="resnet")}, protocol=3, settings=Settings(a=1)
+    )
+    own = f"c{Settings.__module__}\nSettings\n".encode()
+    assert content.count(own) == 1
+    found = loaded(content.replace(own, f"c{package}\nEasyDict\n".encode()))
+    assert found.info.format == "stylegan2-ada-pytorch pickle"
+    assert torch.equal(images(found.generator), images(generator))
+    content = nvidia_pickle(generator, kwargs={"synthesis_kwargs": Settings(other=1)})
+    with pytest.raises(CheckpointError, match="unknown architecture option 'other' = 1"):
+        loaded(content)
 
 
 def test_a_module_of_nvidias_saved_by_torch() -> None:
