@@ -87,10 +87,11 @@ def _metadata_problems(metadata: SampleMetadata, manifest: Manifest) -> Iterator
 
 
 def _class_problems(candidate: Candidate, manifest: Manifest) -> Iterator[str]:
+    shape = manifest.image_shape
     if set(candidate.class_pixels) != {*manifest.classes, "ignore"}:
         yield f"seed {candidate.seed} has classes {', '.join(candidate.class_pixels)}"
-    elif sum(candidate.class_pixels.values()) != manifest.image_shape.num_pixels:
-        yield f"the pixels of seed {candidate.seed} do not sum to {manifest.image_shape.size_in_words}"
+    elif sum(candidate.class_pixels.values()) != shape.num_pixels:
+        yield f"the pixels of seed {candidate.seed} do not sum to {shape.width} x {shape.height}"
 
 
 def _pixel_problems(sample: _PackedSample, manifest: Manifest) -> Iterator[str]:

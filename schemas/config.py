@@ -71,7 +71,8 @@ class StyleMixingConfig(Section):
     variant_resolution: int | Literal["auto"] | None = "auto"
     """Resolution at which variants are synthesised and clustered; masks are snapped to the image's edges. null: the
     image's. `auto`: the lowest, of 32 pixels or more, whose masks hardly differ from those of full variants on images
-    of `fit`. Generators with an RGB output at full resolution alone (`orig`, `resnet`) cannot stop lower."""
+    of `fit`. Generators with an RGB output at full resolution alone (`orig`, `resnet`) cannot stop lower. Of
+    rectangular images it is the number of the block where synthesis stops, such as 64 for b64."""
     crossover: int | Literal["auto"] = "auto"
     """First row of w taken from the donor. Lower rows keep the image's layout. `auto` chooses it in `fit`: the lowest
     row, hence the strongest change of colour, that both following settings allow."""
@@ -148,8 +149,8 @@ class FeatureClustersConfig(Section):
     """Name of the labeling method."""
     layers: str | list[str] | None = None
     """Convolutions whose features are clustered: one such as b64.conv1, a list that is concatenated, or `auto`. null:
-    the second one of the block of 64 px, or of the generator's highest if that is lower. `auto` compares the second
-    ones of all blocks from 16 to 128 px in `fit`, by how stable their clusters are and how well these follow the
+    the second one of the block b64, or of the generator's highest if that is lower. `auto` compares the second
+    ones of all blocks from b16 to b128 in `fit`, by how stable their clusters are and how well these follow the
     images' colours (pipeline/labelers/choose_clustering.py)."""
     normalisation: Literal["none", "standardised"] = "none"
     """`standardised` divides every channel by its deviation; the paper does not."""

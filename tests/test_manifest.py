@@ -109,6 +109,18 @@ def test_counts_and_statistics_are_those_of_the_samples(tmp_path: Path) -> None:
     assert manifest.samples_by_split.keys() == {"train", "val"} and sum(manifest.samples_by_split.values()) == 11
 
 
+def test_manifests_of_former_versions_are_of_square_rgb_images(tmp_path: Path) -> None:
+    store, manifest = write_dataset(tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    values = json.loads(path.read_text())
+    assert values.pop("image_shape") == {"height": 16, "width": 16, "channels": 3}
+    path.write_text(json.dumps({**values, "resolution": 16}))
+    assert read_manifest(store) == manifest
+    path.write_text(json.dumps({**values, "resolution": -16}))
+    with pytest.raises(OutputError, match=r"manifest\.json: is not what labelmill writes"):
+        read_manifest(store)
+
+
 def test_the_index_lists_every_shard_in_the_words_of_wids(tmp_path: Path) -> None:
     store, _ = write_dataset(tmp_path / "out")
     index = json.loads(store.read("index.json"))

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_dataset import CLASSES, DROP_REASON, dropped, paint, publish, sample_of, samples_of, tar_of
 
-from pipeline.shard_publisher import load_records, read_record, repair_shard, same_content
+from pipeline.shard_publisher import derive_sidecars, load_records, read_record, repair_shard, same_content
+from pipeline.shard_reader import DamagedTarError
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.shard import ShardTask
@@ -45,6 +47,17 @@ def other_tar() -> bytes:
             for seed in [sample.metadata.candidate.seed]
         ]
         return tar_of(iter(samples), threads)
+
+
+def test_a_tar_of_gray_and_rgb_samples_is_none_of_ours() -> None:
+    samples = list(samples_of(TASKS[0]))
+    gray = {"channel_means": (0.5,), "channel_square_means": (0.3,)}
+    image_HWC = samples[1].image_HWC[:, :, :1]
+    samples[1] = replace(samples[1], image_HWC=image_HWC, metadata=samples[1].metadata.model_copy(update=gray))
+    with ThreadPoolExecutor(2) as threads:
+        mixed = tar_of(iter(samples), threads)
+    with pytest.raises(DamagedTarError, match="some of its samples are gray and some RGB"):
+        derive_sidecars(mixed, 0, TASKS[0].name)
 
 
 def test_a_record_says_what_the_shard_holds(store: Store, tars: list[bytes]) -> None:

@@ -261,7 +261,7 @@ METADATA_DAMAGES: dict[str, tuple[Callable[[SampleMetadata], SampleMetadata], st
                 "candidate": m.candidate.model_copy(update={"class_pixels": {**m.candidate.class_pixels, "hair": 0}})
             }
         ),
-        "do not sum to 16^2",
+        "do not sum to 16 x 16",
     ),
     "classes": (
         lambda m: m.model_copy(

@@ -29,7 +29,7 @@ from pipeline.benchmark.downstream_results import (
     stored_result,
 )
 from pipeline.benchmark.downstream_training import Regime, score_all_background, score_on, train_on
-from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.benchmark.oracle_images import open_portraits
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.store import Store
@@ -99,7 +99,7 @@ def benchmark_downstream(
     """
     numerics, generator_config = NumericsConfig(), GeneratorConfig(checkpoint=checkpoint)
     torch.set_num_threads(numerics.threads)
-    loaded = open_checkpoint(checkpoint, device)
+    loaded = open_portraits(checkpoint, device)
     sampler = Sampler(loaded.generator, generator_config, numerics, device)
     circumstances = Circumstances(
         checkpoint=loaded.info.name,

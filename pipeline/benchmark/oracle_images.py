@@ -40,18 +40,29 @@ class HandLabel:
     """0 background, 1 foreground, 255 undecided."""
 
 
+def open_portraits(checkpoint: str, device: torch.device) -> LoadedCheckpoint:
+    """The generator of `--checkpoint`. Raises CheckpointError, or LabelmillError where its images are not of the
+    drawings' kind, square and RGB."""
+    loaded = open_checkpoint(checkpoint, device)
+    spec = loaded.generator.spec
+    if spec.image_size != (spec.resolution, spec.resolution) or spec.img_channels != 3:
+        colours = "RGB" if spec.img_channels == 3 else "gray"
+        raise LabelmillError(
+            f"--checkpoint {checkpoint}: makes {colours} images of {spec.size_label(spec.resolution)}; the drawings "
+            f"that benchmarks compare with are square RGB portraits, such as {GENERATOR} makes"
+        )
+    return loaded
+
+
 def open_judged(checkpoint: str, device: torch.device) -> LoadedCheckpoint:
     """The generator of `--checkpoint`. Raises CheckpointError, or LabelmillError where the oracles do not take its
     images."""
-    loaded = open_checkpoint(checkpoint, device)
-    spec = loaded.generator.spec
+    loaded = open_portraits(checkpoint, device)
     judged = bundled_resolutions()
-    if spec.image_size not in {(size, size) for size in judged} or spec.img_channels != 3:
-        colours = "RGB" if spec.img_channels == 3 else "gray"
-        sizes = " and ".join(map(str, judged))
+    if loaded.generator.spec.resolution not in judged:
         raise LabelmillError(
-            f"--checkpoint {checkpoint}: makes {colours} images of {spec.size_label(spec.resolution)}; the oracles "
-            f"judge RGB portraits of {sizes} px, such as {GENERATOR}"
+            f"--checkpoint {checkpoint}: makes images of {loaded.generator.spec.resolution} px; the oracles judge "
+            f"portraits of {' and '.join(map(str, judged))} px, such as {GENERATOR}"
         )
     return loaded
 

@@ -607,7 +607,7 @@ def test_rows_of_another_checkpoint_or_extent_do_not_count(
 
 def test_a_generator_that_the_oracles_cannot_judge(write_large: Callable[[], Path], tmp_path: Path) -> None:
     arguments = ["benchmark", "--masks", "--quick", "--checkpoint", str(write_large()), "--out", str(tmp_path / "out")]
-    with pytest.raises(LabelmillError, match="64 px; the oracles judge RGB portraits of 32 px"):
+    with pytest.raises(LabelmillError, match="64 px; the oracles judge portraits of 32 px"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert not (tmp_path / "out").exists()
 

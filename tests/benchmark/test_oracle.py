@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_run import save_tiny_generator
 
 from pipeline.benchmark import oracle_data, train_oracle
 from pipeline.benchmark.avatars import CLASSES, render
@@ -26,10 +27,18 @@ from pipeline.benchmark.oracle_evaluation import (
     score_on_hand_labels,
     table,
 )
-from pipeline.benchmark.oracle_images import as_images, generated_images, hand_labels, rendered_images
+from pipeline.benchmark.oracle_images import (
+    as_images,
+    generated_images,
+    hand_labels,
+    open_judged,
+    open_portraits,
+    rendered_images,
+)
 from pipeline.benchmark.oracle_networks import DilatedNet, UNet
 from pipeline.benchmark.train_oracle import OracleTrainer, OracleTraining, segmentation_loss
 from pipeline.generator.training_state import TrainingStateError
+from schemas.errors import LabelmillError
 
 FRESH_SEEDS = range(7_000_000, 7_000_064)
 BUNDLED = Path(train_oracle.__file__).parent / "bundled"
@@ -149,6 +158,18 @@ def test_colours_beyond_the_range_are_cut_off(oracle: Oracle, fresh: tuple[torch
 def test_other_shapes_are_refused(oracle: Oracle, shape: tuple[int, ...]) -> None:
     with pytest.raises(OracleError, match=r"takes \[B, 3, 32, 32\]"):
         oracle.segment(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("const_size", "channels", "words"), [((4, 2), 3, "RGB images of 16 x 32 px"), ((4, 4), 1, "gray images of 32 px")]
+)
+def test_images_unlike_the_drawings_are_refused(
+    const_size: tuple[int, int], channels: int, words: str, tmp_path: Path
+) -> None:
+    save_tiny_generator(tmp_path / "g.safetensors", const_size, channels)
+    for opened in (open_judged, open_portraits):
+        with pytest.raises(LabelmillError, match=f"makes {words}; the drawings .* are square RGB portraits"):
+            opened(str(tmp_path / "g.safetensors"), torch.device("cpu"))
 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ def test_an_image_without_a_known_pixel_teaches_nothing() -> None:
     assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
 
 
+def test_cards_of_former_versions_are_of_square_rgb_images() -> None:
+    values = CARD.model_dump(mode="json", exclude={"image_shape"})
+    assert SegmentationModelCard.model_validate({**values, "resolution": 32}) == CARD
+
+
 def test_one_that_learned_from_rectangular_gray_images_turns_colours_gray_in_onnx_too(tmp_path: Path) -> None:
     segmenter = Segmenter(ByColour(), upscale=1, mean=(0.4,) * 3, std=(0.5,) * 3, turns_gray=True).eval()
     card = CARD.model_copy(update={"image_shape": ImageShape(height=24, width=40, channels=1)})

@@ -146,6 +146,7 @@ def check_generator_size(spec: GeneratorSpec, num_file_bytes: int) -> None:
     widths = dict(spec.channels)
     hidden = max(spec.w_dim, spec.mapping_width or 0)
     numbers = spec.w_dim * (spec.w_dim + spec.c_dim) + hidden * (spec.z_dim + hidden * spec.mapping_layers)
+    numbers += spec.channels[0][1] * spec.const_size[0] * spec.const_size[1]
     for size, width in spec.channels:
         below = widths.get(size // 2, width)
         height, across = spec.size_at(size)

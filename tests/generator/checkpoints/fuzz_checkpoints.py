@@ -53,7 +53,7 @@ def seed_files() -> list[bytes]:
     state = files.rosinality_state(generator)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "own.safetensors")
-        save_generator(path, generator, {"licence": "none"})
+        save_generator(path, files.random_generator(const_size=(4, 2), img_channels=1), {"licence": "none"})
         own = path.read_bytes()
     return [
         *contents,
@@ -235,7 +235,8 @@ def header_bomb(chance: random.Random, seeds: list[bytes]) -> bytes:
     header = json.loads(own[8 : 8 + length])
     inner = json.loads(header["__metadata__"]["labelmill"])
     key = chance.choice(list(inner["spec"]))
-    values = (2**40, 10**9, -1, 0, 1.5, None, "many", [], [[4, 10**9]], {}, True, 65_536)
+    sides = ([1, 10**7], [65_536, 65_536], [4])
+    values = (*sides, 2**40, 10**9, -1, 0, 1.5, None, "many", [], [[4, 10**9]], {}, True, 65_536)
     if key == "channels" and chance.random() < 0.7:
         inner["spec"]["channels"] = [
             [size, chance.choice((1, 8, 65_536, 10**12))] for size, _ in inner["spec"]["channels"]
