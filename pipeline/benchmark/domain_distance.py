@@ -33,8 +33,7 @@ from torch.nn import functional
 from pipeline.benchmark.detail_distance import detail_distance
 from pipeline.benchmark.oracle import Oracle, open_oracle
 from pipeline.benchmark.oracle_data import DISTANCE_SEEDS, RESOLUTION
-from pipeline.benchmark.oracle_images import GENERATOR, generated_images, rendered_images
-from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.benchmark.oracle_images import GENERATOR, generated_images, open_portraits, rendered_images
 from pipeline.generator.frechet import Floats, frechet_distance
 from schemas.errors import LabelmillError
 
@@ -97,9 +96,9 @@ def measure(
     """Distances of a generator's seeds 0, 1, ... with constant noise at each truncation.
 
     resolution: None is the generator's. Raises LabelmillError where one is not a multiple of 32, or the generator's
-    is above the other.
+    is above the other, and for rectangular or gray images.
     """
-    own = open_checkpoint(checkpoint).generator.spec.resolution
+    own = open_portraits(checkpoint, torch.device("cpu")).generator.spec.resolution
     resolution = resolution or own
     if resolution % RESOLUTION or own > resolution:
         raise LabelmillError(
