@@ -23,7 +23,8 @@ class Latest(_File):
     published: str | None = None
     """When it became so, UTC, ISO 8601."""
     succeeded: str | None = None
-    """When a night last ended well, be it that it published a snapshot or that there was nothing new to make."""
+    """When a night last ended well, be it that it published a snapshot or that there was nothing new to make; not
+    renewed by a night before the live one, which makes nothing."""
     history: tuple[str, ...] = ()
     """Snapshots that were live before, the last one first: what a rollback goes back to."""
     withdrawn: tuple[str, ...] = ()

@@ -243,7 +243,7 @@ def live_root(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     values = {"run": run, "root": str(folder / "root"), "seeds": "fresh", "gates": gates}
     (folder / "nightly.yaml").write_text(yaml.safe_dump(values))
     for day in (19, 20):
-        run_night(load_nightly_config(folder / "nightly.yaml"), date(2026, 11, day))
+        run_night(load_nightly_config(folder / "nightly.yaml"), date(2026, 1, day))
     return folder / "root"
 
 
@@ -425,7 +425,7 @@ def workplace(s3: S3Server, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     config = load_nightly_config("deploy/runs/nightly.yaml")
     for day in (19, 20):
-        run_night(config, date(2026, 11, day))
+        run_night(config, date(2026, 1, day))
     yield tmp_path
     for file in Store.open("s3://your-bucket").list():
         Store.open("s3://your-bucket").delete(file.path)

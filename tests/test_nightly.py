@@ -558,19 +558,19 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     assert "nothing is live" in labelmill("nightly", "status", nightly_file).stdout
     with pytest.raises(ConfigError, match=r"nightyl\.yaml: cannot be read"):
         labelmill("nightly", "status", tmp_path / "nightyl.yaml")
-    first = labelmill("nightly", nightly_file, "--date", "2026-11-01").stdout.split()[0]
-    assert first.startswith("2026-11-01-")
+    first = labelmill("nightly", nightly_file, "--date", "2026-01-01").stdout.split()[0]
+    assert first.startswith("2026-01-01-")
     second = labelmill(
         "nightly",
         "--date",
-        "2026-11-02",
+        "2026-01-02",
         "--set",
         "retention.keep_last=2",
         "--set",
         "run.dataset.first_seed=99",
         nightly_file,
     ).stdout.split()[0]
-    assert second.startswith("2026-11-02-")
+    assert second.startswith("2026-01-02-")
     train = labelmill("resolve", nightly_file, "--split", "train").stdout.split()
     assert [Path(url).relative_to(root) for url in train] == [
         Path(f"snapshots/{second}/shards/tiny-{number:06d}.tar") for number in range(2)
@@ -587,13 +587,13 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     assert f'labelmill_nightly_snapshots{{root="{root}",state="passed"}} 2.0\n' in metrics
     assert f'labelmill_nightly_gate_value{{root="{root}",gate="near_duplicates"}} 0.0\n' in metrics
 
-    said = labelmill("nightly", "validate", nightly_file, "--date", "2026-11-03").stdout
+    said = labelmill("nightly", "validate", nightly_file, "--date", "2026-01-03").stdout
     assert f"{root}/snapshots/{first}: 12 samples of the seeds 0 to 47\nlive is {second}\n" in said
 
     prune = ("nightly", "prune", nightly_file, "--set", "run.dataset.first_seed=99")
     dry = labelmill(*prune, "--dry-run").stdout
     assert f"{first}: would be deleted: not among the last 1 that passed" in dry
-    assert labelmill("nightly", "pin", root, "2026-11-01").stdout == f"{first} is pinned\n"
+    assert labelmill("nightly", "pin", root, "2026-01-01").stdout == f"{first} is pinned\n"
     assert f"{first}: kept: pinned" in labelmill(*prune).stdout
     assert f"{first} is live" in labelmill("nightly", "rollback", root).stdout
     assert f"{second} is live" in labelmill("nightly", "rollback", root, second).stdout
@@ -616,7 +616,7 @@ def test_a_prompt_model_that_is_not_there_is_found_before_the_night(tmp_path: Pa
     )
     asking = config.model_copy(update={"run": config.run.model_copy(update={"labeler": labeler})})
     with pytest.raises(PromptModelError, match=r"none\.safetensors"):
-        check_night(asking, date(2026, 11, 1))
+        check_night(asking, date(2026, 11, 1), lambda: NOON)
 
 
 def test_the_status_of_a_run_at_work(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -645,7 +645,7 @@ def long_night(tmp_path: Path, tiny_checkpoint: Path) -> Iterator[tuple[Driver, 
     values = {"run": run, "root": str(tmp_path / "root"), "lock": {"ttl_s": 60, "heartbeat_s": 0.2}}
     (tmp_path / "nightly.yaml").write_text(yaml.safe_dump(values))
     root = Store.open(str(tmp_path / "root"))
-    with Driver("nightly", tmp_path / "nightly.yaml", "--date", "2026-11-01") as driver:
+    with Driver("nightly", tmp_path / "nightly.yaml", "--date", "2026-01-01") as driver:
         driver.wait_for("preparing")
         wait_until(lambda: any(root.list(f"snapshots/{name}/records") for name in root.folders("snapshots")))
         yield driver, root

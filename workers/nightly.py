@@ -10,6 +10,7 @@ from typing import Literal
 from pipeline.generator.checkpoints.source import read_bytes
 from pipeline.interruption import Interrupted
 from pipeline.labelers import check_prompts
+from pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
 from pipeline.nightly.judge import failures, judge
 from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
 from pipeline.nightly.lease import Clock, Lease
@@ -76,8 +77,9 @@ def run_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> O
     leaves a root on which the same call goes on.
 
     Raises LockedError while another run works here, GateError or VerificationError when the snapshot must not be
-    live, ConfigError where the night has no seeds, and what `generate` raises. The webhook is told of all but the
-    first, when the lock is free again.
+    live, ConfigError where the night has no seeds or lies ahead of the clock, OutputError where the live snapshot lies
+    ahead of the clock, and what `generate` raises. The webhook is told of all but the first, when the lock is free
+    again.
     """
     root, webhook = Store.open(config.root), Webhook(config.webhook)
     tonight = _Night(config, night, root, clock)
@@ -96,8 +98,9 @@ def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock =
     """Delete what retention does not keep, under the lock; with `dry_run`, without it, only say what that would be.
 
     The snapshot of `night` is kept, finished or not. Raises LockedError, OutputError, and ConfigError where the night
-    has no seeds.
+    has no seeds or lies ahead of the clock.
     """
+    check_has_come(night, clock())
     root, run = Store.open(config.root), run_of(config, night)
     if dry_run:
         snapshots = list_snapshots(root)
@@ -108,13 +111,15 @@ def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock =
         return prune(root, lease, _name_of(run, night, list_snapshots(root)), config.retention)
 
 
-def check_night(config: NightlyConfig, night: date) -> list[str]:
+def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> list[str]:
     """Lines that say what a night would make, without making it. Raises what `run_night` would raise before work."""
+    check_has_come(night, clock())
     root, run = Store.open(config.root), run_of(config, night)
     Webhook(config.webhook)
     sampler, _ = open_sampler(run)
     check_prompts(run.labeler, sampler)
-    name = _name_of(run, night, list_snapshots(root))
+    check_live_has_come(root, read_latest(root), clock())
+    name = _name_of(run, night, those_that_have_come(list_snapshots(root), clock()))
     dataset = run.dataset
     last = dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard - 1
     lines = [
@@ -151,6 +156,7 @@ class _Night:
             raise
 
     def _go(self) -> Outcome:
+        check_has_come(self._night, self._clock())
         run = run_of(self._config, self._night)
         with ExitStack() as end, speaking_of(f"{run.name} {self._night}"), self._lease:
             try:
@@ -169,15 +175,17 @@ class _Night:
 
     def _go_locked(self, run: RunConfig) -> Outcome:
         latest = self._fence()
+        check_live_has_come(self._root, latest, self._clock())
         self._finish_retiring()
         self._warn_of_seeds()
-        snapshots = list_snapshots(self._root)
+        snapshots = those_that_have_come(list_snapshots(self._root), self._clock())
         name = self._name = _name_of(run, self._night, snapshots)
         if name in read_latest(self._root).retiring:  # what could not be deleted is wanted again
             finish_retiring(self._root, self._lease)
         nothing_new = self._nothing_new(name, snapshots, latest)
         if nothing_new is not None:
-            change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
+            if nothing_new != "superseded":  # which says nothing of the night that it is now
+                change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
             return Outcome(nothing_new, name, self._tidy(name))
         clear_remains(self._root, name, self._lease.check)
         say(f"tonight's snapshot: {snapshot_url(self._root, name)}")

@@ -30,7 +30,14 @@ class Held:
 
 
 def taken(lock: LockFile, owner: str, now: float, ttl: float, past: int = 0) -> LockFile:
-    """The lock after `owner` took it, with a number above `past`. Raises LockedError while another run has it."""
+    """The lock after `owner` took it, with a number above `past`. Raises LockedError while another run has it, and
+    OutputError when that run was last heard of so far ahead of the clock that one of the two clocks must be wrong."""
+    if lock.owner is not None and lock.heartbeat - now > ttl:
+        raise OutputError(
+            f"{lock.owner} has the lock, last heard of at {iso_time(lock.heartbeat)}, which is ahead of this machine's "
+            f"clock, by which it is {iso_time(now)}. If this clock is wrong, set it. If that of the other run was, "
+            f"and it does not work any more, delete {LOCK_PATH}"
+        )
     if lock.owner is not None and now < lock.expires:
         raise LockedError(
             f"{lock.owner} has the lock; last heard of {max(0.0, now - lock.heartbeat):.0f} s ago. It is free in "
@@ -61,7 +68,8 @@ def acquire(store: Store, owner: str, now: float, ttl: float, past: int) -> Held
 
     past: the number that latest.json carries, which is above the lock's own where that was deleted.
 
-    Raises LockedError while another run has it, OutputError where files cannot be swapped safely.
+    Raises LockedError while another run has it, OutputError where files cannot be swapped safely and where clocks
+    contradict each other.
     """
     if not store.exists(LOCK_PATH):
         store.create(LOCK_PATH, _json(LockFile()))
@@ -69,8 +77,8 @@ def acquire(store: Store, owner: str, now: float, ttl: float, past: int) -> Held
         found, version = read_lock(store)
         try:
             lock = taken(found, owner, now, ttl, past)
-        except LockedError as error:
-            raise LockedError(f"{store.url}: {error}") from None
+        except (LockedError, OutputError) as error:
+            raise type(error)(f"{store.url}: {error}") from None
         if store.compare_and_swap(LOCK_PATH, _json(lock), version):
             _check_swaps(store, lock, version)
             return Held(owner, lock.generation, lock.expires)

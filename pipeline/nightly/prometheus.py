@@ -4,9 +4,10 @@ Points in time, not ages: the collector goes on serving a file that nobody write
 still for ever.
 """
 
+from datetime import datetime
 from typing import get_args
 
-from pipeline.nightly.snapshots import State
+from pipeline.nightly.snapshots import State, night_of
 from pipeline.nightly.status import NightlyStatus
 
 _Sample = tuple[dict[str, str], float | None]
@@ -18,6 +19,7 @@ def prometheus_text(status: NightlyStatus) -> str:
     def when(age_seconds: float | None) -> float | None:
         return None if age_seconds is None else status.unix_time - age_seconds
 
+    live_night = None if status.live is None else datetime.fromisoformat(f"{night_of(status.live)}T00Z").timestamp()
     gates = status.newest_gates
     results = () if gates is None else gates.results
     states = [snapshot.state for snapshot in status.snapshots]
@@ -25,6 +27,7 @@ def prometheus_text(status: NightlyStatus) -> str:
         ("status_timestamp_seconds", "When this was found out.", [({}, status.unix_time)]),
         ("success_timestamp_seconds", "When a night last ended well.", [({}, when(status.success_age_seconds))]),
         ("live_timestamp_seconds", "When the live snapshot became live.", [({}, when(status.live_age_seconds))]),
+        ("live_night_timestamp_seconds", "The live snapshot's night, at 0:00 UTC.", [({}, live_night)]),
         (
             "heartbeat_timestamp_seconds",
             "When the lock's owner was last heard of.",

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.nightly.clock import is_ahead
 from pipeline.nightly.latest import read_latest
 from pipeline.nightly.lock import LOCK_PATH, iso_time, read_lock
 from pipeline.nightly.snapshots import Snapshot, State, list_snapshots, open_snapshot, read_report
@@ -35,8 +36,10 @@ class NightlyStatus(BaseModel):
     """When all this was so."""
     live: str | None
     published: str | None
+    live_is_ahead: bool
+    """Whether the live snapshot is of a night ahead of this machine's clock. No night makes anything then."""
     live_age_seconds: float | None
-    """Since it became live."""
+    """Since it became live. Below 0 where that lies ahead of the clock, as with the other ages."""
     success_age_seconds: float | None
     """Since a night last ended well: it published a snapshot, or there was nothing new to make."""
     owner: str | None
@@ -63,10 +66,11 @@ def nightly_status(root: Store, now: float) -> NightlyStatus:
         unix_time=now,
         live=latest.snapshot,
         published=latest.published,
+        live_is_ahead=latest.snapshot is not None and is_ahead(latest.snapshot, now),
         live_age_seconds=_age(latest.published, now),
         success_age_seconds=_age(latest.succeeded, now),
         owner=lock.owner if lock else None,
-        heartbeat_age_seconds=max(0.0, now - lock.heartbeat) if lock and held else None,
+        heartbeat_age_seconds=now - lock.heartbeat if lock and held else None,
         lock_expires=iso_time(lock.expires) if lock and held else None,
         lock_has_expired=lock is not None and held and now >= lock.expires,
         generation=latest.generation,
@@ -101,6 +105,8 @@ def status_lines(status: NightlyStatus) -> list[str]:
         if status.live is None
         else f"{status.root}: {status.live} is live since {status.published}"
     ]
+    if status.live_is_ahead:
+        lines.append("that night is ahead of this machine's clock; `labelmill nightly validate` says how to mend it")
     if status.owner is None:
         lines.append("no run works here")
     else:
@@ -120,4 +126,4 @@ def status_lines(status: NightlyStatus) -> list[str]:
 
 
 def _age(time: str | None, now: float) -> float | None:
-    return None if time is None else round(max(0.0, now - datetime.fromisoformat(time).timestamp()), 1)
+    return None if time is None else round(now - datetime.fromisoformat(time).timestamp(), 1)
