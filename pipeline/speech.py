@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from schemas.errors import ConfigError
+from schemas.secrets import without_secrets
 
 LOG_VARIABLE = "LABELMILL_LOG"
 Level = Literal["info", "warning", "error"]
@@ -53,7 +54,9 @@ def say(
     worker: int | None = None,
     details: BaseModel | None = None,
 ) -> None:
-    """Tell whoever watches. What stands beside the text is for machines: it is in it already, for people."""
+    """Tell whoever watches, without the secrets of addresses. What stands beside the text is for machines: it is in it
+    already, for people."""
+    text = without_secrets(text)
     if not speaks_json():
         print(text, file=sys.stderr, flush=True)
         return

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from schemas.cluster_mapping import ClassName, ClusterMapping, check_class_names, load_mapping
+from schemas.secrets import secret_in
 
 # NumPy's RandomState, which NVIDIA's tools draw latents from, takes seeds below 2^32.
 SEED_LIMIT = 2**32
@@ -31,6 +32,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def refused_secret(kind: str) -> str:
+    """Why a checkpoint's URL may not hold a secret, of a kind that `secret_in` names."""
+    return (
+        f"{kind} in a URL is not supported: a run file is no place for secrets. Fetch the file and give its path, or "
+        f"put it into a bucket (s3://, gs://, az://), whose credentials come from the environment"
+    )
+
+
 class GeneratorConfig(Section):
     """Which generator, and how latents become images."""
 
@@ -45,6 +54,14 @@ class GeneratorConfig(Section):
     image always share its noise."""
     classes: list[int] | dict[int, float] | Literal["all"] | None = None
     """For class-conditional generators: a list of class ids, a mapping of id to weight, or `all`."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _check_secrets(cls, checkpoint: str) -> str:
+        secret = secret_in(checkpoint) if checkpoint.startswith(("http://", "https://")) else None
+        if secret is not None:
+            raise ValueError(refused_secret(secret))
+        return checkpoint
 
 
 class StyleMixingConfig(Section):

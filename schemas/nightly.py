@@ -3,12 +3,13 @@
 Reading one takes in the run file that it names, so that all mistakes are told at once.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.config import PRINTABLE, SEED_LIMIT, RunConfig, Section
 from schemas.errors import ConfigError
@@ -125,10 +126,20 @@ class LockConfig(Section):
 class WebhookConfig(Section):
     """Who is told of a night that publishes nothing new although it should."""
 
-    url_variable: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    url_variable: str = Field(repr=False)
     """Environment variable that holds the URL. The URL itself is a secret and has no place in a file."""
     timeout_s: float = Field(10, gt=0, le=120)
     """The webhook's answer is awaited for so many seconds."""
+
+    @field_validator("url_variable")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
+            raise ValueError(
+                "takes the name of an environment variable, such as LABELMILL_WEBHOOK, and what stands there is none "
+                "(it is not shown, for it may be the URL, which is a secret). Put the URL into that variable"
+            )
+        return name
 
 
 class NightlyConfig(Section):
@@ -146,7 +157,7 @@ class NightlyConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     retention: RetentionConfig = RetentionConfig()
     lock: LockConfig = LockConfig()
-    webhook: WebhookConfig | None = None
+    webhook: WebhookConfig | None = Field(None, repr=False)
 
     @model_validator(mode="after")
     def _check_seeds(self) -> "NightlyConfig":

@@ -33,6 +33,7 @@ from schemas.config import RunConfig
 from schemas.errors import EXIT_RESUMABLE, GateError, LabelmillError, LockedError, OutputError, VerificationError
 from schemas.nightly import NightlyConfig
 from schemas.nightly_files import GateReport, Latest
+from schemas.secrets import without_secrets
 from workers.generate import generate
 from workers.shard_worker import open_sampler
 from workers.watchdog import Watchdog
@@ -203,7 +204,7 @@ class _Night:
         words = str(error) if known else f"{type(error).__name__}: {error}"
         results = () if self._report is None else self._report.results
         return Notice(
-            text=f"labelmill nightly {self._night}: {words}",
+            text=without_secrets(f"labelmill nightly {self._night}: {words}"),
             root=self._root.url,
             night=self._night.isoformat(),
             snapshot=self._name,

@@ -12,6 +12,7 @@ from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint, identity
 from schemas.manifest import CheckpointSource
 from schemas.sample import ImageShape
+from schemas.secrets import plain_address
 from workers.shard_worker import ShardWorker, labeler_path, open_sampler
 
 
@@ -68,9 +69,9 @@ def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:
     sampler, checkpoint = open_sampler(config)
     if checkpoint.sha256 != run.checkpoint.sha256:
         raise ConfigError(
-            f"generator.checkpoint: {config.generator.checkpoint} holds other content on this machine than where the "
-            f"run was prepared (sha256 {checkpoint.sha256[:12]} instead of {run.checkpoint.sha256[:12]}); "
-            "give every node the same file, or a URL"
+            f"generator.checkpoint: {plain_address(config.generator.checkpoint)} holds other content on this machine "
+            f"than where the run was prepared (sha256 {checkpoint.sha256[:12]} instead of "
+            f"{run.checkpoint.sha256[:12]}); give every node the same file, or a URL"
         )
     return worker_of(config, run, sampler)
 

@@ -29,7 +29,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from pipeline.generator.checkpoints.source import absolute_reference, display_name
+from pipeline.generator.checkpoints.source import absolute_reference
 from pipeline.interruption import Interrupted, interruptible, postponed
 from pipeline.process_settings import PROCESS_SETTINGS
 from pipeline.speech import say, speaking_of
@@ -37,6 +37,7 @@ from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
 from schemas.progress import RunState
+from schemas.secrets import plain_address
 from schemas.shard import ShardRecord, ShardTask
 from workers.last_resort import last_resort
 from workers.metrics import RunMetrics
@@ -169,7 +170,7 @@ class RayCluster:
         with self._expecting_an_answer():
             self._needs = _needs(config.execution)
             num_nodes = len(ray.nodes())
-        self._checkpoint_reference = display_name(config.generator.checkpoint)
+        self._checkpoint_reference = plain_address(config.generator.checkpoint)
         self._config = _for_workers(config, self._needs)
         self._actor_class: Any = ray.remote(_RayWorker).options(
             max_restarts=0, max_task_retries=0, max_concurrency=SHARDS_IN_FLIGHT, **self._needs.options()

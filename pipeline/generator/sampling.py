@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
 from schemas.config import SEED_LIMIT, GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
+from schemas.secrets import plain_address
 
 Item = TypeVar("Item")
 
@@ -134,7 +135,7 @@ class ClassChooser:
 
 def _class_weights(config: GeneratorConfig, c_dim: int) -> dict[int, float]:
     """Positive weights by class id in ascending order; empty for an unconditional generator."""
-    classes, source = config.classes, config.checkpoint
+    classes, source = config.classes, plain_address(config.checkpoint)
     if c_dim == 0:
         if classes is not None:
             raise ConfigError(f"generator.classes: {classes!r}, but {source} is not class-conditional; remove the key")
@@ -172,8 +173,8 @@ class Sampler:
         num_ws, cutoff = generator.spec.num_ws, config.truncation_cutoff
         if cutoff is not None and cutoff > num_ws:
             raise ConfigError(
-                f"generator.truncation_cutoff: {cutoff}, but {config.checkpoint} has {num_ws} rows of w; "
-                f"1 to {num_ws}, or null for all of them"
+                f"generator.truncation_cutoff: {cutoff}, but {plain_address(config.checkpoint)} has {num_ws} rows of "
+                f"w; 1 to {num_ws}, or null for all of them"
             )
         if numerics.precision != "float32" and self.device.type != "cuda":
             raise ConfigError(

@@ -1,13 +1,17 @@
 """Run files: strict, every mistake at once, YAML 1.2 values."""
 
+import os
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.generator.checkpoints.source import read_bytes
 from schemas.config import SEED_LIMIT, RunConfig
-from schemas.errors import ConfigError
+from schemas.errors import CheckpointError, ConfigError
 from schemas.run_file import load_config, parse_yaml
 
 GOOD = """
@@ -112,6 +116,74 @@ def test_nothing_in_a_run_file_is_executed() -> None:
 def test_a_key_given_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="'a' is given twice"):
         parse_yaml("a: 1\na: 2", "run.yaml")
+
+
+NINES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join(['*' + before] * 9)}]\n" for before, after in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (NINES, r"aliases that stand for more than 4,194,304 characters, or 50 levels, in all \(line 7, column 4\)"),
+        ("a: &a '" + 10_000 * "x" + "'\nb: [" + 1000 * "*a, " + "]", "aliases that stand for more than"),
+        ("a0: &a0 x\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 200)), "aliases that stand for more"),
+        ("&a [*a]", r"an alias within what it stands for \(line 1, column 1\)"),
+        ("a: &a {b: *a}", "an alias within what it stands for"),
+        (600 * "[" + 600 * "]", r"more than 50 levels of nesting, or 100,000 values \(line 1, column 51\)"),
+        (600 * "{a: ", "more than 50 levels"),
+        (600 * "- " + "x", "more than 50 levels"),
+        ("[" + 150_000 * "1," + "]", "more than 50 levels of nesting, or 100,000 values"),
+        ("!!binary aGk=", "could not determine a constructor for the tag"),
+        ("!!set {a}", "could not determine a constructor for the tag"),
+        ("!!bool x", "a value that does not fit its tag"),
+        ("!!int ''", "a value that does not fit its tag"),
+        (5000 * "9", "a number that is too long"),
+        ('"\\ud800"', "half of a surrogate pair"),
+        ("a\0b", "the character #x0 is not allowed"),
+    ],
+)
+def test_yaml_that_would_take_for_ever_or_is_no_plain_value(text: str, sentence: str, tmp_path: Path) -> None:
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=f"^--set labeler: not YAML: .*{sentence}") as refused:
+        _load(tmp_path, GOOD, f"labeler={text}")
+    assert time.process_time() - start < 10
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_aliases_and_merge_keys() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\nc: {<<: *a, x: 5}\nd: {<<: [*a, *b], w: *b}"
+    found = parse_yaml(text, "run.yaml")
+    assert found["c"] == {"x": 5, "y": 2}
+    assert found["d"] == {"x": 1, "y": 2, "z": 4, "w": {"y": 3, "z": 4}}
+    with pytest.raises(ConfigError, match="<< takes a mapping or a list of mappings"):
+        parse_yaml("a: {<<: 3}", "run.yaml")
+    with pytest.raises(ConfigError, match="'<<' is given twice"):
+        parse_yaml("a: &a {}\nb: {<<: *a, <<: *a}", "run.yaml")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_pipes_and_devices_are_not_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    path = Path("/dev/zero") if kind == "a device" else path
+    with pytest.raises(ConfigError, match=rf"^{path}: cannot be read: it is {kind}, not a regular file$"):
+        load_config(path, RunConfig)
+    with pytest.raises(ConfigError, match=rf"{path}: cannot be read: it is {kind}"):
+        _load(tmp_path, GOOD, "labeler={method: feature_clusters, mapping: " + str(path) + "}")
+    with pytest.raises(CheckpointError, match=rf"^{path}: cannot read the checkpoint: it is {kind}"):
+        read_bytes(str(path))
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ConfigError, match=r"it has 1,099,511,627,776 bytes, and at most 1,048,576 are read"):
+        load_config(path, RunConfig)
+    with pytest.raises(CheckpointError, match=r"it has 1,099,511,627,776 bytes, and at most 8,589,934,592 are read"):
+        read_bytes(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1\n", b"\xff\xfe", b"a: [1", b"1: {2: 3}\n", b"? [a]\n: 1\n"])

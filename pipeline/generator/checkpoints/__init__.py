@@ -23,7 +23,7 @@ from pipeline.generator.checkpoints.no_generator import NoGeneratorError
 from pipeline.generator.checkpoints.numpy_archive import is_numpy_archive, read_numpy_archive
 from pipeline.generator.checkpoints.restricted import read_pickle
 from pipeline.generator.checkpoints.safetensors_file import is_safetensors, read_safetensors
-from pipeline.generator.checkpoints.source import bundled_names, display_name, read_bytes
+from pipeline.generator.checkpoints.source import bundled_names, read_bytes
 from pipeline.generator.checkpoints.tensorflow import is_tensorflow, read_tensorflow
 from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS
 from pipeline.generator.checkpoints.torch_archive import (
@@ -34,6 +34,7 @@ from pipeline.generator.checkpoints.torch_archive import (
 )
 from pipeline.generator.checkpoints.torch_networks import read_torch_networks
 from schemas.errors import CheckpointError
+from schemas.secrets import plain_address
 
 __all__ = [
     "CheckpointError",
@@ -60,7 +61,7 @@ def open_checkpoint(ref: str, device: str | torch.device = "cpu", *, discriminat
     `discriminator` keeps the file's, if it has one. Raises CheckpointError, which names the file, what was found
     and what would work.
     """
-    loaded = parse_checkpoint(display_name(ref), read_bytes(ref), discriminator=discriminator)
+    loaded = parse_checkpoint(plain_address(ref), read_bytes(ref), discriminator=discriminator)
     loaded.generator.to(device)
     if loaded.discriminator is not None:
         loaded.discriminator.to(device)

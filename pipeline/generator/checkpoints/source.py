@@ -1,18 +1,17 @@
 """Bytes of a checkpoint from where the user says: bundled, a local path, a bucket, or a web server."""
 
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
-
-from obstore.exceptions import BaseError
-from obstore.store import from_url
+from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.bucket import Bucket
 from pipeline.bucket_address import BUCKET_SCHEMES, parse_bucket_url
-from pipeline.bucket_errors import diagnose
+from pipeline.generator.checkpoints.download import download
+from schemas.config import refused_secret
 from schemas.errors import CheckpointError, ConfigError, OutputError
+from schemas.regular_file import read_regular_file
+from schemas.secrets import plain_address, secret_in
 
 BUNDLED_PREFIX = "bundled:"
 MAX_BYTES = 8 * 2**30
@@ -20,23 +19,14 @@ SCHEMES = ("https", "http", *BUCKET_SCHEMES, "file")
 
 _NO_FILE = "names a folder; give the URL of the checkpoint file itself"
 _MISSING = "no such file; check the URL"
+# All that a URL is written with; anything else is percent-encoded on the way.
+_URL_CHARACTERS = "%:/?#[]@!$&'()*+,;=-._~"
 _BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "bundled"
 
 
 def bundled_names() -> list[str]:
     """Names that `bundled:NAME` takes."""
     return sorted(path.stem for path in _BUNDLED_FOLDER.glob("*.safetensors"))
-
-
-def display_name(ref: str) -> str:
-    """A reference fit for logs and records: a URL without user, password and query, which may be secrets."""
-    if "://" not in ref:
-        return ref
-    try:
-        parts = urlsplit(ref)
-    except ValueError as error:
-        raise CheckpointError(f"{ref.partition('://')[0]}://...: is no URL: {error}") from None
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def absolute_reference(ref: str) -> str:
@@ -70,8 +60,7 @@ def _bundled_path(ref: str) -> Path:
 
 def _read_file(path: Path) -> bytes:
     try:
-        _check_size(str(path), path.stat().st_size)
-        return path.read_bytes()
+        return read_regular_file(path, MAX_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
 
@@ -90,26 +79,19 @@ def _read_object(url: str) -> bytes:
 
 
 def _read_web(url: str) -> bytes:
-    name, parts = display_name(url), urlsplit(url)
-    folder, _, file = parts.path.rpartition("/")
-    if not file:
-        raise CheckpointError(f"{name}: {_NO_FILE}")
-    if parts.query:
-        raise CheckpointError(f"{name}: URLs with a query (?...) are not supported; fetch the file and give its path")
+    name = plain_address(url)
+    if (secret := secret_in(url)) is not None:
+        raise CheckpointError(f"{name}: {refused_secret(secret)}")
     try:
-        store = from_url(
-            urlunsplit((parts.scheme, parts.netloc, folder, "", "")),
-            client_options={"allow_http": True} if parts.scheme == "http" else None,
-            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
-        )
-        found = store.get(unquote(file))
-        _check_size(name, found.meta["size"])
-        return found.bytes().to_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{name}: {_MISSING}") from None
-    except (BaseError, OSError) as error:
-        # The client's own words quote the URL, with its user and password.
-        raise CheckpointError(f"{name}: cannot fetch the checkpoint: {diagnose(error).summary}") from None
+        parts = urlsplit(url)
+        names_server = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        names_server = False
+    if not names_server:
+        raise CheckpointError(f"{name}: is no URL: it names no server, or its port is no number")
+    if not parts.path.rpartition("/")[2]:
+        raise CheckpointError(f"{name}: {_NO_FILE}")
+    return download(quote(url, safe=_URL_CHARACTERS), MAX_BYTES)
 
 
 def _check_size(name: str, num_bytes: int) -> None:
