@@ -11,6 +11,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from pipeline.bucket_address import BucketAddress, open_client
 from pipeline.bucket_errors import advice, diagnose
+from pipeline.interruption import abandonable
 from pipeline.place import StoredFile, Version, VersionedFile
 from pipeline.speech import say
 from schemas.errors import OutputError
@@ -166,13 +167,13 @@ class Bucket:
         """Try again, freshly signed, while the failure may pass and patience lasts.
 
         obstore itself repeats requests that were refused for the moment, but neither puts that were cut or timed out,
-        as it cannot know that they are safe to repeat, nor listings that broke off.
+        as it cannot know that they are safe to repeat, nor listings that broke off. A signal ends the waiting at once.
         """
         place = f"{self._address.url}/{path}" if path else self._address.url
         start, wait, is_told = time.monotonic(), FIRST_WAIT_SECONDS, False
         while True:
             try:
-                result = attempt()
+                result = abandonable(attempt)
             except (BaseError, OSError, _ConflictError) as error:
                 failure = diagnose(error)
                 self._has_answered |= failure.has_answered

@@ -14,7 +14,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.interruption import Interrupted, interruptible, keep_exit_status
+from pipeline.interruption import (
+    Interrupted,
+    end_soon_after_signals,
+    interrupted_words,
+    interruptible,
+    keep_exit_status,
+)
 from pipeline.process_settings import restart_with_process_settings
 from pipeline.speech import check_log_variable, say
 from schemas.config import RunConfig
@@ -495,13 +501,14 @@ def main() -> None:
     restart_with_process_settings()
     try:
         check_log_variable()
+        end_soon_after_signals()
         with interruptible():
             app(prog_name="labelmill")
     except LabelmillError as error:
         say(f"labelmill: {error}", level="error")
         sys.exit(error.exit_code)
     except Interrupted as error:
-        say(f"labelmill: interrupted by {error}; the same command goes on from here", level="warning")
+        say(f"labelmill: {interrupted_words(str(error))}", level="warning")
         sys.exit(EXIT_RESUMABLE)
     finally:
         keep_exit_status()

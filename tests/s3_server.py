@@ -55,9 +55,9 @@ _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"
 class Fault:
     """What the proxy does to one request instead of handing it on."""
 
-    kind: Literal["answer", "cut", "half", "delay"]
+    kind: Literal["answer", "cut", "half", "delay", "hang"]
     """answer: replies `status`. cut: resets the connection. half: hands on, then cuts the reply in the middle of its
-    body. delay: hands on after `seconds`."""
+    body. delay: hands on after `seconds`. hang: says nothing until `clear`."""
     stored: bool = False
     """With answer and cut: the server gets the request first, and its own reply is lost."""
     status: int = 503
@@ -99,6 +99,7 @@ class S3Server:
         self._requests: list[Request] = []
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._hanging = threading.Event()
         self._create_lock = threading.Lock()
         self._stack = ExitStack()
 
@@ -193,6 +194,8 @@ class S3Server:
         with self._lock:
             self._scripted, self._shares, self._requests = [], {}, []
             self.stripped_headers, self.speaks_google = set(), False
+            self._hanging.set()
+            self._hanging = threading.Event()
 
     def _fault_for(self, method: str, path: str) -> Fault | None:
         with self._lock:
@@ -245,6 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = server._fault_for(self.command, path)
         if fault is not None and fault.kind == "delay":
             time.sleep(fault.seconds)
+        if fault is not None and fault.kind == "hang":
+            server._hanging.wait()
+            self._reset()
+            return
         if fault is None or fault.kind in ("half", "delay") or fault.stored:
             status, headers, content = self._forward(body)
         if fault is not None and fault.kind == "answer":

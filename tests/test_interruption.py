@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from pipeline.interruption import Interrupted, interruptible, postponed
+from pipeline.interruption import Interrupted, abandonable, interruptible, postponed
 
 
 def _handlers() -> list[object]:
@@ -54,6 +55,45 @@ def test_without_a_signal_nothing_happens() -> None:
     with pytest.raises(KeyError), postponed():
         raise KeyError
     assert _handlers() == before
+
+
+def test_a_call_that_hangs_is_left_behind() -> None:
+    """As a library's call does in which no handler of a signal runs."""
+    never = threading.Event()
+    start = time.monotonic()
+    with pytest.raises(Interrupted), interruptible():
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        abandonable(lambda: never.wait(20))
+    assert time.monotonic() - start < 10
+    never.set()
+    assert abandonable(lambda: threading.current_thread().name) == "abandonable"
+    with pytest.raises(KeyError):
+        abandonable(lambda: {}["missing"])
+
+
+_HANGS_AFTER_A_SIGNAL = """
+import threading
+from pipeline import interruption
+interruption.MOST_SECONDS = 1
+interruption.end_soon_after_signals()
+try:
+    with interruption.interruptible():
+        print("ready", flush=True)
+        threading.Event().wait()
+finally:
+    threading.Event().wait()
+"""
+
+
+def test_a_process_is_gone_soon_after_a_signal() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGS_AFTER_A_SIGNAL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert said == "labelmill: interrupted by SIGTERM; the same command goes on from here\n"
 
 
 _SLOW_TO_EXIT = """

@@ -678,6 +678,18 @@ def test_sigterm_while_the_bucket_is_down(s3: S3Server, tiny_checkpoint: Path) -
     assert night(config, 1, NOON + 61).kind == "published"
 
 
+def test_sigterm_while_the_bucket_hangs(s3: S3Server, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A put that is never answered: of a shard, which a thread of its own waits for."""
+    config = nightly_config(tiny_checkpoint, f"{s3.create_bucket()}/nightly", gates=ANYTHING_PASSES)
+    s3.inject(Fault("hang"), times=100, method="PUT", path=r"tiny-000001\.tar")
+    stop = Trap(0, path=r"create .*tiny-000001\.tar", signal=signal.SIGTERM)
+    process = start_night(config, "2026-11-01", NOON, trap=stop, log=tmp_path / "log", environment=s3.environment)
+    wait_until(lambda: (tmp_path / "log").exists() and "1.tar" in (tmp_path / "log").read_text())
+    start = time.monotonic()
+    assert finish(process) == 75
+    assert time.monotonic() - start < 15
+
+
 def test_a_run_that_loses_its_lock_ends_at_once(long_night: tuple[Driver, Store]) -> None:
     driver, root = long_night
     acquire(root, "another run", time.time() + 3600, 60, 0)

@@ -470,3 +470,16 @@ def test_no_secret_is_stored(store: Store, s3: S3Server) -> None:
     for file in store.list():
         headers, content = s3.ask("GET", f"{store.url.removeprefix('s3:/')}/{file.path}")
         assert SECRET_KEY not in str(headers) and SECRET_KEY.encode() not in content
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_a_signal_ends_the_waiting_for_a_server_that_hangs(method: str, store: Store, s3: S3Server) -> None:
+    s3.inject(Fault("hang"), times=100, method=method)
+    start = time.monotonic()
+    with pytest.raises(Interrupted), interruptible():
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        if method == "PUT":
+            store.create("file", b"content")
+        else:
+            store.read("file")
+    assert time.monotonic() - start < 10

@@ -7,7 +7,7 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
-from pipeline.interruption import Interrupted
+from pipeline.interruption import Interrupted, result_of
 from schemas.config import RunConfig
 from schemas.errors import EXIT_RESUMABLE
 from schemas.progress import RunState
@@ -18,7 +18,7 @@ from workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
 from workers.watchdog import Watchdog
 
 # For the shard that is on its way when the run is interrupted; a store that is down may take minutes to say so.
-_LAST_PUT_SECONDS = 15.0
+_LAST_PUT_SECONDS = 5.0
 _LAST_WORDS = "interrupted, and the output does not answer; the same command goes on from here"
 
 
@@ -85,7 +85,7 @@ class LocalCluster:
 
     def _collect(self, number: int, task: ShardTask, future: Future[ShardRecord]) -> None:
         try:
-            self._news.append(Made(number, future.result()))
+            self._news.append(Made(number, result_of(future)))
         except Exception as error:
             self._news.append(Failed(number, task.index, error))
 
