@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from pipeline.generator.train import StopSignals
 from pipeline.generator.training_log import TrainingLog
 from pipeline.generator.training_resume import changes
-from pipeline.generator.training_state import TrainingStateError, latest_state, read_progress, read_tensors, write_state
+from pipeline.generator.training_state import (
+    TrainingStateError,
+    latest_state,
+    locked,
+    read_progress,
+    read_tensors,
+    write_state,
+)
 
 _FREE_FIELDS = ("threads", "checkpoint_interval_seconds")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -108,7 +115,7 @@ class AdamWTrainer(ABC, Generic[Config, Network]):
     def run(self) -> str | None:
         """Train until the last step, or until a signal, whose name is returned: made anew, the trainer goes on."""
         next_save = time.monotonic() + self.config.checkpoint_interval_seconds
-        with StopSignals() as stop:
+        with locked(self.folder), StopSignals() as stop:
             while self.num_steps < self.config.steps and stop.requested is None:
                 self.step()
                 if time.monotonic() > next_save:

@@ -34,6 +34,7 @@ from pipeline.generator.training_start import Source, Start, find_start, growth_
 from pipeline.generator.training_state import (
     SecondMomentAdam,
     latest_state,
+    locked,
     read_progress,
     read_tensors,
     update_average,
@@ -57,6 +58,11 @@ def train_generator(config: TrainGeneratorConfig) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    with locked(config.output):
+        _train(config)
+
+
+def _train(config: TrainGeneratorConfig) -> None:
     start = find_start(config)
     loaded = load_images(config.data, start.spec.resolution, config.cache or config.output / "cache")
     data = TrainingImages(loaded.images_NHWC, seed=config.seed, horizontal_flip=config.horizontal_flip)

@@ -9,7 +9,7 @@ Shape suffixes: B batch, C channels, H height, W width, K classes.
 import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from pipeline.generator.training_log import TrainingLog
 from pipeline.generator.training_state import (
     TrainingStateError,
     latest_state,
+    locked,
     read_progress,
     read_tensors,
     write_state,
@@ -80,9 +81,10 @@ def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop:
     trainer = Trainer(config, split, ranks)
     if ranks.is_first:
         say_what_was_found(config, split, ranks, sum(weights.numel() for weights in trainer.segmenter.parameters()))
-    trainer.restore()
-    trainer.run(stop)
-    return trainer.metrics()
+    with locked(config.output) if ranks.is_first else nullcontext():
+        trainer.restore()
+        trainer.run(stop)
+        return trainer.metrics()
 
 
 class Stop:

@@ -1,5 +1,7 @@
 """Training: it learns, resumes exactly, survives kills, grows, and reads every kind of data."""
 
+import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -25,10 +27,12 @@ from pipeline.generator.training_state import (
     SecondMomentAdam,
     TrainingStateError,
     latest_state,
+    locked,
     read_progress,
     read_tensors,
     write_state,
 )
+from schemas.errors import LockedError
 from schemas.training import TrainGeneratorConfig
 
 
@@ -144,6 +148,9 @@ def test_a_state_of_another_version_is_refused_by_name(folder: Path, tmp_path: P
     train_generator(make_config(folder, tmp_path / "run", total_images=8))
     (path,) = (tmp_path / "run" / "state").glob("*/average.safetensors")
     save_file({**load_file(path), "mapping.w_avg": torch.zeros(16)}, path)
+    progress = json.loads((path.parent / "progress.json").read_text())
+    progress["sha256"]["average"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (path.parent / "progress.json").write_text(json.dumps(progress))
     with pytest.raises(TrainingStateError, match=r"average\.safetensors: does not fit .* first is 'mapping\.w_avg'"):
         train_generator(make_config(folder, tmp_path / "run", total_images=16))
 
@@ -186,6 +193,34 @@ class TestOptimiser:
 
 
 class TestState:
+    @pytest.mark.parametrize("damage", ["cut", "flip", "progress", "gone"])
+    def test_a_damaged_state_is_named(self, damage: str, folder: Path, tmp_path: Path) -> None:
+        config = make_config(folder, tmp_path / "run", total_images=8)
+        train_generator(config)
+        state = latest_state(config.output / "state")
+        assert state is not None
+        path = state / ("progress.json" if damage == "progress" else "discriminator.safetensors")
+        content = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        elif damage == "flip":  # one bit of a weight, which is a weight still
+            path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+        else:
+            path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(TrainingStateError, match=rf"{path}: damaged .* remove {state} .* initialise_from"):
+            train_generator(make_config(folder, tmp_path / "run", total_images=16))
+
+    def test_one_training_at_a_time(self, folder: Path, tmp_path: Path) -> None:
+        config = make_config(folder, tmp_path / "run", total_images=8 * 100_000)
+        process = subprocess.Popen(_command(config, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _wait_for(lambda: (config.output / "log.jsonl").exists() and len(losses(config.output)) > 0, process)
+        with pytest.raises(LockedError, match=rf"another training is at work there \(process {process.pid}\)"):
+            train_generator(config)
+        process.kill()
+        process.wait()
+        with locked(config.output):  # the lock went with the process
+            pass
+
     def test_only_complete_states_count(self, tmp_path: Path) -> None:
         write_state(tmp_path, 5, {"a": {"x": torch.ones(2)}}, {"num_steps": 5})
         (tmp_path / "000000009").mkdir()  # no progress file: a copy that was cut short
