@@ -128,18 +128,18 @@ class ClassMargins:
     """How much nearer a class is than all others, as prompts see the pixels of an image."""
 
     def __init__(self, names: Mapping[str, Sequence[str]], name: str, model: PromptModel) -> None:
-        self._model = model
-        own_PE = model.embed_prompts(list(names[name]))
-        others_PE = model.embed_prompts([prompt for other in names if other != name for prompt in names[other]])
-        self._own_PE, self._others_PE = own_PE.float(), others_PE.float()
+        self._model, self._num_own = model, len(names[name])
+        others = [prompt for other in names if other != name for prompt in names[other]]
+        self._prompts_PE = model.embed_prompts([*names[name], *others]).float()
 
     def of(self, images_BCHW: Tensor, pixels: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Differences of cosines [S] at pixels of a height and width, by image. Images are RGB."""
         margins = []
         for dense_EHW, pixels_S in zip(self._model.dense(images_BCHW), pixels, strict=True):
             x_ES = functional.normalize(read_pixels(dense_EHW, pixels_S, size), dim=0)
-            own_S, others_S = ((some_PE.to(x_ES) @ x_ES).amax(dim=0) for some_PE in (self._own_PE, self._others_PE))
-            margins.append(own_S - others_S)
+            # One product for all prompts: equal ones must tie, whatever kernel the processor has.
+            own_PS, others_PS = (self._prompts_PE.to(x_ES) @ x_ES).tensor_split([self._num_own])
+            margins.append(own_PS.amax(dim=0) - others_PS.amax(dim=0))
         return margins
 
 
