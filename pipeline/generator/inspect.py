@@ -65,10 +65,10 @@ class Description:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        is_square = self.height == self.width
-        size = f"{self.height} px" if is_square else f"{self.width} x {self.height} px (width x height)"
+        size = f"{self.width} x {self.height} px (width x height)" if self.height != self.width else f"{self.height} px"
+        in_pixels = self.height == self.width == self.resolution
         colours = "gray, " if self.img_channels == 1 else ""
-        widths = ", ".join(f"{f'{r} px' if is_square else f'b{r}'}: {width}" for r, width in self.channels.items())
+        widths = ", ".join(f"{f'{r} px' if in_pixels else f'b{r}'}: {width}" for r, width in self.channels.items())
         classes = f"{self.num_classes} classes" if self.num_classes else "unconditional"
         layers = f"{self.mapping_layers} mapping layers"
         if self.mapping_width != self.w_dim:
@@ -168,9 +168,12 @@ def write_style_mixing_sheet(
 
 
 def _crossover_label(crossover: int, spec: GeneratorSpec) -> str:
-    """The row and the size of what it styles."""
-    is_last = crossover == spec.num_ws - 1
-    return f"row {crossover}: " + ("RGB" if is_last else spec.size_label(row_resolution(crossover)))
+    """The row and what it styles: the resolution, or of rectangular images the block."""
+    if crossover == spec.num_ws - 1:
+        return f"row {crossover}: RGB"
+    height, width = spec.const_size
+    resolution = row_resolution(crossover)
+    return f"row {crossover}: " + (f"{resolution} px" if height == width == 4 else f"b{resolution}")
 
 
 def _styles(generator: Generator, seeds: Sequence[int], psi: float) -> Tensor:
