@@ -81,10 +81,7 @@ def validate(
     sampler, checkpoint = open_sampler(config)
     check_prompts(config.labeler, sampler)
     spec = sampler.generator.spec
-    print(
-        f"{run_file}: fine. {spec.size_label(spec.resolution)}, {spec.num_ws} rows of w, "
-        f"checkpoint sha256 {checkpoint.sha256}"
-    )
+    print(f"{run_file}: fine. {spec.size_in_words}, {spec.num_ws} rows of w, checkpoint sha256 {checkpoint.sha256}")
 
 
 @app.command()

@@ -48,7 +48,7 @@ def open_portraits(checkpoint: str, device: torch.device) -> LoadedCheckpoint:
     if spec.image_size != (spec.resolution, spec.resolution) or spec.img_channels != 3:
         colours = "RGB" if spec.img_channels == 3 else "gray"
         raise LabelmillError(
-            f"--checkpoint {checkpoint}: makes {colours} images of {spec.size_label(spec.resolution)}; the drawings "
+            f"--checkpoint {checkpoint}: makes {colours} images of {spec.size_in_words}; the drawings "
             f"that benchmarks compare with are square RGB portraits, such as {GENERATOR} makes"
         )
     return loaded

@@ -83,10 +83,11 @@ class GeneratorSpec:
         height, width = self.const_size
         return height * resolution // 4, width * resolution // 4
 
-    def size_label(self, resolution: int) -> str:
-        """That size in words."""
-        height, width = self.size_at(resolution)
-        return f"{height} px" if height == width else f"{width} x {height} px"
+    @property
+    def size_in_words(self) -> str:
+        """Of the images."""
+        height, width = self.image_size
+        return f"{height} px" if height == width else f"{width} x {height} px (width x height)"
 
     @property
     def conv_names(self) -> tuple[str, ...]:

@@ -161,7 +161,8 @@ def test_other_shapes_are_refused(oracle: Oracle, shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("const_size", "channels", "words"), [((4, 2), 3, "RGB images of 16 x 32 px"), ((4, 4), 1, "gray images of 32 px")]
+    ("const_size", "channels", "words"),
+    [((4, 2), 3, r"RGB images of 16 x 32 px \(width x height\)"), ((4, 4), 1, "gray images of 32 px")],
 )
 def test_images_unlike_the_drawings_are_refused(
     const_size: tuple[int, int], channels: int, words: str, tmp_path: Path
