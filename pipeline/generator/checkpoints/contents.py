@@ -4,6 +4,7 @@ A path joins the keys of dictionaries, the places in short lists and the names o
 `{"g_ema": {"input.input": ...}}`, a module under `g_ema` and a flat `g_ema.input.input` all read alike.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, te
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 
+_AVERAGED = re.compile(
+    r"(?i:(^|_|-)(ema|smooth|avg|average|averaged|running|shadow)(_|-|\d|$)|^gs$)|(?<=[a-z])(EMA|Ema)|EMA(?=[A-Z])"
+)
 _MAX_DEPTH = 32
 _MAX_LISTED = 16
 _MAX_PATH = 256
@@ -50,13 +54,14 @@ class Module:
         if not isinstance(value, Record):
             return None
         if value.name != PERSISTENT:
-            state = dictionary_of(value) or {}
-            return cls(text_of(value.name), state) if isinstance(state.get("_modules"), dict) else None
+            attributes = dictionary_of(value) or {}
+            is_module = isinstance(attributes.get("_modules"), dict)
+            return cls(text_of(value.name), attributes) if is_module else None
         meta = value.args[0] if value.args else None
-        state = meta.get("state") if isinstance(meta, dict) else None
-        if not isinstance(meta, dict) or not isinstance(state, dict):
+        if not isinstance(meta, dict):
             return None
-        return cls(text_of(meta.get("class_name")), state)
+        state = meta.get("state")
+        return cls(text_of(meta.get("class_name")), state) if isinstance(state, dict) else None
 
     def group(self, name: str) -> dict[object, object]:
         """One of its dictionaries: `_parameters`, `_buffers`, `_modules`; empty when it is none."""
@@ -75,6 +80,12 @@ class Entry:
     tensor: StoredTensor | Unusable
     owner: str
 
+    def stored(self, name: str) -> StoredTensor:
+        """The tensor. Raises UnreadableError, which names it, where it cannot be used."""
+        if isinstance(self.tensor, Unusable):
+            raise self.tensor.error(text_of(name))
+        return self.tensor
+
 
 @dataclass
 class Contents:
@@ -88,6 +99,24 @@ class Contents:
     """Names of the classes of what is neither tensor nor module."""
     module_names: dict[str, dict[object, object]] = field(default_factory=dict)
     """The modules whose tensors a state dict holds, as torch saves them beside it, by the state dict's path."""
+
+    def behind(self, prefix: str) -> dict[str, Entry]:
+        """The tensors behind a prefix, by the rest of their paths."""
+        start = len(prefix)
+        return {path[start:]: entry for path, entry in self.entries.items() if path.startswith(prefix)}
+
+    def modules_behind(self, prefix: str) -> dict[str, Module]:
+        """The module that a prefix with its dot names, under "", and those within; empty where it names none."""
+        own, start = prefix.removesuffix("."), len(prefix)
+        if own not in self.modules:
+            return {}
+        within = {path[start:]: module for path, module in self.modules.items() if path.startswith(prefix)}
+        return {**within, "": self.modules[own]}
+
+
+def is_averaged(path: str) -> bool:
+    """Whether a part of a path says that what lies there is the average of a training's weights."""
+    return any(_AVERAGED.search(part) for part in path.split("."))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,14 @@ parameters, buffers, submodules and settings. Only the dictionary is used here.
 """
 
 from collections.abc import Mapping
+from functools import partial
+
+import torch
 
 from pipeline.generator.checkpoints.assemble import embedding_width_error
 from pipeline.generator.checkpoints.contents import Module
 from pipeline.generator.checkpoints.inert import UnreadableError, describe_value, dictionary_of, text_of
+from pipeline.generator.checkpoints.named_tensors import Conversion, rate_ratio, unchanged
 
 ADA_FORMAT = "stylegan2-ada-pytorch pickle"
 SG3_REPOSITORY_FORMAT = "stylegan3-repository StyleGAN2 pickle"
@@ -27,6 +31,8 @@ _SYNTHESIS_OPTIONS = frozenset(
 _GENERATOR_OPTIONS = frozenset(
     {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs", "square"}
 )
+# Names of the attribute of mapping layers that holds their learning rate multiplier, by library.
+_MULTIPLIERS = ("bias_gain", "lr_mul", "bscale")
 # Options of forks that change no image, whatever their value: they touch training or memory only.
 _IDLE_OPTIONS = frozenset({"freeze_layers", "force_fp32", "use_checkpoint", "grad_checkpointing", "class_name"})
 
@@ -125,3 +131,17 @@ def conv_clamp_of(modules: Mapping[str, Module], default: float | None) -> float
             f"unknown architecture option: conv_clamp {describe_value(value)}", "Only a positive number or None works"
         )
     return float(value)
+
+
+def rescaling_of(target: str, name: str, modules: Mapping[str, Module]) -> Conversion:
+    """What brings a mapping layer's tensor of this name to our learning rate multiplier; other tensors stay.
+
+    The layer, or the module around it, remembers its own.
+    """
+    if not target.startswith("mapping.fc"):
+        return unchanged
+    parts = name.split(".")
+    around = [modules[path] for path in (".".join(parts[:-1]), ".".join(parts[:-2])) if path in modules]
+    found = [module.state[key] for module in around for key in _MULTIPLIERS if key in module.state]
+    ratio = rate_ratio(found[0] if found else None)
+    return unchanged if ratio == 1.0 else partial(torch.mul, other=ratio)

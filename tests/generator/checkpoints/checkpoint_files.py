@@ -455,6 +455,8 @@ def module_of(state: Mapping[str, Tensor]) -> nn.Module:
                 module.add_module(part, nn.Module())
             module = module.get_submodule(part)
         module.register_buffer(last, tensor)
+    if "constant_input.weight" in state:  # BasicSR filters in a module of its own
+        root.get_submodule("style_convs.0.modulated_conv").add_module("smooth", nn.Module())
     return root
 
 
