@@ -10,9 +10,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from generator.checkpoints.checkpoint_files import DATA, images, nvidia_pickle, random_discriminator, random_generator
+from generator.checkpoints.checkpoint_files import (
+    DATA,
+    genforce_state,
+    images,
+    nvidia_pickle,
+    random_discriminator,
+    random_generator,
+    rosinality_state,
+    torch_file,
+)
 
-from pipeline.generator.checkpoints import CheckpointError, open_checkpoint
+from pipeline.generator.checkpoints import CheckpointError, open_checkpoint, parse_checkpoint
 from pipeline.generator.inspect import convert, describe, write_sample_sheet, write_style_mixing_sheet
 from pipeline.generator.sampling import latents, to_uint8
 
@@ -49,6 +58,21 @@ def test_description_of_rectangular_and_gray_images() -> None:
     assert (gray.height, gray.width, gray.img_channels) == (32, 32, 1)
     assert "StyleGAN2 skip, 16 x 32 px (width x height), unconditional" in "\n".join(rectangular.lines())
     assert "StyleGAN2 skip, 32 px, gray, unconditional" in "\n".join(gray.lines())
+
+
+def test_what_a_state_dict_leaves_open_is_shown() -> None:
+    generator = random_generator(mapping_width=20)
+    content = torch_file({"generator": {}, "generator_smooth": genforce_state(generator)})
+    text = "\n".join(describe(parse_checkpoint("file.pt", content)).lines())
+    for fact in (
+        "format  GenForce checkpoint", "weights  generator_smooth", "2 mapping layers of 20 features",
+        "assumed  what the file does not hold: no final tanh", "16 px, unconditional",
+    ):  # fmt: skip
+        assert fact in text
+    state = rosinality_state(random_generator())
+    content = torch_file({"state_dict": {f"decoder.{k}": v for k, v in state.items()}, "latent_avg": torch.ones(6, 12)})
+    text = "\n".join(describe(parse_checkpoint("file.pt", content)).lines())
+    assert "weights  state_dict.decoder" in text and "average  the file's latent_avg" in text
 
 
 def test_sample_sheet_shows_the_seeds(tmp_path: Path) -> None:

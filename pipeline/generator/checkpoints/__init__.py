@@ -16,6 +16,7 @@ from pipeline.generator.checkpoints.inert import (
     Global,
     Record,
     UnreadableError,
+    Unusable,
     text_of,
 )
 from pipeline.generator.checkpoints.native import CheckpointInfo, LoadedCheckpoint, is_native, parse_generator
@@ -101,6 +102,8 @@ def _read_foreign(content: bytes, discriminator: bool) -> ReadNetworks:
 
 
 def _kind(root: object) -> str:
+    if isinstance(root, Unusable):
+        return f"a value that {root.reason}"
     return text_of(root) if isinstance(root, Record | Global) else f"a {type(root).__name__}"
 
 

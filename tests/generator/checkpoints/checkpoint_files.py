@@ -152,6 +152,12 @@ def dump(value: object, protocol: int = 4) -> bytes:
         return pickle.dumps(value, protocol=protocol)
 
 
+def torch_file_of_nvidia(value: object) -> bytes:
+    """What torch.save writes with the foreign names in place."""
+    with _foreign_names():
+        return torch_file(value)
+
+
 def nvidia_pickle(
     generator: Generator,
     *,

@@ -14,7 +14,6 @@ import pytest
 import torch
 from generator.checkpoints.checkpoint_files import (
     basicsr_state,
-    dump,
     genforce_state,
     hammer_state,
     images,
@@ -28,6 +27,7 @@ from generator.checkpoints.checkpoint_files import (
     rosinality_discriminator,
     rosinality_state,
     torch_file,
+    torch_file_of_nvidia,
 )
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -259,6 +259,15 @@ def test_the_multiplier_that_a_module_remembers_counts(attribute: str) -> None:
     assert relative_difference(images(loaded(module).generator), images(generator)) < 1e-5
 
 
+class Wrapper:
+    """What a module that holds another one, for several devices or compiled, pickles as."""
+
+    def __init__(self, module: object) -> None:
+        self._parameters: dict[str, object] = {}
+        self._buffers: dict[str, object] = {}
+        self._modules = {"module": module}
+
+
 class Settings(dict[str, object]):
     """A dictionary of a class that is not known where the file is read."""
 
@@ -342,10 +351,12 @@ def test_a_module_of_nvidias_saved_by_torch() -> None:
     attributes = {"": {"_init_kwargs": {"synthesis_kwargs": {}}}}
     layers = ("b4.conv1", "b4.torgb", "b8.conv0", "b8.conv1", "b8.torgb", "b16.conv0", "b16.conv1", "b16.torgb")
     attributes |= {f"synthesis.{name}": {"conv_clamp": 0.5} for name in layers}
-    content = dump(nvidia_module(generator, "Generator", attributes), protocol=2)
-    found = loaded(content)
-    assert torch.equal(images(found.generator), images(random_generator(conv_clamp=0.5)))
-    assert "assumed" not in found.info.provenance
+    stored = nvidia_module(generator, "Generator", attributes)
+    for value in (stored, {"G": stored}, Wrapper(stored), [Wrapper(Wrapper(stored))]):
+        found = loaded(torch_file_of_nvidia(value))
+        assert found.info.format == "stylegan2-ada-pytorch pickle"
+        assert torch.equal(images(found.generator), images(random_generator(conv_clamp=0.5)))
+        assert "assumed" not in found.info.provenance
 
 
 @pytest.mark.parametrize("write", [rosinality_discriminator, lambda network: network.state_dict()])
