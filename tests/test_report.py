@@ -445,10 +445,35 @@ addEventListener("load", () => {
     dead_links: all("a").filter(e => !document.querySelector(e.getAttribute("href"))).length,
     requests: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
     page: getComputedStyle(document.body).backgroundColor,
+    charts: all(".charts figure").map(e => e.getBoundingClientRect().x),
+    shard_lines: all("#shards .scroll tbody th").map(e => {
+      const range = document.createRange();
+      range.selectNodeContents(e);
+      return range.getClientRects().length;
+    }),
+    past_the_edge: all("main *, header *").filter(e => !e.closest(".scroll, .hidden") &&
+      e.getBoundingClientRect().right > innerWidth + 1).length,
   };
+  if (parent != window) {
+    parent.postMessage(JSON.stringify(result), "*");
+    return;
+  }
   const output = document.createElement("pre");
   output.id = "probe";
   output.textContent = JSON.stringify(result);
+  document.body.append(output);
+});
+</script>
+"""
+
+
+# A window is never narrower than 500 pixels: a phone's page is shown in a frame of another, which takes its measures.
+PHONE = """
+<!DOCTYPE html><body><iframe src="probed.html" style="width: 390px; height: 7000px; border: 0"></iframe><script>
+addEventListener("message", event => {
+  const output = document.createElement("pre");
+  output.id = "probe";
+  output.textContent = event.data;
   document.body.append(output);
 });
 </script>
@@ -484,12 +509,18 @@ def visit(browser: str, file: Path, *arguments: str) -> Visit:
     return Visit(done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line])
 
 
-def probe(browser: str, page: str, folder: Path, *arguments: str) -> dict[str, object]:
-    """The page measured by a script, which its security policy would not run: that is taken out of the copy."""
+def probe(browser: str, page: str, folder: Path, *arguments: str, on_phone: bool = False) -> dict[str, object]:
+    """The page measured by a script, which its security policy would not run: that is taken out of the copy.
+
+    on_phone: 390 pixels wide."""
     policy = re.search(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", page)
     assert policy is not None
     file = folder / "probed.html"
     file.write_text(page.replace(policy[0], "").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
+    if on_phone:
+        file = folder / "phone.html"
+        file.write_text(PHONE, encoding="utf-8")
+        arguments = (*arguments, "--virtual-time-budget=5000")  # for the message between frames
     dom = visit(browser, file, "--dump-dom", *arguments).stdout
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
     assert found is not None, dom[-2000:]
@@ -519,6 +550,18 @@ def test_browser_shows_everything(browser: str, page: str, tmp_path: Path) -> No
     nothing = ("heads_without_scope", "repeated_ids", "dead_links")
     assert {key: measured[key] for key in nothing} == dict.fromkeys(nothing, 0)
     assert measured["requests"] == []
+
+
+def test_browser_shows_it_on_a_phone(browser: str, tmp_path: Path) -> None:
+    """One column of charts, names of shards in one line, nothing past the edge, however long names are."""
+    recipe = Recipe(samples_per_shard=6, drop_reason="a_reason_of_many_words_" * 3)
+    measured = probe(browser, page_of(build(tmp_path / "dataset", recipe), recipe), tmp_path, on_phone=True)
+    charts = measured["charts"]
+    assert isinstance(charts, list) and len(charts) == 3 and len(set(charts)) == 1
+    assert measured["shard_lines"] == [1, 1, 1]
+    assert measured["overflow"] == 390 and measured["past_the_edge"] == 0
+    smallest = measured["smallest_text"]
+    assert isinstance(smallest, float | int) and smallest >= 10
 
 
 def test_browser_has_nothing_to_complain_about(browser: str, page: str, tmp_path: Path) -> None:
