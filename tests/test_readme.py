@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,31 @@ def test_every_command_block_runs(workplace: Path) -> None:
 def test_every_python_block_runs(workplace: Path, block: str) -> None:
     done = subprocess.run([sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_blocks_need_is_installed_by_make_demo_or_named_before_them() -> None:
+    """Libraries that readers use are not all among labelmill's own. Ray Data needs pandas without importing it here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    installed = {re.split(r"[\[<>=]", line)[0].lower() for line in project["dependencies"]}
+    packages = {"cv2": "opencv-python-headless"}
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL))
+    assert blocks
+    for block in blocks:
+        paragraph = README[: block.start()].rstrip().rpartition("\n\n")[2]
+        named = set(" ".join(re.findall(r"`pip install -c constraints\.txt ([^`]+)`", paragraph)).split())
+        modules = {line.split()[1].split(".")[0] for line in block[1].splitlines() if re.match(r"(import|from) ", line)}
+        needed = {packages.get(module, module) for module in modules - sys.stdlib_module_names}
+        assert needed <= installed | named, block[1]
+        assert "ray.data" not in block[1] or "pandas" in named
+
+
+def test_every_installation_keeps_the_pytorch_that_is_there() -> None:
+    """Without the constraints, torchvision's newest version brings its own PyTorch: gigabytes of CUDA."""
+    lines = re.findall(r"pip install [^`\n]+", README)
+    assert len([line for line in lines if ".[" in line]) >= 2
+    assert all("-c constraints.txt" in line for line in lines if line != "pip install .")
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {"torch", "torchvision", "datasets", "pandas"} <= pinned
 
 
 @pytest.mark.parametrize("block", [text for language, text in BLOCKS if language == "yaml"])
