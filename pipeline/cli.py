@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,14 +34,21 @@ HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards or photos failed; 4 verification failed; 5 a
 nightly gate failed; 6 locked by another nightly run; 75 interrupted, the same command goes on.
 """
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+HELP_OPTIONS = ("-h", "--help")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=HELP,
+    context_settings={"help_option_names": list(HELP_OPTIONS)},
+)
 
 
 class _NightlyGroup(TyperGroup):
     """`labelmill nightly CONFIG` is short for `labelmill nightly run CONFIG`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_command = not args or args[0] in self.commands or args[0] == "--help"
+        is_command = not args or args[0] in self.commands or args[0] in HELP_OPTIONS
         return super().parse_args(ctx, args if is_command else ["run", *args])
 
 
@@ -58,6 +66,21 @@ NightlyFile = Annotated[Path, typer.Argument(help="The nightly file (YAML).", me
 Root = Annotated[str, typer.Argument(help="The nightly file, or its root: a folder or bucket.", metavar="ROOT")]
 Night = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night; today in UTC unless given.")]
 SnapshotName = Annotated[str, typer.Argument(help="A snapshot's name, or how it begins.", metavar="SNAPSHOT")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"labelmill {version('labelmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -5,17 +5,18 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
 from pipeline.place import StoredFile, Version, VersionedFile
 from schemas.errors import OutputError
+from schemas.user_path import expand_user
 
 # obstore writes `name#1`, then links or renames it to `name`; a killed process leaves the former behind.
 _STAGING_NAME = re.compile(r".+#\d+")
@@ -48,7 +49,7 @@ class LocalFolder:
     def __init__(self, url: str) -> None:
         """Raises OutputError when a file is in the way."""
         self._url = url
-        self.folder = Path(url.removeprefix("file://")).expanduser().absolute()
+        self.folder = expand_user(url.removeprefix("file://")).absolute()
         self._files: LocalStore | None = None
         if self._is_file():
             raise OutputError(f"{url}: is a file; the output must be a folder, or not exist yet")
@@ -151,10 +152,10 @@ class LocalFolder:
     def sweep_orphans(self, older_than_seconds: float) -> int:
         if not self._is_folder():
             return 0
-        latest, num_removed = time.time() - older_than_seconds, 0
+        latest, num_removed = self._now() - older_than_seconds, 0
         for file in self.folder.rglob("*#*"):
             try:
-                if _STAGING_NAME.fullmatch(file.name) and file.is_file() and file.stat().st_mtime < latest:
+                if _STAGING_NAME.fullmatch(file.name) and file.is_file() and file.stat().st_mtime <= latest:
                     file.unlink()
                     num_removed += 1
             except FileNotFoundError:
@@ -162,6 +163,18 @@ class LocalFolder:
             except OSError as error:
                 raise self._refused(str(file.relative_to(self.folder)), "deleted", error) from error
         return num_removed
+
+    def _now(self) -> float:
+        """The time by the clock that dates the files here: a file server's, not this machine's, which may be ahead."""
+        probe = self.folder / f"clock#{secrets.randbits(48)}"
+        try:
+            probe.touch(exist_ok=False)
+            return probe.stat().st_mtime
+        except OSError as error:
+            raise self._refused("", "written", error) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def _writable(self) -> LocalStore:
         if self._files is None:

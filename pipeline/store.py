@@ -122,7 +122,8 @@ class Store:
     def sweep_orphans(self, older_than_seconds: float) -> int:
         """Remove what killed processes left half-written, and say how many files that were.
 
-        Only files untouched for `older_than_seconds` go: a younger one may be another driver's, in progress. Buckets
+        Only files untouched for `older_than_seconds`, by the clock that dates them, go: a younger one may be another
+        driver's, in progress. Buckets
         have none: each file is one request, which is stored whole or not at all.
         """
         return self._place.sweep_orphans(older_than_seconds)

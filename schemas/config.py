@@ -4,6 +4,7 @@ A run file is YAML. Unknown keys are refused, values are never coerced, and all 
 once with their dotted keys.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -312,6 +313,12 @@ class DatasetConfig(Section):
     def _check_splits(cls, splits: dict[str, float]) -> dict[str, float]:
         if not splits or any(share < 0 for share in splits.values()) or abs(sum(splits.values()) - 1) > 1e-6:
             raise ValueError(f"shares must be 0 or more and sum to 1, got {splits}")
+        strange = [name for name in splits if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name)]
+        if strange:
+            raise ValueError(
+                f"{', '.join(map(repr, strange))} cannot name a split, as loaders (Hugging Face datasets among them) "
+                f"take letters, digits and _ alone, a letter first"
+            )
         return splits
 
     @property

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.config import PRINTABLE, SEED_LIMIT, RunConfig, Section
 from schemas.errors import ConfigError
 from schemas.run_file import apply_overrides, read_mapping, validate
+from schemas.user_path import expand_user
 
 
 class NightlyRun(RunConfig):
@@ -176,7 +177,7 @@ def load_nightly_config(path: str | Path, overrides: Iterable[str] = ()) -> Nigh
     values = read_mapping(path)
     run = values.get("run")
     if isinstance(run, str):
-        values["run"] = read_mapping(Path(path).parent / Path(run).expanduser())
+        values["run"] = read_mapping(Path(path).parent / expand_user(run))
     apply_overrides(values, overrides)
     if isinstance(values.get("run"), str):
         raise ConfigError("--set run: name the run file in the nightly file; --set run.dataset.samples=100 works")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Tag, ValidationError
 from schemas.errors import ConfigError
 from schemas.regular_file import read_regular_file
 from schemas.secrets import shown, without_secrets
+from schemas.user_path import expand_user
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -38,7 +39,7 @@ def load_config(path: str | Path, model: type[Model], overrides: Iterable[str] =
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML file, unchecked. Raises ConfigError where it holds none."""
     try:
-        text = read_regular_file(Path(path), _MOST_BYTES).decode()
+        text = read_regular_file(expand_user(path), _MOST_BYTES).decode()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -1,6 +1,5 @@
 """The configuration of `labelmill train`, every field with its meaning and its one default, and what it writes."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from schemas.config import PRINTABLE, Section
 from schemas.sample import ImageShape, with_image_shape
 from schemas.scores import Scores
+from schemas.user_path import UserPath
 
 Architecture = Literal[
     "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_resnet50", "unet_resnet34", "resnet18_8s"
@@ -32,7 +32,7 @@ class PhotoFolder(Section):
     """Photos with true masks of the same names."""
 
     kind: Literal["photos"]
-    photos: Path
+    photos: UserPath
     """Folder of .jpg, .jpeg, .png, .webp, .bmp, .tif or .tiff files, with its subfolders."""
     masks: str = Field(pattern=PRINTABLE)
     """Masks of the photos' sizes, matched by their paths: a folder of PNG files, a .tar, or a dataset."""
@@ -101,7 +101,7 @@ class SegmentationTrainingConfig(Section):
 
     data: DatasetSplit
     """What to learn from."""
-    output: Path
+    output: UserPath
     """Folder for model.safetensors, metrics.json, curves.png, log.jsonl and the resumable state."""
     held_out: HeldOut | None = None
     """What to score on: a split that training does not see, or photos with true masks. null: nothing. A training

@@ -1,18 +1,18 @@
 """The configuration of `labelmill train-generator`: every field, its meaning and its one default."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from schemas.config import PRINTABLE, Section
+from schemas.user_path import UserPath, UserPattern
 
 
 class FolderData(Section):
     """Images in a folder and its subfolders, centre-cropped to squares."""
 
     kind: Literal["folder"]
-    path: Path
+    path: UserPath
     """Folder of .jpg, .jpeg, .png or .webp files."""
     skip_unreadable: bool = False
     """Train without the files that are not readable, instead of naming them and ending."""
@@ -22,7 +22,7 @@ class ShardsData(Section):
     """Images in webdataset shards, centre-cropped to squares."""
 
     kind: Literal["shards"]
-    urls: tuple[str, ...] = Field(min_length=1)
+    urls: tuple[UserPattern, ...] = Field(min_length=1)
     """Local tar files; a file name may hold wildcards."""
     skip_unreadable: bool = False
     """Train without the files that are not readable, instead of naming them and ending."""
@@ -180,7 +180,7 @@ class MonitorConfig(Section):
 
     num_images: int = Field(1_000, ge=2)
     """Images of each side. Distances of different numbers must not be compared."""
-    fid_weights: Path | None = None
+    fid_weights: UserPath | None = None
     """Weights of torch-fidelity's Inception network, for the Fréchet inception distance; needs the extra `fid`.
     null: the distance of thumbnails alone."""
 
@@ -190,7 +190,7 @@ class TrainGeneratorConfig(Section):
 
     data: TrainingData
     """What to learn."""
-    output: Path
+    output: UserPath
     """Folder for the state, log, sample sheets and the finished generator.safetensors."""
     network: NetworkConfig | None = None
     """Sizes of the generator. null: those of the generator that initialise_from or grow_from names (growing adds a
@@ -205,10 +205,10 @@ class TrainGeneratorConfig(Section):
     """Seed of initial weights, latents, data order, noise and flips."""
     horizontal_flip: bool = True
     """Mirror half of the images."""
-    initialise_from: str | None = Field(None, pattern=PRINTABLE)
+    initialise_from: UserPattern | None = Field(None, pattern=PRINTABLE)
     """Weights to start from, of a generator of the same sizes: a state folder of another training (its `state`), or
     whatever a run file's generator.checkpoint takes. The discriminator comes along where one of its sizes is there."""
-    grow_from: str | None = Field(None, pattern=PRINTABLE)
+    grow_from: UserPattern | None = Field(None, pattern=PRINTABLE)
     """A generator of half the resolution to grow from; takes what initialise_from does. See growth."""
     growth: GrowthConfig | None = None
     """Phases of growing; null: the defaults of this section, where grow_from is given."""
@@ -220,7 +220,7 @@ class TrainGeneratorConfig(Section):
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
     """Threads of PyTorch on a CPU. null: PyTorch's choice."""
-    cache: Path | None = None
+    cache: UserPath | None = None
     """Folder of decoded images. null: `cache` in the output folder."""
     checkpoint_interval_seconds: float = Field(120.0, gt=0)
     """Seconds between saved states."""

@@ -84,6 +84,20 @@ def test_sweep_takes_only_old_staging_files(store: Store, tmp_path: Path) -> Non
     assert visible(shards) == ["#7", "a", "a#1b", "b", "young#1"]
 
 
+def test_a_driver_whose_clock_is_ahead_sweeps_nothing_young(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's own clock dates files, wherever the driver is."""
+    store.create("shards/a", b"a")
+    staging = tmp_path / "out" / "shards" / "b#1"
+    staging.write_bytes(b"in progress")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    assert store.sweep_orphans(3600) == 0
+    assert visible(tmp_path / "out") == ["shards/a", "shards/b#1"]
+    assert store.sweep_orphans(0) == 1 and not staging.exists()
+
+
 def test_what_is_written_is_pushed_to_the_disk(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed = []
     fsync = os.fsync

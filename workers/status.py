@@ -1,10 +1,11 @@
 """How a run stands, seen from another shell: what its driver last said, and what the output holds."""
 
 import time
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.manifest import MANIFEST_PATH, RUN_PATH
+from pipeline.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH, read_index
 from pipeline.shard_publisher import TAR_PATH
 from pipeline.store import Store
 from schemas.errors import OutputError
@@ -13,15 +14,18 @@ from workers.progress import PROGRESS_PATH, state_line
 
 # A driver writes every 10 s; one that has been silent so long is dead, frozen or cut off.
 SILENT_SECONDS = 90.0
+_MOST_NAMED = 5
 
 
 class Status(BaseModel):
     """`labelmill status --json`."""
 
     complete: bool
-    """There is a manifest."""
+    """There is a manifest, and every shard of the index is there in its size."""
     shards: int
     """Published ones."""
+    damaged: tuple[str, ...]
+    """Of a dataset that was complete: what is missing, or of another size than the index says."""
     silent_seconds: float | None
     """Since the driver last wrote; null when there is nothing from it."""
     run: RunState | None
@@ -32,9 +36,13 @@ def status(store: Store) -> Status:
     if not store.exists(RUN_PATH):
         raise OutputError(f"{store.url}: has no {RUN_PATH}: no run has started there")
     run = _run_state(store)
+    sizes = {file.path: file.num_bytes for file in store.list("shards") if TAR_PATH.fullmatch(file.path)}
+    was_complete = store.exists(MANIFEST_PATH)
+    damaged = _damaged(store, sizes) if was_complete else ()
     return Status(
-        complete=store.exists(MANIFEST_PATH),
-        shards=sum(TAR_PATH.fullmatch(file.path) is not None for file in store.list("shards")),
+        complete=was_complete and not damaged,
+        shards=len(sizes),
+        damaged=damaged,
         silent_seconds=None if run is None else round(max(0.0, time.time() - run.unix_time), 1),
         run=run,
     )
@@ -43,6 +51,13 @@ def status(store: Store) -> Status:
 def status_lines(status: Status) -> list[str]:
     """The status for a person."""
     lines = [f"{status.shards} shards, {'complete' if status.complete else 'not complete'}"]
+    if status.damaged:
+        more = len(status.damaged) - _MOST_NAMED
+        names = ", ".join(status.damaged[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+        lines.append(
+            f"it was complete, but since then these are missing or of another size: {names}; `labelmill verify` says "
+            f"what to do"
+        )
     if status.run is None or status.silent_seconds is None:
         return [*lines, "nothing from a driver yet"]
     run = status.run
@@ -53,6 +68,13 @@ def status_lines(status: Status) -> list[str]:
     if run.state == "running" and status.silent_seconds > SILENT_SECONDS:
         lines.append("its driver has gone silent: it was killed, or is cut off; `labelmill generate` goes on from here")
     return [*lines, *(f"failed: {name}: {reason}" for name, reason in run.failures.items())]
+
+
+def _damaged(store: Store, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Files of a complete dataset that are not as its index says, or the index itself."""
+    if not store.exists(INDEX_PATH):
+        return (INDEX_PATH,)
+    return tuple(shard.url for shard in read_index(store).shardlist if sizes.get(shard.url) != shard.filesize)
 
 
 def _run_state(store: Store) -> RunState | None:

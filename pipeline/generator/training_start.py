@@ -104,9 +104,9 @@ def grown(spec: GeneratorSpec, width: int | None = None) -> GeneratorSpec:
 
 def open_source(reference: str) -> Source:
     """Weights of a state folder, or of any checkpoint that a run file takes."""
-    if not Path(reference).expanduser().is_dir():
+    if not Path(reference).is_dir():
         return _from_checkpoint(open_checkpoint(reference, discriminator=True))
-    state = latest_state(Path(reference).expanduser())
+    state = latest_state(Path(reference))
     if state is None:
         raise TrainingStateError(f"{reference} holds no complete training state")
     spec, detail = _sizes(state)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.prompt_models.base import PromptModel, PromptModelError
+from schemas.user_path import expand_user
 
 __all__ = ["BUNDLED", "PromptModel", "PromptModelError", "open_prompt_model"]
 
@@ -36,5 +37,5 @@ def open_prompt_model(reference: str, device: str | torch.device = "cpu") -> Pro
         architecture, _, path = rest.partition("@")
         if not architecture or not path:
             raise PromptModelError(f"{reference!r}: no architecture and path of weights; {_FORMS}")
-        return load_open_clip(architecture, Path(path).expanduser(), device, name=reference)
+        return load_open_clip(architecture, expand_user(path), device, name=reference)
     raise PromptModelError(f"{reference!r}: not a prompt model; {_FORMS}")

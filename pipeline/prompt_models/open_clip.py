@@ -35,6 +35,7 @@ from pipeline.generator.checkpoints.torch_archive import read_saved
 from pipeline.generator.sampling import repeatable_kernels
 from pipeline.prompt_models.base import PromptModelError, check_images
 from pipeline.segmentation.torchvision_import import import_torchvision
+from schemas.user_path import expand_user
 
 DENSE_SCALE = 4
 """How many times larger than in its training a ResNet sees an image for dense features."""
@@ -179,7 +180,7 @@ def find_architecture(library: ModuleType, architecture: str) -> Architecture:
     preprocess: dict[str, Any] = {}
     if architecture.endswith(".json"):
         try:
-            config = json.loads(Path(architecture).expanduser().read_text(encoding="utf-8"))
+            config = json.loads(expand_user(architecture).read_text(encoding="utf-8"))
             preprocess = config.get("preprocess_cfg", {})
             model = config.get("model_cfg", config)
             vision, text = model["vision_cfg"], model["text_cfg"]

@@ -19,6 +19,7 @@ from pipeline.segmentation.mask_png import MaskError, decode_mask
 from pipeline.segmentation.tar_members import TarMember, members_of
 from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
 from pipeline.store import Store
+from schemas.user_path import expand_user
 
 MASK_ENDING = ".mask.png"
 _METADATA_NAME = re.compile(r"\d+\.json")
@@ -77,7 +78,7 @@ def open_masks(place: str) -> MaskSource:
 
     Raises MaskError, or OutputError for a dataset that is not complete.
     """
-    path = Path(place.removeprefix("file://")).expanduser()
+    path = expand_user(place.removeprefix("file://"))
     if "://" in place and not place.startswith("file://"):
         return _dataset(place)
     try:

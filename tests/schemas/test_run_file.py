@@ -13,6 +13,8 @@ from pipeline.generator.checkpoints.source import read_bytes
 from schemas.config import SEED_LIMIT, RunConfig
 from schemas.errors import CheckpointError, ConfigError
 from schemas.run_file import load_config, parse_yaml
+from schemas.segmentation import PhotoFolder, SegmentationTrainingConfig
+from schemas.training import ShardsData, TrainGeneratorConfig
 
 GOOD = """
 name: portraits
@@ -205,6 +207,31 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         parse_yaml(text, "test")
     except ConfigError as error:
         assert str(error).startswith("test: not YAML")
+
+
+@pytest.mark.parametrize("name", ["train-a", "", "1st", "a.b", "naïve", "a b"])
+def test_splits_have_names_that_loaders_take(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.splits: .* cannot name a split, as loaders"):
+        _load(tmp_path, GOOD, f"dataset.splits={{train: 0.5, '{name}': 0.5}}")
+
+
+def test_home_folders_in_training_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "train.yaml").write_text(
+        "data: {dataset: ~/data}\noutput: ~/out\nheld_out: {kind: photos, photos: ~/photos, masks: ~/masks}\n"
+    )
+    (tmp_path / "generator.yaml").write_text(
+        "data: {kind: shards, urls: [~/shards/*.tar]}\noutput: ~/out\ncache: ~/cache\n"
+    )
+    config = load_config("~/train.yaml", SegmentationTrainingConfig)
+    assert config.output == tmp_path / "out"
+    assert isinstance(config.held_out, PhotoFolder) and config.held_out.photos == tmp_path / "photos"
+    generator = load_config("~/generator.yaml", TrainGeneratorConfig)
+    assert isinstance(generator.data, ShardsData)
+    assert generator.data.urls == (f"{tmp_path}/shards/*.tar",)
+    assert (generator.output, generator.cache) == (tmp_path / "out", tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"output: ~nobody-there/out: no home folder is known for ~nobody-there"):
+        load_config("~/train.yaml", SegmentationTrainingConfig, ["output=~nobody-there/out"])
 
 
 def test_every_field_is_documented() -> None:

@@ -12,6 +12,7 @@ from schemas.config import refused_secret
 from schemas.errors import CheckpointError, ConfigError, OutputError
 from schemas.regular_file import read_regular_file
 from schemas.secrets import plain_address, secret_in
+from schemas.user_path import expand_user
 
 BUNDLED_PREFIX = "bundled:"
 MAX_BYTES = 8 * 2**30
@@ -33,7 +34,7 @@ def absolute_reference(ref: str) -> str:
     """The same reference for a process that stands in another folder, or belongs to another user."""
     if "://" in ref or ref.startswith(BUNDLED_PREFIX):
         return ref
-    return str(Path(ref).expanduser().absolute())
+    return str(expand_user(ref).absolute())
 
 
 def read_bytes(ref: str) -> bytes:
@@ -42,7 +43,7 @@ def read_bytes(ref: str) -> bytes:
         return _read_file(_bundled_path(ref))
     scheme, separator, _ = ref.partition("://")
     if not separator:
-        return _read_file(Path(ref).expanduser())
+        return _read_file(expand_user(ref))
     if scheme not in SCHEMES:
         raise CheckpointError(f"cannot read {scheme}://; a path or {', '.join(SCHEMES)} URL works")
     if scheme == "file":

@@ -1,0 +1,23 @@
+"""What `labelmill status` says of a dataset that was complete."""
+
+from pathlib import Path
+
+from small_dataset import write_dataset
+
+from workers.status import status, status_lines
+
+
+def test_a_shard_that_is_gone_or_cut_since(tmp_path: Path) -> None:
+    store, _ = write_dataset(tmp_path)
+    whole = status(store)
+    assert whole.complete and whole.damaged == ()
+    assert status_lines(whole)[0] == f"{whole.shards} shards, complete"
+    first, second, _ = (file.path for file in store.list("shards") if file.path.endswith(".tar"))
+    store.delete(first)
+    store.replace(second, store.read(second)[:-512])
+    found = status(store)
+    assert not found.complete and found.damaged == (first, second)
+    assert status_lines(found)[0] == f"{whole.shards - 1} shards, not complete"
+    assert f"these are missing or of another size: {first}, {second}; `labelmill verify`" in status_lines(found)[1]
+    store.delete("index.json")
+    assert status(store).damaged == ("index.json",)
