@@ -385,7 +385,8 @@ class ExecutionConfig(Section):
     shard_timeout_s: float = Field(3600, gt=0)
     """A Ray worker that takes longer for a shard is ended, and the shard made by another. The fit has as long."""
     start_timeout_s: float = Field(600, gt=0)
-    """A Ray worker may take so long to load; a run without any worker for twice as long ends, resumable."""
+    """A Ray worker may take so long to load, the checkpoint's way over the network included; a run without any worker
+    for twice as long ends, resumable."""
     keep_rejects: bool = False
     """Write dropped candidates to `rejects/`, one tar a shard, to look at."""
 

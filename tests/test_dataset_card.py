@@ -168,3 +168,21 @@ def test_croissant_references_resolve(dataset: tuple[Store, Manifest]) -> None:
     walk(described)
     assert len(defined) == len(set(defined))
     assert used and used <= set(defined)
+
+
+def test_words_of_a_checkpoint_are_shown_as_they_are(dataset: tuple[Store, Manifest]) -> None:
+    store, manifest = dataset
+    hostile = "MIT\n\n# Heading <script>alert(1)</script> [a](javascript:b) ![c](https://d) `e` *f* | g & _h_"
+    checkpoint = CHECKPOINT.model_copy(
+        update={"licence": hostile, "attribution": hostile, "reference": "a`\n\n# b <script>"}
+    )
+    card = dataset_card(manifest.model_copy(update={"checkpoint": checkpoint}), read_index(store))
+    shown = (
+        r"MIT # Heading &lt;script&gt;alert(1)&lt;/script&gt; \[a\](javascript:b) \!\[c\](https://d) \`e\` \*f\* "
+        r"\| g &amp; \_h\_"
+    )
+    assert f"\n- Licence of the generator: {shown}\n- Attribution: {shown}\n" in card
+    assert "from the generator `a' # b <script>` (" in card
+    plain = CHECKPOINT.model_copy(update={"licence": "CC-BY-4.0", "attribution": "Ada (https://example.com/a-b)"})
+    card = dataset_card(manifest.model_copy(update={"checkpoint": plain}), read_index(store))
+    assert "generator: CC-BY-4.0\n- Attribution: Ada (https://example.com/a-b)\n" in card

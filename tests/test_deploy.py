@@ -87,6 +87,56 @@ def test_nobody_reaches_the_cluster_without_a_token() -> None:
         assert labels.items() >= policy["spec"]["podSelector"]["matchLabels"].items()
 
 
+def _pods() -> dict[str, dict[str, Any]]:
+    """Every pod template of the two manifests, by what it is."""
+    return {
+        "nightly": CRONJOB["spec"]["jobTemplate"]["spec"]["template"],
+        "submitter": RAYJOB["spec"]["submitterPodTemplate"],
+        "head": HEAD["template"],
+        **{group["groupName"]: group["template"] for group in WORKERS},
+    }
+
+
+@pytest.mark.parametrize("name", _pods())
+def test_containers_can_do_little(name: str) -> None:
+    pod = _pods()[name]["spec"]
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {}, "spec": pod}, KUBERNETES, strict=True
+    )
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    volumes = {volume["name"] for volume in pod["volumes"]}
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["readOnlyRootFilesystem"] is True and context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        assert {mount["name"] for mount in mounts.values()} <= volumes
+        # Where Ray and the libraries write; the nightly's own pod writes nothing.
+        assert name == "nightly" or {"/tmp", "/home/ray"} <= mounts.keys()
+        assert all("memory" in container["resources"][kind] for kind in ("requests", "limits"))
+
+
+def test_jobs_are_taken_from_kuberay_alone() -> None:
+    policy = next(document for document in CRONJOB_FILE if document["kind"] == "NetworkPolicy")
+    (rule,) = [rule for rule in policy["spec"]["ingress"] if {"port": 8265, "protocol": "TCP"} in rule.get("ports", ())]
+    submitter, operator = rule["from"]
+    assert submitter == {"podSelector": {"matchLabels": RAYJOB["spec"]["submitterPodTemplate"]["metadata"]["labels"]}}
+    others = [pod["metadata"]["labels"] for name, pod in _pods().items() if name != "submitter"]
+    wanted = submitter["podSelector"]["matchLabels"].items()
+    assert not any(labels.items() >= wanted for labels in others)
+    assert operator.keys() == {"namespaceSelector", "podSelector"}
+
+
+def test_only_what_is_named_travels_to_the_nodes() -> None:
+    mounts = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())["file_mounts"]
+    assert mounts.pop("/home/ray/.ray/auth_token") == "~/.ray/auth_token"
+    assert {f"/home/ray/labelmill/{source}": source for source in mounts.values()} == mounts
+    copied = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    assert set(mounts.values()) == copied - {"deploy/kuberay/submit.py"}
+    assert all((ROOT / source).exists() for source in mounts.values())
+
+
 def test_the_head_makes_no_shard_and_workers_are_spot() -> None:
     assert HEAD["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in json.dumps(HEAD) and "SPOT" not in json.dumps(HEAD)
@@ -138,7 +188,7 @@ def test_the_submitter_may_do_what_it_does_and_finds_its_files() -> None:
     name = re.search(r"create configmap (\S+)", walk)
     assert keys == {"nightly.yaml", "rayjob.yaml"} and name is not None
     for volumes in (pod["volumes"], HEAD["template"]["spec"]["volumes"]):
-        assert [volume["configMap"]["name"] for volume in volumes] == [name[1]]
+        assert [volume["configMap"]["name"] for volume in volumes if "configMap" in volume] == [name[1]]
     assert RAYJOB["spec"]["entrypoint"] == "labelmill nightly /etc/labelmill/nightly.yaml"
     # Every variable that the submitter asks for is there.
     asked = set(re.findall(r'os\.environ\["(\w+)"\]', (KUBERAY / "submit.py").read_text()))
