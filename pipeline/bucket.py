@@ -1,5 +1,6 @@
 """A bucket as a place for whole files: one request a file, repeated while there is hope."""
 
+import hashlib
 import random
 import secrets
 import time
@@ -88,6 +89,15 @@ class Bucket:
             if check_size is not None:
                 check_size(found.meta["size"])
             return found.bytes().to_bytes()
+
+        return self._insist("read", path, attempt)
+
+    def sha256(self, path: str) -> str:
+        def attempt() -> str:
+            digest = hashlib.sha256()
+            for chunk in self._client.get(path).stream():
+                digest.update(chunk)
+            return digest.hexdigest()
 
         return self._insist("read", path, attempt)
 

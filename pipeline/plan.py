@@ -48,8 +48,14 @@ def check_extension(dataset: DatasetConfig, records: Iterable[ShardRecord]) -> N
     if not by_index:
         return
     per_shard, last = dataset.samples_per_shard, max(by_index)
-    short = next((record for record in by_index.values() if record.num_samples < per_shard), None)
-    if short is not None:
+    for record in by_index.values():
+        if record.num_samples > per_shard or (record.num_samples < per_shard and record.index != last):
+            raise OutputError(
+                f"shards/{record.name}.tar: holds {record.num_samples} samples instead of {per_shard}. Delete it and "
+                f"run `labelmill generate` again, which makes it anew"
+            )
+    short = by_index[last]
+    if short.num_samples < per_shard:
         works = short.index * per_shard + short.num_samples
         if dataset.samples != works:
             raise OutputError(

@@ -8,6 +8,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from pipeline.output_claim import shard_splits
 from pipeline.overlay import IGNORE_HATCH, class_colours
 from pipeline.report_data import (
     Picture,
@@ -26,7 +27,7 @@ from pipeline.store import Store
 from schemas.config import QualityConfig
 from schemas.manifest import Manifest
 from schemas.sample import Sample
-from schemas.shard import ShardRecord, split_of
+from schemas.shard import ShardRecord
 
 REPORT_PATH = "report/index.html"
 NUM_SAMPLES, NUM_LEAST_CONFIDENT, NUM_DROPPED, NUM_BANNER = 24, 12, 12, 8
@@ -68,7 +69,8 @@ def write_report(store: Store, redraw: Redraw | None) -> str:
     for record in records:
         tally.add(read_candidates(store, manifest, record))
     panels = _panels(store, manifest, records, tally, redraw)
-    page = _render(manifest, records, tally, panels)
+    splits = shard_splits(store, len(records), manifest.config["dataset"]["splits"])
+    page = _render(manifest, records, splits, tally, panels)
     store.replace(REPORT_PATH, page.encode())
     return REPORT_PATH
 
@@ -99,7 +101,9 @@ def _redrawn(tally: Tally, redraw: Redraw) -> list[Picture]:
     return [picture(row, sample) for row, sample in zip(rows, samples, strict=True)]
 
 
-def _render(manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, panels: Panels) -> str:
+def _render(
+    manifest: Manifest, records: Sequence[ShardRecord], splits: Sequence[str], tally: Tally, panels: Panels
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline", "."),
         autoescape=True,
@@ -109,7 +113,6 @@ def _render(manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, pa
     )
     environment.filters.update(count=_count, size=_size, percent=_percent, seconds=_seconds)
     quality = QualityConfig.model_validate(manifest.config["quality"])
-    splits = manifest.config["dataset"]["splits"]
     return environment.get_template("report.html.j2").render(
         manifest=manifest,
         run_file=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
@@ -125,8 +128,8 @@ def _render(manifest: Manifest, records: Sequence[ShardRecord], tally: Tally, pa
         reason_bars=_reason_bars(manifest, quality),
         stage_bars=_stage_bars(records),
         num_timed=sum(record.seconds_by_stage is not None for record in records),
-        shards=[(record, split_of(record.index, splits)) for record in records[:MAX_LISTED_SHARDS]],
-        shards_by_split=Counter(split_of(record.index, splits) for record in records),
+        shards=list(zip(records, splits, strict=True))[:MAX_LISTED_SHARDS],
+        shards_by_split=Counter(splits),
         devices=Counter(record.device for record in records if record.device is not None),
     )
 

@@ -1,4 +1,4 @@
-"""Whether a shard's tar is what its task and its manifest ask for, down to the pixels."""
+"""Whether a shard's tar is what its task and its run ask for, down to the pixels."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
 from pipeline.shard_writer import DIGITAL_SOURCE_TYPE, member_names
-from schemas.manifest import Manifest
 from schemas.sample import IGNORE, Candidate, ImageShape, SampleMetadata, sample_key
 from schemas.shard import ShardTask
 
@@ -20,26 +19,37 @@ _MEMBERS_A_SAMPLE = 3
 
 
 @dataclass(frozen=True)
+class ShardOrigin:
+    """What every shard of a run must say of itself."""
+
+    fingerprint: str
+    checkpoint_sha256: str
+    classes: tuple[str, ...]
+    image_shape: ImageShape
+    image_format: str
+
+
+@dataclass(frozen=True)
 class _PackedSample:
     image: Member
     mask: Member
     metadata: SampleMetadata
 
 
-def tar_problems(tar: bytes, task: ShardTask, manifest: Manifest, decoders: Executor | None) -> list[str]:
+def tar_problems(tar: bytes, task: ShardTask, origin: ShardOrigin, decoders: Executor | None) -> list[str]:
     """All that is wrong with a tar, one line each, empty if it is sound.
 
     decoders: threads that decode images and masks; None leaves pixels unread.
     """
     try:
-        samples = list(_unpack(tar, manifest.image_format))
+        samples = list(_unpack(tar, origin.image_format))
     except DamagedTarError as error:
         return [str(error)]
     problems = [*_count_problems(samples, task)]
     for sample in samples:
-        problems += _metadata_problems(sample.metadata, manifest)
+        problems += _metadata_problems(sample.metadata, origin)
     if decoders is not None:
-        for found in decoders.map(lambda sample: list(_pixel_problems(sample, manifest)), samples):
+        for found in decoders.map(lambda sample: list(_pixel_problems(sample, origin)), samples):
             problems += found
     return problems
 
@@ -70,34 +80,34 @@ def _count_problems(samples: list[_PackedSample], task: ShardTask) -> Iterator[s
             return
 
 
-def _metadata_problems(metadata: SampleMetadata, manifest: Manifest) -> Iterator[str]:
+def _metadata_problems(metadata: SampleMetadata, origin: ShardOrigin) -> Iterator[str]:
     name = f"{metadata.key}.json"
     if metadata.key != sample_key(metadata.candidate.seed):
         yield f"{name}: is of seed {metadata.candidate.seed}, which does not go by this name"
     if not metadata.candidate.kept or any(candidate.kept for candidate in metadata.dropped_before):
         yield f"{name}: confuses kept and dropped candidates"
-    if metadata.fingerprint != manifest.fingerprint:
-        yield f"{name}: fingerprint {metadata.fingerprint[:12]} instead of {manifest.fingerprint[:12]}"
-    if metadata.checkpoint_sha256 != manifest.checkpoint.sha256:
-        yield f"{name}: made by checkpoint {metadata.checkpoint_sha256[:12]}, not {manifest.checkpoint.sha256[:12]}"
-    if {len(metadata.channel_means), len(metadata.channel_square_means)} != {manifest.image_shape.channels}:
-        yield f"{name}: has {len(metadata.channel_means)} channels instead of {manifest.image_shape.channels}"
+    if metadata.fingerprint != origin.fingerprint:
+        yield f"{name}: fingerprint {metadata.fingerprint[:12]} instead of {origin.fingerprint[:12]}"
+    if metadata.checkpoint_sha256 != origin.checkpoint_sha256:
+        yield f"{name}: made by checkpoint {metadata.checkpoint_sha256[:12]}, not {origin.checkpoint_sha256[:12]}"
+    if {len(metadata.channel_means), len(metadata.channel_square_means)} != {origin.image_shape.channels}:
+        yield f"{name}: has {len(metadata.channel_means)} channels instead of {origin.image_shape.channels}"
     for candidate in (*metadata.dropped_before, metadata.candidate):
-        yield from (f"{name}: {problem}" for problem in _class_problems(candidate, manifest))
+        yield from (f"{name}: {problem}" for problem in _class_problems(candidate, origin))
 
 
-def _class_problems(candidate: Candidate, manifest: Manifest) -> Iterator[str]:
-    shape = manifest.image_shape
-    if set(candidate.class_pixels) != {*manifest.classes, "ignore"}:
+def _class_problems(candidate: Candidate, origin: ShardOrigin) -> Iterator[str]:
+    shape = origin.image_shape
+    if set(candidate.class_pixels) != {*origin.classes, "ignore"}:
         yield f"seed {candidate.seed} has classes {', '.join(candidate.class_pixels)}"
     elif sum(candidate.class_pixels.values()) != shape.num_pixels:
         yield f"the pixels of seed {candidate.seed} do not sum to {shape.width} x {shape.height}"
 
 
-def _pixel_problems(sample: _PackedSample, manifest: Manifest) -> Iterator[str]:
+def _pixel_problems(sample: _PackedSample, origin: ShardOrigin) -> Iterator[str]:
     """Decode image and mask, and count the mask's pixels."""
-    shape = manifest.image_shape
-    if not _is_image(_decoded(sample.image), shape, manifest.image_format):
+    shape = origin.image_shape
+    if not _is_image(_decoded(sample.image), shape, origin.image_format):
         yield f"{sample.image.name}: is no {shape.colours} image of {shape.size_in_words}"
     if DIGITAL_SOURCE_TYPE.encode() not in bytes(sample.image.data):
         yield f"{sample.image.name}: is not marked as made by an algorithm"
@@ -106,10 +116,10 @@ def _pixel_problems(sample: _PackedSample, manifest: Manifest) -> Iterator[str]:
         yield f"{sample.mask.name}: is no 8-bit gray PNG of {shape.size_in_words}"
         return
     pixels = np.bincount(mask_HW.ravel(), minlength=IGNORE + 1)
-    unknown = [int(value) for value in np.flatnonzero(pixels[:IGNORE]) if value >= len(manifest.classes)]
+    unknown = [int(value) for value in np.flatnonzero(pixels[:IGNORE]) if value >= len(origin.classes)]
     if unknown:
         yield f"{sample.mask.name}: holds {unknown}, which are no classes"
-    counted = {name: int(pixels[value]) for value, name in enumerate(manifest.classes)}
+    counted = {name: int(pixels[value]) for value, name in enumerate(origin.classes)}
     if {**counted, "ignore": int(pixels[IGNORE])} != sample.metadata.candidate.class_pixels:
         yield f"{sample.mask.name}: its pixels are not those that {sample.metadata.key}.json counts"
 

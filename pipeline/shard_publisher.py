@@ -1,6 +1,7 @@
 """A shard's three files: the tar, which is the commit, then parquet and record, which follow from it."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,20 +13,21 @@ from pathlib import PurePosixPath
 
 import pyarrow
 import pyarrow.parquet
-from pydantic import ValidationError
 
+from pipeline.sealed import Unsealed, seal, unseal
+from pipeline.shard_check import ShardOrigin, tar_problems
 from pipeline.shard_reader import DamagedTarError, candidates_of, metadata_in
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.sample import Candidate
-from schemas.shard import ShardRecord, ShardTask
-
-# Records that are read from a bucket at once.
-_READERS = 32
+from schemas.shard import Kind, ShardRecord, ShardTask
 
 TAR_PATH = re.compile(r"shards/(?P<name>[^/]+-(?P<index>\d{6,}))\.tar")
 # What a record says about its making, which the tar does not hold.
-_CIRCUMSTANCES = {"seconds_by_stage", "attempts", "host", "device", "created"}
+_CIRCUMSTANCES = {"seconds_by_stage", "attempts", "host", "device", "created", "kind", "parquet_sha256"}
+_REDO = "Delete it and run `labelmill generate` again, which makes it anew"
+# A tar that is wrong is often wrong in every sample.
+_LISTED_PROBLEMS = 3
 
 
 @dataclass(frozen=True)
@@ -53,36 +55,68 @@ def publish_shard(
     task: ShardTask,
     tar: bytes,
     *,
-    fingerprint: str,
+    origin: ShardOrigin,
     seconds_by_stage: Mapping[str, float],
     attempts: int,
     host: str,
-    device: str,
+    kind: Kind,
 ) -> ShardRecord:
     """Write a shard, tar first. If another driver was faster its tar stands, and ours is discarded.
 
     Raises OutputError when the tar that stands is damaged or of another run, or the store refuses a file.
     """
-    made_sha256 = hashlib.sha256(tar).hexdigest()
+    circumstances = {
+        "seconds_by_stage": dict(seconds_by_stage),
+        "attempts": attempts,
+        "host": host,
+        "device": kind.device,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kind": kind,
+    }
     if not store.create(tar_path(task.name), tar):
-        tar = store.read(tar_path(task.name))
+        standing = store.read(tar_path(task.name))
+        if standing != tar:  # of other bytes we know only what they say
+            return adopt_shard(store, task, origin, standing)
+    # Equal bytes are as much ours as the winner's.
     sidecars = _sidecars_of(store, tar, task.index, task.name)
-    if sidecars.record.fingerprint != fingerprint:
-        raise OutputError(
-            f"{store.url}/{tar_path(task.name)}: belongs to another run, of fingerprint "
-            f"{sidecars.record.fingerprint[:12]} instead of {fingerprint[:12]}; choose another output"
-        )
-    # Equal bytes are as much ours as the winner's. Of other bytes we know only what they say.
-    if sidecars.record.sha256 == made_sha256:
-        circumstances = {
-            "seconds_by_stage": dict(seconds_by_stage),
-            "attempts": attempts,
-            "host": host,
-            "device": device,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        sidecars = Sidecars(sidecars.candidates, sidecars.record.model_copy(update=circumstances))
-    return _write_sidecars(store, sidecars)
+    _check_fingerprint(store, sidecars.record, origin)
+    return _write_sidecars(store, Sidecars(sidecars.candidates, sidecars.record.model_copy(update=circumstances)))
+
+
+def adopt_shard(
+    store: Store,
+    task: ShardTask,
+    origin: ShardOrigin,
+    tar: bytes | None = None,
+    *,
+    indexed_sha256: str | None = None,
+    repair: bool = True,
+) -> ShardRecord:
+    """Take a tar that is there for a shard of this run, if it is one, and make parquet and record say what it says.
+
+    A record that does already keeps its host and timings. tar: its bytes where they have been read. indexed_sha256: the
+    hash that index.json has. repair: whether parquet and record may be written.
+    The tar must be what record or index know by its hash; where neither does, every image and mask of it is decoded.
+    Raises OutputError naming the tar otherwise, with nothing written, and FileNotFoundError without a tar.
+    """
+    path = tar_path(task.name)
+    tar = store.read(path) if tar is None else tar
+    stored = read_stored_record(store, task.index)
+    known = {indexed_sha256} - {None}
+    if stored is not None and stored.content.name == task.name:
+        known.add(stored.content.sha256)
+    if known and hashlib.sha256(tar).hexdigest() not in known:
+        names = record_path(task.index) if indexed_sha256 is None else f"{record_path(task.index)} and index.json"
+        raise OutputError(f"{store.url}/{path}: is not what {names} say of it (another SHA-256). {_REDO}")
+    sidecars = _sidecars_of(store, tar, task.index, task.name)
+    # Whether the count is the run's is for `check_extension` to say: the run may have been longer or shorter.
+    asked = task.model_copy(update={"num_samples": sidecars.record.num_samples})
+    _check_fingerprint(store, sidecars.record, origin)
+    with ThreadPoolExecutor(os.cpu_count()) as decoders:
+        problems = tar_problems(tar, asked, origin, None if known else decoders)
+    if problems:
+        raise OutputError(f"{store.url}/{path}: is damaged: {'; '.join(problems[:_LISTED_PROBLEMS])}. {_REDO}")
+    return _write_sidecars(store, sidecars) if repair else sidecars.record
 
 
 def repair_shard(store: Store, index: int, name: str) -> ShardRecord:
@@ -93,47 +127,18 @@ def repair_shard(store: Store, index: int, name: str) -> ShardRecord:
     return _write_sidecars(store, _sidecars_of(store, store.read(tar_path(name)), index, name))
 
 
-def load_records(store: Store) -> list[ShardRecord]:
-    """The records of all shards that exist, by index. A shard that lacks its record or parquet gets them.
-
-    Raises OutputError when a tar is damaged or is no shard of a dataset.
-    """
-    sizes = {file.path: file.num_bytes for file in (*store.list("shards"), *store.list("records"))}
-    shards = []
-    for path in sizes:
-        if not path.endswith(".tar"):
-            continue
-        match = TAR_PATH.fullmatch(path)
-        if match is None:
-            raise OutputError(f"{store.url}/{path}: is no shard of this dataset; move it elsewhere")
-        shards.append((int(match["index"]), match["name"]))
-
-    shards.sort()
-    records = _read_records(store, [index for index, _ in shards if record_path(index) in sizes])
-    found = []
-    for index, name in shards:
-        record = records.get(index)
-        complete = record is not None and parquet_path(name) in sizes
-        if record is None or not complete or (record.name, record.num_bytes) != (name, sizes[tar_path(name)]):
-            record = repair_shard(store, index, name)
-        found.append(record)
-    return found
-
-
-def _read_records(store: Store, indices: Sequence[int]) -> dict[int, ShardRecord | None]:
-    if store.folder is not None:
-        return {index: read_record(store, index) for index in indices}
-    # A bucket answers each read after milliseconds, whatever its size: a hundred thousand in turn would take minutes.
-    with ThreadPoolExecutor(_READERS) as readers:
-        return dict(zip(indices, readers.map(lambda index: read_record(store, index), indices), strict=True))
+def read_stored_record(store: Store, index: int) -> Unsealed[ShardRecord] | None:
+    """A shard's record, None where it is missing, damaged or not one."""
+    try:
+        return unseal(store.read(record_path(index)), ShardRecord)
+    except FileNotFoundError:
+        return None
 
 
 def read_record(store: Store, index: int) -> ShardRecord | None:
-    """A shard's record, None where it is missing or is not one."""
-    try:
-        return ShardRecord.model_validate_json(store.read(record_path(index)))
-    except (FileNotFoundError, ValidationError):
-        return None
+    """A shard's record, None where it is missing, damaged or not one."""
+    stored = read_stored_record(store, index)
+    return None if stored is None else stored.content
 
 
 def derive_sidecars(tar: bytes, index: int, name: str) -> Sidecars:
@@ -164,6 +169,8 @@ def derive_sidecars(tar: bytes, index: int, name: str) -> Sidecars:
         host=None,
         device=None,
         created=None,
+        kind=None,
+        parquet_sha256=None,
     )
     return Sidecars(_candidate_table(candidates), record)
 
@@ -207,23 +214,33 @@ def _sidecars_of(store: Store, tar: bytes, index: int, name: str) -> Sidecars:
     try:
         return derive_sidecars(tar, index, name)
     except DamagedTarError as error:
+        raise OutputError(f"{store.url}/{tar_path(name)}: is damaged: {error}. {_REDO}") from error
+
+
+def _check_fingerprint(store: Store, record: ShardRecord, origin: ShardOrigin) -> None:
+    if record.fingerprint != origin.fingerprint:
         raise OutputError(
-            f"{store.url}/{tar_path(name)}: is damaged: {error}. Delete it and run `labelmill generate` again"
-        ) from error
+            f"{store.url}/{tar_path(record.name)}: belongs to another run, of fingerprint {record.fingerprint[:12]} "
+            f"instead of {origin.fingerprint[:12]}. Move it elsewhere and run `labelmill generate` again, which makes "
+            f"this run's"
+        )
 
 
 def _write_sidecars(store: Store, sidecars: Sidecars) -> ShardRecord:
-    record = sidecars.record
     parquet = _parquet_bytes(sidecars.candidates)
+    record = sidecars.record.model_copy(update={"parquet_sha256": hashlib.sha256(parquet).hexdigest()})
     path = parquet_path(record.name)
     if not store.create(path, parquet) and store.read(path) != parquet:
         store.replace(path, parquet)
-    data, path = record.model_dump_json(indent=2).encode() + b"\n", record_path(record.index)
-    if not store.create(path, data):
-        existing = read_record(store, record.index)
-        if existing is not None and same_content(existing, record):
-            return existing
-        store.replace(path, data)  # left by a tar that was deleted since, or damaged
+    path = record_path(record.index)
+    if store.create(path, seal(record)):
+        return record
+    stored = read_stored_record(store, record.index)
+    if stored is not None and same_content(stored.content, record):
+        # It knows more of how the shard was made; but another pyarrow writes other bytes of the same table.
+        record = stored.content.model_copy(update={"parquet_sha256": record.parquet_sha256})
+    if stored is None or not stored.is_sealed or stored.content != record:
+        store.replace(path, seal(record))  # left by a tar that was deleted since, or damaged, or of an earlier version
     return record
 
 

@@ -85,6 +85,10 @@ class Store:
         """The content of a file. Raises FileNotFoundError, or OutputError when it cannot be read."""
         return self._place.read(path)
 
+    def sha256(self, path: str) -> str:
+        """SHA-256 of a file's content, hex, in little memory however large it is. Raises as `read` does."""
+        return self._place.sha256(path)
+
     def read_versioned(self, path: str) -> VersionedFile:
         """The content of a file, and what `compare_and_swap` knows it by. Raises as `read` does."""
         return self._place.read_versioned(path)

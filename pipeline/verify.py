@@ -18,13 +18,15 @@ from pipeline.manifest import (
     MANIFEST_PATH,
     build_index,
     descriptions,
+    indexed_sha256,
     read_index,
     read_manifest,
     read_run_file,
     recounted,
 )
+from pipeline.output_claim import FINGERPRINT_PATH, read_claim, shard_splits
 from pipeline.plan import shard_tasks
-from pipeline.shard_check import tar_problems
+from pipeline.shard_check import ShardOrigin, tar_problems
 from pipeline.shard_publisher import (
     Sidecars,
     derive_sidecars,
@@ -96,7 +98,14 @@ class _Audit:
         self._manifest = manifest
         self._repair = repair
         self._decoders = decoders
-        self._indexed_sha256 = _indexed_sha256(store)
+        self._origin = ShardOrigin(
+            manifest.fingerprint,
+            manifest.checkpoint.sha256,
+            tuple(manifest.classes),
+            manifest.image_shape,
+            manifest.image_format,
+        )
+        self._indexed_sha256 = indexed_sha256(store)
 
     def shards(self, tasks: Sequence[ShardTask]) -> list[ShardRecord]:
         """Check every shard. The records of sound ones, as their tars give them."""
@@ -110,7 +119,7 @@ class _Audit:
         except FileNotFoundError:
             self.problems.append(f"{path}: is missing; {_GENERATE}")
             return None
-        found = [*self._hash_problems(tar, task), *tar_problems(tar, task, self._manifest, self._decoders)]
+        found = [*self._hash_problems(tar, task), *tar_problems(tar, task, self._origin, self._decoders)]
         if found:
             self.problems += [f"{path}: {problem}; {_REDO}" for problem in found[:_MAX_PROBLEMS_A_SHARD]]
             if len(found) > _MAX_PROBLEMS_A_SHARD:
@@ -163,6 +172,9 @@ class _Audit:
         except OutputError as error:
             self.problems.append(str(error))
             return
+        claim = read_claim(self._store)
+        if self._store.exists(FINGERPRINT_PATH) and (claim is None or claim.fingerprint != self._manifest.fingerprint):
+            self.problems.append(f"{FINGERPRINT_PATH}: is damaged or of another run; {_GENERATE}")
         if labeler_sha256 != self._manifest.labeler_sha256:
             self.problems.append(f"{path}: is not the labeler that {MANIFEST_PATH} names (another SHA-256)")
         if claimed != self._manifest.fingerprint:
@@ -170,32 +182,25 @@ class _Audit:
 
     def descriptions(self, records: Sequence[ShardRecord]) -> None:
         """Manifest, index, card and croissant say what the shards say."""
-        manifest = recounted(self._manifest, records)
+        splits = shard_splits(self._store, len(records), self._manifest.config["dataset"]["splits"])
+        manifest = recounted(self._manifest, records, splits)
         wrong = []
-        if not _same_index(self._store, manifest, records):
+        if not _same_index(self._store, manifest, records, splits):
             wrong.append(INDEX_PATH)
         wrong += [path for path in ("README.md", "croissant.json") if not self._store.exists(path)]
         if manifest != self._manifest:
             wrong.append(MANIFEST_PATH)
         if wrong and self._repair:
-            for path, content in descriptions(manifest, records).items():
+            for path, content in descriptions(manifest, records, splits).items():
                 self._store.replace(path, content)
             self.repaired += [f"{path}, from the tars" for path in wrong]
         else:
             self.problems += [f"{path}: is missing or not what the shards say; {_REPAIR}" for path in wrong]
 
 
-def _indexed_sha256(store: Store) -> dict[str, str]:
-    """SHA-256 of each tar as index.json has it; empty where it cannot be read, which `descriptions` reports."""
+def _same_index(store: Store, manifest: Manifest, records: Sequence[ShardRecord], splits: Sequence[str]) -> bool:
     try:
-        return {shard.url: shard.sha256 for shard in read_index(store).shardlist}
-    except OutputError:
-        return {}
-
-
-def _same_index(store: Store, manifest: Manifest, records: Sequence[ShardRecord]) -> bool:
-    try:
-        return read_index(store) == build_index(manifest.name, records, manifest.config["dataset"]["splits"])
+        return read_index(store) == build_index(manifest.name, records, manifest.config["dataset"]["splits"], splits)
     except OutputError:
         return False
 

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from schemas.sample import ChannelValues, ImageShape, with_image_shape
+from schemas.shard import Kind
 
 
 class RunFile(BaseModel):
@@ -15,6 +16,23 @@ class RunFile(BaseModel):
     format: str = "labelmill-run"
     identity: dict[str, Any]
     """What decides the bytes of shards (schemas.config.identity)."""
+
+
+class Claim(BaseModel):
+    """`fingerprint.json`: claims an output for one fitted labeler, before any shard, as run.json does for one identity.
+
+    In the file a checksum follows (pipeline/sealed.py).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = "labelmill-fingerprint"
+    fingerprint: str
+    labeler_sha256: str
+    claimed_on: Kind
+    """The kind of the first machine that used the labeler: the one that fitted it, unless that one died at it."""
+    num_hashed_shards: int = 0
+    """So many of the first shards were divided into splits by earlier versions, in their way (pipeline/splits.py)."""
 
 
 class IndexedShard(BaseModel):
@@ -85,6 +103,9 @@ class Manifest(BaseModel):
     labeler_sha256: str
     versions: dict[str, str]
     """Python and library versions of the process that finished the dataset."""
+    kinds: list[Kind] = []
+    """The kinds of machines and libraries that are known to have fitted the labeler and made shards. With more than
+    one, the dataset can be made again to the bit on none of them alone."""
 
     @model_validator(mode="before")
     @classmethod

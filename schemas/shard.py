@@ -1,8 +1,5 @@
 """A shard as asked for (ShardTask, driver to worker) and as made (ShardRecord, worker to driver)."""
 
-import hashlib
-from collections.abc import Mapping
-
 from pydantic import BaseModel, ConfigDict
 
 from schemas.sample import ChannelValues
@@ -22,9 +19,27 @@ class ShardTask(BaseModel):
     """The shard owns the seeds first_seed to first_seed + num_seeds - 1."""
 
 
+class Kind(BaseModel):
+    """What decides the bits of a shard beside its run's fingerprint: the machine's kind, and the libraries."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str
+    """`cpu`, or the name of the GPU."""
+    processor: str
+    """Architecture, maker, and the instructions that PyTorch uses, such as `x86_64 GenuineIntel AVX512`."""
+    libraries: dict[str, str]
+    """Versions of those that compute."""
+    settings: dict[str, str]
+    """Environment variables that make these choose other instructions; only those that are set."""
+
+
 class ShardRecord(BaseModel):
-    """`records/000012.json`: what is in a shard. Derived from the tar; the last five fields are known only to
-    the process that made it and are null after a repair."""
+    """`records/000012.json`: what is in a shard. Derived from the tar; the fields from `seconds_by_stage` on are known
+    only to the process that made it, and all but the last are null after a repair.
+
+    In the file a checksum of the record follows (pipeline/sealed.py).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,18 +65,11 @@ class ShardRecord(BaseModel):
     device: str | None
     created: str | None
     """UTC time of publication, ISO 8601."""
+    kind: Kind | None = None
+    """Of the machine and the libraries; null in records of earlier versions, too."""
+    parquet_sha256: str | None = None
+    """Of the parquet file beside the tar; null in records of earlier versions."""
 
 
 def shard_name(run_name: str, index: int) -> str:
     return f"{run_name}-{index:06d}"
-
-
-def split_of(index: int, splits: Mapping[str, float]) -> str:
-    """The split that shard `index` belongs to: by a hash of the index, so that growth never moves a shard."""
-    position = int.from_bytes(hashlib.sha256(f"shard {index}".encode()).digest()[:8], "big") / 2**64
-    upper = 0.0
-    for name, share in splits.items():
-        upper += share
-        if position < upper:
-            return name
-    return name  # the shares may sum to a hair less than 1

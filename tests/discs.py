@@ -9,12 +9,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from small_dataset import CHECKPOINT, RESOLUTION, config_of, context_of, publish, sample_of, samples_of, tar_of
+from small_dataset import (
+    CHECKPOINT,
+    RESOLUTION,
+    config_of,
+    context_of,
+    publish,
+    records_of,
+    sample_of,
+    samples_of,
+    tar_of,
+)
 from torch import Tensor, nn
 
-from pipeline.manifest import finish_dataset
+from pipeline.finishing import finish_dataset
 from pipeline.plan import shard_tasks
-from pipeline.shard_publisher import load_records
 from pipeline.store import Store
 from schemas.fingerprint import identity
 from schemas.manifest import RunFile
@@ -50,7 +59,7 @@ def write_discs(folder: Path, samples: int = 39, first_seed: int = 100) -> str:
         for task in shard_tasks(config):
             tar = tar_of(_disc_samples(task, context.fingerprint), threads)
             publish(store, task, tar, context.fingerprint)
-    finish_dataset(store, load_records(store), context)
+    finish_dataset(store, records_of(store, config), context)
     return str(folder)
 
 

@@ -24,4 +24,6 @@ def make_record(index: int, num_samples: int, dropped_by_reason: Mapping[str, in
         host=None,
         device=None,
         created=None,
+        kind=None,
+        parquet_sha256=None,
     )

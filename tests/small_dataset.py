@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.manifest import DatasetContext, claim_output, finish_dataset
+from pipeline.existing_shards import existing_records
+from pipeline.finishing import DatasetContext, finish_dataset
+from pipeline.output_claim import claim_fingerprint, claim_output
 from pipeline.plan import shard_tasks
-from pipeline.shard_publisher import load_records, publish_shard
+from pipeline.shard_check import ShardOrigin
+from pipeline.shard_publisher import publish_shard
 from pipeline.shard_writer import ShardWriter
 from pipeline.store import Store
 from schemas.config import DatasetConfig, GeneratorConfig, RunConfig
 from schemas.fingerprint import fingerprint, identity
 from schemas.manifest import CheckpointSource, Manifest
 from schemas.sample import IGNORE, Candidate, ImageShape, Sample, SampleMetadata, sample_key
-from schemas.shard import ShardRecord, ShardTask
+from schemas.shard import Kind, ShardRecord, ShardTask
 
 CLASSES = ("background", "skin", "hair")
 RESOLUTION = 16
@@ -26,6 +29,8 @@ CHECKPOINT = CheckpointSource(
     reference="bundled:painted", sha256="c" * 64, format="painted 1", licence="Apache-2.0", attribution="A. Painter"
 )
 DROP_REASON = "low_confidence"
+KIND = Kind(device="cpu", processor="brush", libraries={"paint": "1.0"}, settings={})
+LABELER_PATH = "labeler/style_mixing.safetensors"
 
 
 def dropped(seed: int) -> bool:
@@ -97,17 +102,29 @@ def tar_of(samples: Iterator[Sample], threads: Executor, image_format: str = "pn
     return writer.finish()
 
 
-def publish(store: Store, task: ShardTask, tar: bytes, run: str = "f" * 64, host: str = "here") -> ShardRecord:
+def origin_of(run: str = "f" * 64, image_format: str = "png") -> ShardOrigin:
+    return ShardOrigin(run, CHECKPOINT.sha256, CLASSES, IMAGE_SHAPE, image_format)
+
+
+def publish(
+    store: Store, task: ShardTask, tar: bytes, run: str = "f" * 64, host: str = "here", image_format: str = "png"
+) -> ShardRecord:
     return publish_shard(
         store,
         task,
         tar,
-        fingerprint=run,
+        origin=origin_of(run, image_format),
         seconds_by_stage={"synthesise": 1.5},
         attempts=1,
         host=host,
-        device="cpu",
+        kind=KIND,
     )
+
+
+def records_of(store: Store, config: RunConfig, run: str | None = None) -> list[ShardRecord]:
+    """Of the shards that are there, as a run finds them."""
+    origin = origin_of(run or context_of(config).fingerprint, config.dataset.image_format)
+    return existing_records(store, config, origin, repair=True)
 
 
 def config_of(output: Path | str, image_format: str = "png", samples: int = 11) -> RunConfig:
@@ -123,14 +140,21 @@ def context_of(config: RunConfig) -> DatasetContext:
     return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, IMAGE_SHAPE)
 
 
+def claim(store: Store, config: RunConfig) -> None:
+    """run.json, labeler and fingerprint.json."""
+    ours = identity(config, CHECKPOINT.sha256)
+    claim_output(store, ours)
+    store.create(LABELER_PATH, FITTED)
+    claim_fingerprint(store, ours, LABELER_PATH, hashlib.sha256(FITTED).hexdigest(), KIND)
+
+
 def write_dataset(output: Path | str, image_format: str = "png", samples: int = 11) -> tuple[Store, Manifest]:
     """The whole way from run.json to manifest.json."""
     config = config_of(output, image_format, samples)
     context, store = context_of(config), Store.open(config.output)
-    claim_output(store, identity(config, CHECKPOINT.sha256))
-    store.create("labeler/style_mixing.safetensors", FITTED)
+    claim(store, config)
     with ThreadPoolExecutor(2) as threads:
         for task in shard_tasks(config):
             tar = tar_of(samples_of(task, context.fingerprint), threads, image_format)
-            publish(store, task, tar, context.fingerprint)
-    return store, finish_dataset(store, load_records(store), context)
+            publish(store, task, tar, context.fingerprint, image_format=image_format)
+    return store, finish_dataset(store, records_of(store, config), context)

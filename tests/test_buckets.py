@@ -15,7 +15,7 @@ import pytest
 from drivers import wait_until
 from observer import Observer
 from s3_server import SECRET_KEY, Fault, S3Server
-from small_dataset import config_of, paint, publish, samples_of, tar_of, write_dataset
+from small_dataset import config_of, paint, publish, records_of, samples_of, tar_of, write_dataset
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -23,7 +23,7 @@ from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.checkpoints import source as checkpoint_source
 from pipeline.manifest import read_index, read_manifest
 from pipeline.plan import shard_tasks
-from pipeline.shard_publisher import load_records, publish_shard, read_record
+from pipeline.shard_publisher import read_record
 from pipeline.store import Store
 from pipeline.verify import verify
 from schemas.errors import CheckpointError, OutputError, VerificationError
@@ -175,7 +175,7 @@ def test_a_shard_whose_answers_are_lost_is_published_once(
     record = publish(store, task, tar, host="ours")
     assert s3.count("PUT", status=412) == 3
     assert (record.host, record.sha256) == ("ours", hashlib.sha256(tar).hexdigest())
-    assert read_record(store, 0) == record and load_records(store) == [record]
+    assert read_record(store, 0) == record and records_of(store, config_of(tmp_path), "f" * 64) == [record]
     assert store.read(f"shards/{task.name}.tar") == tar and len(store.list()) == 3
 
 
@@ -184,12 +184,10 @@ def test_a_shard_that_another_has_published_stands(fault: Fault, tar: bytes, tmp
     store, task = Store.open(f"{s3.create_bucket()}/out"), shard_tasks(config_of(tmp_path))[0]
     first = publish(store, task, tar, host="theirs")
     with ThreadPoolExecutor(1) as threads:  # as from a GPU of another model: other bytes, of the same run
-        other = tar_of(samples_of(task), threads, image_format="jpg")
+        other = tar_of(samples_of(task, dimmed=2), threads)
     assert other != tar
     s3.inject(fault, times=2, method="PUT")
-    record = publish_shard(
-        store, task, other, fingerprint="f" * 64, seconds_by_stage={}, attempts=1, host="ours", device="cpu"
-    )
+    record = publish(store, task, other, host="ours")
     assert record == first and store.read(f"shards/{task.name}.tar") == tar
 
 
@@ -197,21 +195,19 @@ def test_drivers_in_a_storm_agree_on_every_shard(tmp_path: Path, s3: S3Server) -
     output = f"{s3.create_bucket()}/out"
     tasks = shard_tasks(config_of(tmp_path, samples=24))
     with ThreadPoolExecutor(4) as threads:
-        tars = {
-            (task.index, kind): tar_of(samples_of(task), threads, kind) for task in tasks for kind in ("png", "jpg")
-        }
+        tars = {(task.index, kind): tar_of(samples_of(task, dimmed=kind), threads) for task in tasks for kind in (1, 2)}
         s3.inject_randomly(STORM, seed=2)
 
-        def drive(kind: str) -> list[str]:
+        def drive(kind: int) -> list[str]:
             store = Store.open(output)
-            return [publish(store, task, tars[task.index, kind], host=kind).sha256 for task in tasks]
+            return [publish(store, task, tars[task.index, kind], host=str(kind)).sha256 for task in tasks]
 
-        digests = list(threads.map(drive, ["png", "jpg", "png", "jpg"]))
+        digests = list(threads.map(drive, [1, 2, 1, 2]))
     s3.clear()
     store = Store.open(output)
     stored = [hashlib.sha256(store.read(f"shards/{task.name}.tar")).hexdigest() for task in tasks]
     assert all(driver == stored for driver in digests)
-    assert [record.sha256 for record in load_records(store)] == stored
+    assert [record.sha256 for record in records_of(store, config_of(tmp_path, samples=24), "f" * 64)] == stored
     assert len(store.list()) == 3 * len(tasks)
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_dataset import CHECKPOINT, CLASSES, FITTED, config_of, context_of, paint, write_dataset
+from small_dataset import CHECKPOINT, CLASSES, FITTED, config_of, context_of, paint, records_of, write_dataset
 
-from pipeline.manifest import claim_output, finish_dataset, read_index, read_manifest, read_run_file
-from pipeline.shard_publisher import load_records
-from pipeline.store import Store
+from pipeline.finishing import finish_dataset
+from pipeline.manifest import read_index, read_manifest, read_run_file
+from pipeline.output_claim import claim_output
+from pipeline.splits import assign_splits
+from pipeline.store import Store, Version
 from schemas.config import GeneratorConfig
 from schemas.errors import OutputError
 from schemas.fingerprint import identity
-from schemas.shard import split_of
 
 # Seeds 100 on, 16 a shard, of which 1 and 2 of every five are dropped; four are kept a shard, three in the last.
 KEPT = [100, 103, 104, 105, 118, 119, 120, 123, 133, 134, 135]
@@ -131,7 +132,7 @@ def test_the_index_lists_every_shard_in_the_words_of_wids(tmp_path: Path) -> Non
         tar = store.read(shard["url"])
         assert shard["url"] == f"shards/painted-{number:06d}.tar"
         assert (shard["filesize"], shard["sha256"]) == (len(tar), hashlib.sha256(tar).hexdigest())
-        assert shard["split"] == split_of(number, splits)
+        assert shard["split"] == assign_splits(3, splits)[number]
         assert shard["url"] in index["splits"][shard["split"]]
     assert sum(len(urls) for urls in index["splits"].values()) == 3
 
@@ -146,18 +147,20 @@ def test_equal_datasets_get_equal_bytes_without_a_date(tmp_path: Path) -> None:
 
 
 class _WatchedStore(Store):
-    """The real store; notes what is replaced."""
+    """The real store; notes what is written."""
 
-    def replace(self, path: str, data: bytes) -> None:
-        super().replace(path, data)
-        self.__dict__.setdefault("replaced", []).append(path)
+    def compare_and_swap(self, path: str, data: bytes, version: Version | None) -> bool:
+        self.__dict__.setdefault("written", []).append(path)
+        return super().compare_and_swap(path, data, version)
 
 
 def test_the_manifest_is_written_last(tmp_path: Path) -> None:
     store, _ = write_dataset(tmp_path / "out")
-    watched = _WatchedStore.open(store.url)
-    finish_dataset(watched, load_records(store), context_of(config_of(tmp_path / "out")))
-    assert watched.__dict__["replaced"] == ["index.json", "README.md", "croissant.json", "manifest.json"]
+    config, watched = config_of(tmp_path / "out"), _WatchedStore.open(store.url)
+    for path in ("index.json", "README.md", "croissant.json", "manifest.json"):
+        store.replace(path, b"of an earlier run")
+    finish_dataset(watched, records_of(store, config), context_of(config))
+    assert watched.__dict__["written"] == ["index.json", "README.md", "croissant.json", "manifest.json"]
 
 
 def test_extension_keeps_splits_and_lists_more(tmp_path: Path) -> None:
@@ -172,10 +175,12 @@ def test_extension_keeps_splits_and_lists_more(tmp_path: Path) -> None:
 def test_no_secret_of_a_url_is_written(tmp_path: Path) -> None:
     store, _ = write_dataset(tmp_path / "out")
     config, context = config_of(tmp_path / "out"), context_of(config_of(tmp_path / "out"))
-    url = "https://user:hunter2@example.org/g.pkl?signature=hunter2"
+    url = "https://example.org/g.pkl?signature=hunter2"
     config = config.model_copy(update={"generator": GeneratorConfig(checkpoint=url)})
     source = CHECKPOINT.model_copy(update={"reference": "https://example.org/g.pkl"})
-    finish_dataset(store, load_records(store), replace(context, config=config, checkpoint=source))
+    finish_dataset(
+        store, records_of(store, config_of(tmp_path / "out")), replace(context, config=config, checkpoint=source)
+    )
     assert read_manifest(store).config["generator"]["checkpoint"] == "https://example.org/g.pkl"
     assert all(b"hunter2" not in store.read(file.path) for file in store.list())
 

@@ -27,7 +27,7 @@ from pipeline.nightly.gates import (
 from pipeline.nightly.gates_page import figure
 from pipeline.nightly.measure import NUM_BINS, measure, throughput
 from pipeline.nightly.perceptual_hash import near_duplicate_share, perceptual_hash
-from pipeline.shard_publisher import load_records, record_path
+from pipeline.shard_publisher import read_record, record_path
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.nightly import GatesConfig, SamplingConfig
@@ -214,7 +214,7 @@ def test_empty_masks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_throughput_is_of_the_shards_that_tell(dataset: Store) -> None:
-    records = load_records(dataset)
+    records = [record for record in (read_record(dataset, index) for index in range(3)) if record]
     untold = records[0].model_copy(update={"seconds_by_stage": None})
     assert throughput([untold, *records[1:]]) == pytest.approx(7 / 3)
     assert throughput([untold]) is None

@@ -18,9 +18,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from nightly_runs import ANYTHING_PASSES, WRITES, check_live
-from small_dataset import CHECKPOINT, FITTED, context_of, publish, samples_of, tar_of
+from small_dataset import claim, context_of, publish, records_of, samples_of, tar_of
 
-from pipeline.manifest import claim_output, finish_dataset
+from pipeline.finishing import finish_dataset
 from pipeline.nightly.commands import pin_snapshot, rollback, shard_urls, unpin_snapshot
 from pipeline.nightly.latest import read_latest
 from pipeline.nightly.lock import LOCK_PATH, read_lock
@@ -28,11 +28,9 @@ from pipeline.nightly.retention import fates
 from pipeline.nightly.snapshots import check_publishable, list_snapshots
 from pipeline.nightly.status import nightly_status
 from pipeline.plan import remaining_tasks, shard_tasks
-from pipeline.shard_publisher import load_records
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, GateError, LabelmillError, LockedError, LockExpiredError, OutputError
-from schemas.fingerprint import identity
 from schemas.nightly import NightlyConfig
 from schemas.run_file import validate
 from workers.nightly import Outcome, run_night
@@ -45,11 +43,10 @@ DARK = 0.1
 def paint_dataset(config: RunConfig) -> None:
     """What `generate` does, with painted images: claim, the shards that are missing, manifest."""
     context, store = context_of(config), Store.open(config.output)
-    claim_output(store, identity(config, CHECKPOINT.sha256))
-    store.create("labeler/style_mixing.safetensors", FITTED)
+    claim(store, config)
     dimmed = 8 if config.generator.truncation_psi < DARK else 1
     with ThreadPoolExecutor(1) as threads:
-        records = load_records(store)
+        records = records_of(store, config)
         for task in remaining_tasks(shard_tasks(config), records):
             tar = tar_of(samples_of(task, context.fingerprint, dimmed), threads)
             records.append(publish(store, task, tar, context.fingerprint))

@@ -1,5 +1,6 @@
 """Planning: exactly N samples, disjoint seeds, growth by whole shards."""
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -8,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import make_record
 
+from pipeline.existing_shards import existing_records
 from pipeline.plan import check_extension, remaining_tasks, shard_tasks
-from pipeline.shard_publisher import load_records, parquet_path, record_path, tar_path
+from pipeline.sealed import seal
+from pipeline.shard_check import ShardOrigin
+from pipeline.shard_publisher import parquet_path, record_path, tar_path
 from pipeline.store import Store
 from schemas.config import DatasetConfig, RunConfig
 from schemas.errors import OutputError
 from schemas.run_file import validate
-from schemas.shard import split_of
+from schemas.sample import ImageShape
 
 
 def _config(samples: int, per_shard: int, candidates: int = 2, first_seed: int = 0) -> RunConfig:
@@ -70,27 +74,27 @@ def test_the_refusal_says_what_to_delete() -> None:
         check_extension(_config(200, 50).dataset, records)
 
 
-def test_splits_follow_the_index_alone_and_keep_their_shares() -> None:
-    shares = {"train": 0.8, "val": 0.15, "test": 0.05}
-    splits = [split_of(index, shares) for index in range(20_000)]
-    for name, share in shares.items():
-        assert splits.count(name) / 20_000 == pytest.approx(share, abs=0.01)
-    assert split_of(3, {"all": 1.0}) == "all"
-
-
 @pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_hundred_thousand_shards_are_planned_against_within_ten_seconds(tmp_path: Path, count: int) -> None:
     for folder in ("shards", "records"):
         (tmp_path / folder).mkdir()
+    empty = hashlib.sha256(b"").hexdigest()
     for index in range(count):
-        record = make_record(index, 5, {"fragmented": 1})
+        made = {"sha256": empty, "parquet_sha256": empty}
+        record = make_record(index, 5, {"fragmented": 1}).model_copy(update=made)
         (tmp_path / tar_path(record.name)).touch()
         (tmp_path / parquet_path(record.name)).touch()
-        (tmp_path / record_path(index)).write_text(record.model_dump_json())
-    config = _config(5 * count + 50, per_shard=5)
+        (tmp_path / record_path(index)).write_bytes(seal(record))
+    config = _config(5 * count + 50, per_shard=5).model_copy(update={"output": str(tmp_path)})
+    origin = ShardOrigin(
+        fingerprint="",
+        checkpoint_sha256="",
+        classes=(),
+        image_shape=ImageShape(height=32, width=32, channels=3),
+        image_format="jpg",
+    )
     start = time.process_time()
-    done = load_records(Store.open(str(tmp_path)))
-    check_extension(config.dataset, done)
+    done = existing_records(Store.open(str(tmp_path)), config, origin, repair=False)
     tasks = remaining_tasks(shard_tasks(config), done)
     seconds = time.process_time() - start
     assert [task.index for task in tasks] == list(range(count, count + 10))

@@ -15,14 +15,16 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small_dataset import KIND
 
 from pipeline.benchmark.avatars import CLASSES, render
-from pipeline.manifest import DatasetContext, finish_dataset
+from pipeline.finishing import DatasetContext, finish_dataset
 from pipeline.overlay import class_colours
 from pipeline.quality import judge
 from pipeline.report import write_report
 from pipeline.report_data import Row, interleaved, spread
 from pipeline.report_figures import Histogram, describe_histogram, draw_histogram
+from pipeline.shard_check import ShardOrigin
 from pipeline.shard_publisher import publish_shard
 from pipeline.shard_reader import candidates_in
 from pipeline.shard_writer import ShardWriter
@@ -99,6 +101,9 @@ def build(folder: Path, recipe: Recipe) -> Store:
         quality=recipe.quality,
     )
     records = []
+    height, width, channels = recipe.draw(0)[0].shape
+    shape = ImageShape.model_validate({"height": height, "width": width, "channels": channels})
+    origin = ShardOrigin(FINGERPRINT, "ab" * 32, recipe.classes, shape, "jpg")
     with ThreadPoolExecutor(1) as threads:
         for index in range(recipe.num_shards):
             first_seed = index * dataset.seeds_per_shard
@@ -116,11 +121,11 @@ def build(folder: Path, recipe: Recipe) -> Store:
                     store,
                     task,
                     tar,
-                    fingerprint=FINGERPRINT,
+                    origin=origin,
                     seconds_by_stage=SECONDS,
                     attempts=1,
                     host="host",
-                    device="cpu",
+                    kind=KIND,
                 )
             )
     checkpoint = CheckpointSource(
@@ -130,14 +135,13 @@ def build(folder: Path, recipe: Recipe) -> Store:
         licence="Apache-2.0 & friends",
         attribution="avataaars by Pablo Stanley",
     )
-    height, width, channels = recipe.draw(0)[0].shape
     context = DatasetContext(
         config=config,
         checkpoint=checkpoint,
         fitted=b"fitted",
         fingerprint=FINGERPRINT,
         classes=recipe.classes,
-        image_shape=ImageShape.model_validate({"height": height, "width": width, "channels": channels}),
+        image_shape=origin.image_shape,
     )
     finish_dataset(store, records, context)
     return store

@@ -17,7 +17,7 @@ from small_dataset import CHECKPOINT, config_of
 
 from pipeline import bucket, bucket_address
 from pipeline.interruption import Interrupted, interruptible
-from pipeline.manifest import claim_output
+from pipeline.output_claim import claim_output
 from pipeline.speech import LOG_VARIABLE
 from pipeline.store import Store, StoredFile, Version
 from schemas.errors import ConfigError, OutputError

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_dataset import CLASSES, RESOLUTION, write_dataset
 
+from pipeline.sealed import unseal
 from pipeline.shard_publisher import same_content
 from pipeline.store import Store
 from pipeline.verify import VerifyResult, verify
@@ -316,7 +317,7 @@ def test_lost_files_are_found_and_rebuilt(store: Store, lost: list[str]) -> None
     for path in before:
         if path != RECORD:
             assert after[path] == before[path]
-    assert same_content(*(ShardRecord.model_validate_json(files[RECORD]) for files in (before, after)))
+    assert same_content(*(record_in(files[RECORD]) for files in (before, after)))
     assert verify(store) == VerifyResult(3, 11, (), ())
 
 
@@ -335,6 +336,12 @@ def test_every_candidate_is_accounted_for_after_all_sidecars_are_lost(store: Sto
     assert seeds == [*range(100, 106), *range(116, 124), *range(132, 136)]
 
 
+def record_in(content: bytes) -> ShardRecord:
+    found = unseal(content, ShardRecord)
+    assert found is not None and found.is_sealed
+    return found.content
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1 not parquet", b"of another shard"])
 def test_a_wrong_parquet_file_is_found_and_rebuilt(store: Store, content: bytes) -> None:
     before = store.read(PARQUET)
@@ -351,7 +358,7 @@ def test_swapped_records_are_found_and_rebuilt(store: Store) -> None:
     assert [problem.split(":")[0] for problem in verify(store).problems] == ["records/000000.json", RECORD]
     assert verify(store, repair=True).problems == ()
     for path, record in (("records/000000.json", first), (RECORD, second)):
-        assert same_content(*(ShardRecord.model_validate_json(content) for content in (store.read(path), record)))
+        assert same_content(*(record_in(content) for content in (store.read(path), record)))
 
 
 @pytest.mark.parametrize(

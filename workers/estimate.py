@@ -5,14 +5,14 @@ from collections import Counter
 
 from pipeline.generator.sampling import Sampler
 from pipeline.make_shard import make_shard
-from pipeline.manifest import check_claim
+from pipeline.output_claim import check_claim, shard_splits
 from pipeline.plan import check_extension, held_out_first_seed, remaining_tasks, shard_tasks
 from pipeline.quality import check_rules
 from pipeline.shard_publisher import read_record, tar_path
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.fingerprint import identity
-from schemas.shard import ShardTask, split_of
+from schemas.shard import ShardTask
 from workers.preview import labeler_for, unpublished_worker
 from workers.shard_worker import open_sampler
 
@@ -37,7 +37,7 @@ def estimate(config: RunConfig) -> list[str]:
     num_missing = sum(task.num_samples for task in missing)
     seconds_to_fit, seconds, num_bytes, kept_share = _measure(config, sampler, checkpoint.sha256)
     return [
-        f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(config, tasks)})",
+        f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(store, config, tasks)})",
         f"seeds {tasks[0].first_seed} to {tasks[-1].first_seed + tasks[-1].num_seeds - 1}, "
         f"{config.dataset.seeds_per_shard} a shard; a dataset to score on, of other images: dataset.first_seed: "
         f"{held_out_first_seed(config.dataset)}",
@@ -69,10 +69,10 @@ def _measure(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> tup
     )
 
 
-def _splits(config: RunConfig, tasks: list[ShardTask]) -> str:
+def _splits(store: Store, config: RunConfig, tasks: list[ShardTask]) -> str:
     samples: Counter[str] = Counter(dict.fromkeys(config.dataset.splits, 0))
-    for task in tasks:
-        samples[split_of(task.index, config.dataset.splits)] += task.num_samples
+    for task, split in zip(tasks, shard_splits(store, len(tasks), config.dataset.splits), strict=True):
+        samples[split] += task.num_samples
     return ", ".join(f"{name} {count}" for name, count in samples.items())
 
 

@@ -2,10 +2,10 @@
 
 import os
 
-from pipeline.manifest import DatasetContext, finish_dataset
-from pipeline.plan import check_extension, remaining_tasks, shard_tasks
+from pipeline.existing_shards import existing_records
+from pipeline.finishing import DatasetContext, finish_dataset
+from pipeline.plan import remaining_tasks, shard_tasks
 from pipeline.quality import check_rules
-from pipeline.shard_publisher import load_records
 from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -53,8 +53,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
         run = cluster.prepare()
         fitted = read_labeler(config, run)
         store.sweep_orphans(ORPHAN_SECONDS)
-        done = load_records(store)
-        check_extension(config.dataset, done)
+        done = existing_records(store, config, run.origin(config), repair=True)
         records = sorted([*done, *_make_missing(config, cluster, store, done)], key=lambda record: record.index)
         assert len(records) == config.dataset.num_shards
         context = DatasetContext(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler, guide_marker, labeler_guide, open_labeler
-from pipeline.manifest import claim_output
+from pipeline.machine_kind import machine_kind
+from pipeline.output_claim import check_labeler, claim_fingerprint, claim_output
+from pipeline.shard_check import ShardOrigin
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
@@ -30,28 +32,38 @@ class PreparedRun:
     classes: tuple[str, ...]
     image_shape: ImageShape
 
+    def origin(self, config: RunConfig) -> ShardOrigin:
+        """What every shard of the run must say of itself."""
+        return ShardOrigin(
+            self.fingerprint, self.checkpoint.sha256, self.classes, self.image_shape, config.dataset.image_format
+        )
+
 
 def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> PreparedRun:
-    """Claim the output for this configuration and publish the fitted labeler, or load the one that is there."""
+    """Claim the output for this configuration and publish the fitted labeler, or load the one that is there.
+
+    Raises OutputError where the output is another run's, or its labeler is not the one that it was claimed for.
+    """
     store = Store.open(config.output)
     run_identity = identity(config, checkpoint.sha256)
     claim_output(store, run_identity)
     path = labeler_path(config)
     if not store.exists(path):
+        new = fit_labeler(config.labeler, sampler, checkpoint.sha256)
+        check_labeler(store, run_identity, path, hashlib.sha256(new).hexdigest())
         # The first one published wins: fits on other devices may differ in a bit.
-        store.create(path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
+        store.create(path, new)
     fitted = store.read(path)
+    labeler_sha256 = hashlib.sha256(fitted).hexdigest()
+    claim_fingerprint(store, run_identity, path, labeler_sha256, machine_kind(sampler.device))
     labeler = open_labeler(config.labeler, sampler, fitted, checkpoint.sha256)
     _publish_guide(config, store, sampler, fitted)
-    labeler_sha256 = hashlib.sha256(fitted).hexdigest()
-    spec = sampler.generator.spec
-    height, width = spec.image_size
     return PreparedRun(
         checkpoint=checkpoint,
         labeler_sha256=labeler_sha256,
         fingerprint=fingerprint(run_identity, labeler_sha256),
         classes=labeler.classes,
-        image_shape=ImageShape.model_validate({"height": height, "width": width, "channels": spec.img_channels}),
+        image_shape=sampler.generator.spec.image_shape,
     )
 
 

@@ -10,8 +10,10 @@ import torch
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import check_labeler, open_labeler
+from pipeline.machine_kind import machine_kind
 from pipeline.make_shard import MadeShard, Mill, make_shard
-from pipeline.shard_publisher import publish_shard, repair_shard, tar_path
+from pipeline.shard_check import ShardOrigin
+from pipeline.shard_publisher import adopt_shard, publish_shard, tar_path
 from pipeline.store import Store
 from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import ConfigError
@@ -72,6 +74,14 @@ class ShardWorker:
             fingerprint=fingerprint,
             encoders=self._encoders,
         )
+        self._kind = machine_kind(sampler.device)
+        self._origin = ShardOrigin(
+            fingerprint,
+            checkpoint_sha256,
+            tuple(self.mill.labeler.classes),
+            sampler.generator.spec.image_shape,
+            config.dataset.image_format,
+        )
 
     def synthesise(self, task: ShardTask) -> MadeShard | None:
         """The shard as bytes, or None where another driver or worker has published it already."""
@@ -82,18 +92,18 @@ class ShardWorker:
     def publish(self, task: ShardTask, made: MadeShard | None, attempt: int) -> ShardRecord:
         """Publish what `synthesise` made. Another worker may have been faster meanwhile: the first one wins."""
         if made is None:
-            return repair_shard(self._store, task.index, task.name)
+            return adopt_shard(self._store, task, self._origin)
         if made.rejects_tar is not None:
             self._store.create(f"rejects/{task.name}.tar", made.rejects_tar)
         return publish_shard(
             self._store,
             task,
             made.tar,
-            fingerprint=self.mill.fingerprint,
+            origin=self._origin,
             seconds_by_stage=made.seconds_by_stage,
             attempts=attempt,
             host=socket.gethostname(),
-            device=_device_name(self.mill.sampler.device),
+            kind=self._kind,
         )
 
     def __enter__(self) -> Self:
@@ -103,7 +113,3 @@ class ShardWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._encoders.shutdown(wait=True, cancel_futures=True)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from schemas.sample import ImageShape
+
 NUM_HALF_RESOLUTIONS = 4
 
 Architecture = Literal["skip", "orig", "resnet"]
@@ -77,6 +79,12 @@ class GeneratorSpec:
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images."""
         return self.size_at(self.resolution)
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """What datasets say of the images."""
+        height, width = self.image_size
+        return ImageShape.model_validate({"height": height, "width": width, "channels": self.img_channels})
 
     def size_at(self, resolution: int) -> tuple[int, int]:
         """Height and width of the activations of block b{resolution}."""

@@ -1,0 +1,182 @@
+"""The shards that an output holds already, held against the run that they are to be part of.
+
+Every record is read, and every tar and parquet file hashed, once a run: a dataset is never called complete for what its
+files say about each other. That takes about a second per gigabyte from a local disk, and no image is decoded.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pipeline.manifest import indexed_sha256
+from pipeline.plan import check_extension
+from pipeline.shard_check import ShardOrigin
+from pipeline.shard_publisher import (
+    TAR_PATH,
+    adopt_shard,
+    parquet_path,
+    read_stored_record,
+    record_path,
+    tar_path,
+)
+from pipeline.speech import say
+from pipeline.store import Store
+from schemas.config import DatasetConfig, RunConfig
+from schemas.errors import OutputError
+from schemas.shard import ShardRecord, ShardTask, shard_name
+
+# Files that are read from a bucket at once.
+_BUCKET_READERS = 32
+# So many shards are one thread's work: a thread for each would cost more than small shards do.
+_CHUNK = 64
+# Of a file of this size, hashing takes longer than all that Python does about it.
+_SMALL_BYTES = 10**6
+_LISTED = 10
+_TOLD_BYTES = 10**9
+
+
+def existing_records(store: Store, config: RunConfig, origin: ShardOrigin, *, repair: bool) -> list[ShardRecord]:
+    """The records of all shards that are there, by index. What follows from a tar and is missing or damaged is rebuilt.
+
+    repair: whether files may be written; without it nothing is. Raises OutputError where a shard is not what this run
+    would make, or the run's count of samples does not fit those that exist, and for strangers among the shards, which
+    are left alone.
+    """
+    listing = _Listing(store, config)
+    listing.check_strangers()
+    check = _Check(store, listing.sizes, origin, indexed_sha256(store), repair)
+    num_bytes = sum(listing.sizes[tar_path(task.name)] for task in listing.tasks)
+    if num_bytes > _TOLD_BYTES:
+        say(f"checking the {len(listing.tasks)} shards that are there already, {num_bytes / 1e9:.1f} GB")
+    records = check.records(listing.tasks)
+    check_extension(config.dataset, records)
+    return records
+
+
+def check_listing(store: Store, config: RunConfig, records: Sequence[ShardRecord]) -> None:
+    """Whether the shards of a finished run are there, and none else: a look at names and sizes.
+
+    Raises OutputError where one is gone or has another size, where strangers lie among them, or where another driver
+    has made the dataset larger meanwhile.
+    """
+    listing = _Listing(store, config)
+    if listing.tasks and listing.tasks[-1].index >= len(records):
+        last = listing.tasks[-1]
+        raise OutputError(
+            f"dataset.samples: {config.dataset.samples} is less than the output holds: another driver has made "
+            f"{store.url}/{tar_path(last.name)} meanwhile. The dataset is left to it; "
+            f"{last.index * config.dataset.samples_per_shard + 1} or more works, or a new output"
+        )
+    listing.check_strangers()
+    for record in records:
+        if listing.sizes.get(tar_path(record.name)) != record.num_bytes:
+            raise OutputError(
+                f"{store.url}/{tar_path(record.name)}: was deleted or changed while the run went on; "
+                f"run `labelmill generate` again"
+            )
+
+
+class _Listing:
+    """What lies under shards/ and records/."""
+
+    def __init__(self, store: Store, config: RunConfig) -> None:
+        self._store, self._config = store, config
+        self.sizes = {file.path: file.num_bytes for file in (*store.list("shards"), *store.list("records"))}
+        tasks = [_task(config.dataset, match["name"], int(match["index"])) for match in self._tars()]
+        self.tasks = sorted(tasks, key=lambda task: task.index)
+        """Shards that are there, each as if it were full: those beyond a run's own are of a longer one."""
+
+    def _tars(self) -> list[re.Match[str]]:
+        """Those whose names are this run's."""
+        found = [TAR_PATH.fullmatch(path) for path in self.sizes]
+        return [
+            match
+            for match in found
+            if match is not None and match["name"] == shard_name(self._config.name, int(match["index"]))
+        ]
+
+    def check_strangers(self) -> None:
+        """Raises OutputError for files that are no part of a shard of this run."""
+        indices = {*range(self._config.dataset.num_shards), *(task.index for task in self.tasks)}
+        names = [shard_name(self._config.name, index) for index in indices]
+        own = {path for name in names for path in (tar_path(name), parquet_path(name))} | set(map(record_path, indices))
+        strangers = sorted(self.sizes.keys() - own)
+        if strangers:
+            heading = f"{self._store.url}: holds files that are not this dataset's; move them elsewhere:"
+            raise OutputError("\n  ".join([heading, *_some(strangers)]))
+
+
+def _task(dataset: DatasetConfig, name: str, index: int) -> ShardTask:
+    return ShardTask(
+        index=index,
+        name=name,
+        num_samples=dataset.samples_per_shard,
+        first_seed=dataset.first_seed + index * dataset.seeds_per_shard,
+        num_seeds=dataset.seeds_per_shard,
+    )
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One look at all shards."""
+
+    store: Store
+    sizes: Mapping[str, int]
+    origin: ShardOrigin
+    indexed_sha256: Mapping[str, str]
+    repair: bool
+
+    def records(self, tasks: Sequence[ShardTask]) -> list[ShardRecord]:
+        chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
+        with ThreadPoolExecutor(self._num_readers(tasks)) as readers:
+            found = [result for results in readers.map(self._results, chunks) for result in results]
+        problems = [str(result) for result in found if isinstance(result, OutputError)]
+        if problems:
+            count = f"{len(problems)} shards cannot be used:" if len(problems) > 1 else "a shard cannot be used:"
+            raise OutputError("\n  ".join([f"{self.store.url}: {count}", *_some(problems)]))
+        return [result for result in found if isinstance(result, ShardRecord)]
+
+    def _num_readers(self, tasks: Sequence[ShardTask]) -> int:
+        """A bucket answers each read after milliseconds, whatever its size; a disk has small files at once."""
+        if self.store.folder is None:
+            return _BUCKET_READERS
+        num_bytes = sum(self.sizes[tar_path(task.name)] for task in tasks)
+        return (os.cpu_count() or 1) if num_bytes > _SMALL_BYTES * len(tasks) else 1
+
+    def _results(self, tasks: Sequence[ShardTask]) -> list[ShardRecord | OutputError]:
+        return [self._result(task) for task in tasks]
+
+    def _result(self, task: ShardTask) -> ShardRecord | OutputError:
+        try:
+            return self._sound_record(task) or adopt_shard(
+                self.store,
+                task,
+                self.origin,
+                indexed_sha256=self.indexed_sha256.get(tar_path(task.name)),
+                repair=self.repair,
+            )
+        except OutputError as error:
+            return error
+
+    def _sound_record(self, task: ShardTask) -> ShardRecord | None:
+        """The record where nothing is to be said against it, tar and parquet file."""
+        path = tar_path(task.name)
+        stored = read_stored_record(self.store, task.index) if record_path(task.index) in self.sizes else None
+        if stored is None or not stored.is_sealed:
+            return None
+        record = stored.content
+        if (record.index, record.name, record.num_bytes) != (task.index, task.name, self.sizes[path]):
+            return None
+        if record.fingerprint != self.origin.fingerprint or self.store.sha256(path) != record.sha256:
+            return None
+        table = parquet_path(task.name)
+        is_whole = table in self.sizes and self.store.sha256(table) == record.parquet_sha256
+        return record if is_whole else None
+
+
+def _some(lines: Sequence[str]) -> Iterator[str]:
+    yield from lines[:_LISTED]
+    if len(lines) > _LISTED:
+        yield f"and {len(lines) - _LISTED} more"

@@ -1,0 +1,162 @@
+"""The end of a run: the files that describe the dataset are written, the manifest last.
+
+Several drivers may finish at once, and one may have been frozen for days while others made the dataset larger. So each
+file is compared and swapped: it is written only over what was read before the shards were listed. A driver that finds
+that another has written meanwhile begins anew, and one that finds a larger dataset complete leaves it as it is. A run
+has finished when it reads all four files back as its own, after its manifest. (Killed between two of them, beside a
+driver that finishes in the same moment, it may leave index and manifest of different sizes: the next `generate` or
+`verify` tells and mends that.)
+"""
+
+import hashlib
+import platform
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+from pydantic import ValidationError
+
+from pipeline.existing_shards import check_listing
+from pipeline.manifest import MANIFEST_PATH, descriptions, totals
+from pipeline.output_claim import read_claim, shard_splits
+from pipeline.shard_publisher import read_record
+from pipeline.store import Store, VersionedFile
+from schemas.config import RunConfig
+from schemas.errors import OutputError
+from schemas.fingerprint import FORMAT_VERSION, canonical_json
+from schemas.manifest import CheckpointSource, Manifest
+from schemas.sample import ImageShape
+from schemas.shard import Kind, ShardRecord
+
+# Libraries whose version can change a shard's bytes or the meaning of its files.
+_RECORDED_LIBRARIES = ("labelmill", "torch", "numpy", "opencv-python-headless", "pyarrow", "webdataset")
+_MOST_ROUNDS = 50
+_LONGEST_PAUSE = 0.5
+
+
+@dataclass(frozen=True)
+class DatasetContext:
+    """What a dataset's description needs beside its records."""
+
+    config: RunConfig
+    checkpoint: CheckpointSource
+    fitted: bytes
+    """The fitted labeler's file."""
+    fingerprint: str
+    classes: tuple[str, ...]
+    image_shape: ImageShape
+
+
+def finish_dataset(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
+    """Write index, card and croissant, then the manifest, last. Equal datasets get equal bytes.
+
+    Raises OutputError where shards are not those of the records any more, or another driver has made more of them.
+    """
+    manifest = _manifest(store, records, context)
+    splits = shard_splits(store, len(records), context.config.dataset.splits)
+    wanted = descriptions(manifest, records, splits)
+    has_written = False
+    for number in range(_MOST_ROUNDS):
+        standing = {path: _read(store, path) for path in wanted}
+        try:
+            _check_larger(store, standing[MANIFEST_PATH], context, len(records))
+            check_listing(store, context.config, records)
+        except OutputError:
+            if has_written:
+                _restore(store)
+            raise
+        if all(found is not None and found.data == wanted[path] for path, found in standing.items()):
+            return manifest
+        has_written = True
+        _swap(store, wanted, standing)
+        if number:  # another driver finishes at this moment
+            time.sleep(random.uniform(0, _LONGEST_PAUSE))
+    raise OutputError(f"{store.url}: other drivers keep changing its index and manifest; run it again when they ended")
+
+
+def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
+    config = context.config
+    values = config.model_dump(mode="json", exclude={"output", "execution"})
+    # A URL's query may be a signature; the reference is without it.
+    values["generator"]["checkpoint"] = context.checkpoint.reference
+    splits = shard_splits(store, len(records), config.dataset.splits)
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        fingerprint=context.fingerprint,
+        config=values,
+        classes=list(context.classes),
+        image_shape=context.image_shape,
+        image_format=config.dataset.image_format,
+        checkpoint=context.checkpoint,
+        labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
+        versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
+        kinds=_kinds(store, records),
+        **asdict(totals(records, config.dataset.splits, splits)),
+    )
+
+
+def _kinds(store: Store, records: Sequence[ShardRecord]) -> list[Kind]:
+    """Each kind that the claim and the records name, once, in an order that does not depend on theirs."""
+    claim = read_claim(store)
+    named = [record.kind for record in records] + ([] if claim is None else [claim.claimed_on])
+    by_content = {canonical_json(kind.model_dump()): kind for kind in named if kind is not None}
+    return [by_content[content] for content in sorted(by_content)]
+
+
+def _check_larger(store: Store, standing: VersionedFile | None, context: DatasetContext, num_shards: int) -> None:
+    """Raises OutputError where the dataset that is complete is a larger one of this run."""
+    complete = None if standing is None else _parsed(standing.data)
+    if complete is None or complete.fingerprint != context.fingerprint or complete.num_shards <= num_shards:
+        return
+    raise OutputError(
+        f"dataset.samples: {context.config.dataset.samples} is less than the output holds: meanwhile another driver "
+        f"has completed {store.url} with {complete.num_samples} samples, and it stays as it is. {complete.num_samples} "
+        f"or more works, or a new output"
+    )
+
+
+def _swap(store: Store, wanted: Mapping[str, bytes], standing: Mapping[str, VersionedFile | None]) -> None:
+    """Write the files in order, up to the first that another driver has changed."""
+    for path, content in wanted.items():
+        found = standing[path]
+        if found is not None and found.data == content:
+            continue
+        if not store.compare_and_swap(path, content, None if found is None else found.version):
+            return
+
+
+def _restore(store: Store) -> None:
+    """Write index, card and croissant of the dataset that is complete, over which this driver may have written."""
+    for _ in range(_MOST_ROUNDS):
+        found = _read(store, MANIFEST_PATH)
+        complete = None if found is None else _parsed(found.data)
+        if complete is None:
+            return
+        found_records = [read_record(store, index) for index in range(complete.num_shards)]
+        records = [record for record in found_records if record is not None]
+        if len(records) < complete.num_shards:
+            return  # damaged since, which the next run finds
+        splits = shard_splits(store, len(records), complete.config["dataset"]["splits"])
+        wanted = {**descriptions(complete, records, splits), MANIFEST_PATH: found.data if found is not None else b""}
+        standing = {path: _read(store, path) for path in wanted}
+        if all(other is not None and other.data == wanted[path] for path, other in standing.items()):
+            return
+        if standing[MANIFEST_PATH] == found:
+            _swap(store, wanted, standing)
+
+
+def _read(store: Store, path: str) -> VersionedFile | None:
+    try:
+        return store.read_versioned(path)
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(data: bytes) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError:
+        return None
