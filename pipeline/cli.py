@@ -89,22 +89,19 @@ def validate(
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the run file's JSON Schema instead.")] = False,
 ) -> None:
-    """Check a run file and its checkpoint, without making anything."""
+    """Check a run file, its checkpoint and what its output holds, without making anything."""
     if schema:
         print(json.dumps(RunConfig.model_json_schema(), indent=2))
         return
     if run_file is None:
         raise typer.BadParameter("give a run file, or --schema")
     config = load_config(run_file, RunConfig, overrides or ())
-    from pipeline.labelers import check_prompts
-    from pipeline.store import Store
+    from pipeline.check_run import check_run
     from workers.shard_worker import open_sampler
 
-    Store.open(config.output)
-    sampler, checkpoint = open_sampler(config)
-    check_prompts(config.labeler, sampler)
-    spec = sampler.generator.spec
-    print(f"{run_file}: fine. {spec.size_in_words}, {spec.num_ws} rows of w, checkpoint sha256 {checkpoint.sha256}")
+    checked = check_run(config, open_sampler)
+    spec, sha256 = checked.sampler.generator.spec, checked.checkpoint.sha256
+    print(f"{run_file}: fine. {spec.size_in_words}, {spec.num_ws} rows of w, checkpoint sha256 {sha256}")
 
 
 @app.command()
@@ -162,13 +159,12 @@ def inspect(
 def fit(run_file: RunFile, overrides: Overrides = None) -> None:
     """Fit the labeler and publish it in the output, which `generate` then uses."""
     config = load_config(run_file, RunConfig, overrides or ())
-    from pipeline.labelers import guide_marker, labeler_findings
+    from pipeline.labelers import guide_marker
     from workers.generate import fit as run_fit
-    from workers.prepare import read_labeler
 
     run = run_fit(config)
     print(f"labeler sha256 {run.labeler_sha256}, fingerprint {run.fingerprint}")
-    for line in labeler_findings(config.labeler, read_labeler(config, run)):
+    for line in run.findings.words:
         print(line)
     if marker := guide_marker(config.labeler):
         print(f"{config.output}/labeler/{marker} says which cluster is which class; a picture of each is beside it")

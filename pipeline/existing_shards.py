@@ -78,6 +78,11 @@ def check_listing(store: Store, config: RunConfig, records: Sequence[ShardRecord
             )
 
 
+def check_strangers(store: Store, config: RunConfig) -> None:
+    """Raises OutputError for files among shards and records that no shard of this run has. Reads none."""
+    _Listing(store, config).check_strangers()
+
+
 class _Listing:
     """What lies under shards/ and records/."""
 

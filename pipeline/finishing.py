@@ -2,10 +2,10 @@
 
 Several drivers may finish at once, and one may have been frozen for days while others made the dataset larger. So each
 file is compared and swapped: it is written only over what was read before the shards were listed. A driver that finds
-that another has written meanwhile begins anew, and one that finds a larger dataset complete leaves it as it is. A run
-has finished when it reads all four files back as its own, after its manifest. (Killed between two of them, beside a
-driver that finishes in the same moment, it may leave index and manifest of different sizes: the next `generate` or
-`verify` tells and mends that.)
+that another has written meanwhile begins anew, and one that finds more shards than its own leaves the dataset to the
+driver that made them. A run has finished when it reads all four files back as its own, after its manifest. (Killed
+between two of them, beside a driver that finishes in the same moment, it may leave index and manifest of different
+sizes: the next `generate` or `verify` tells and mends that.)
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from pipeline.store import Store, VersionedFile
 from schemas.config import RunConfig
 from schemas.errors import OutputError
 from schemas.fingerprint import FORMAT_VERSION, canonical_json
+from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource, Manifest
 from schemas.sample import ImageShape
 from schemas.shard import Kind, ShardRecord
@@ -47,6 +48,8 @@ class DatasetContext:
     fingerprint: str
     classes: tuple[str, ...]
     image_shape: ImageShape
+    findings: LabelerFindings | None = None
+    """What `fit` found; None where nobody looked."""
 
 
 def finish_dataset(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
@@ -61,7 +64,6 @@ def finish_dataset(store: Store, records: Sequence[ShardRecord], context: Datase
     for number in range(_MOST_ROUNDS):
         standing = {path: _read(store, path) for path in wanted}
         try:
-            _check_larger(store, standing[MANIFEST_PATH], context, len(records))
             check_listing(store, context.config, records)
         except OutputError:
             if has_written:
@@ -92,6 +94,7 @@ def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetCont
         image_format=config.dataset.image_format,
         checkpoint=context.checkpoint,
         labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
+        labeler=context.findings,
         versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
         kinds=_kinds(store, records),
         **asdict(totals(records, config.dataset.splits, splits)),
@@ -104,18 +107,6 @@ def _kinds(store: Store, records: Sequence[ShardRecord]) -> list[Kind]:
     named = [record.kind for record in records] + ([] if claim is None else [claim.claimed_on])
     by_content = {canonical_json(kind.model_dump()): kind for kind in named if kind is not None}
     return [by_content[content] for content in sorted(by_content)]
-
-
-def _check_larger(store: Store, standing: VersionedFile | None, context: DatasetContext, num_shards: int) -> None:
-    """Raises OutputError where the dataset that is complete is a larger one of this run."""
-    complete = None if standing is None else _parsed(standing.data)
-    if complete is None or complete.fingerprint != context.fingerprint or complete.num_shards <= num_shards:
-        return
-    raise OutputError(
-        f"dataset.samples: {context.config.dataset.samples} is less than the output holds: meanwhile another driver "
-        f"has completed {store.url} with {complete.num_samples} samples, and it stays as it is. {complete.num_samples} "
-        f"or more works, or a new output"
-    )
 
 
 def _swap(store: Store, wanted: Mapping[str, bytes], standing: Mapping[str, VersionedFile | None]) -> None:

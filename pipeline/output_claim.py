@@ -59,7 +59,7 @@ def claim_fingerprint(
     store: Store, run_identity: Mapping[str, Any], labeler_path: str, labeler_sha256: str, kind: Kind
 ) -> Claim:
     """Make the output this labeler's, or find that it is already. Raises OutputError where it is another's."""
-    check_labeler(store, run_identity, labeler_path, labeler_sha256)
+    check_labeler_claim(store, run_identity, labeler_path, labeler_sha256)
     claim = Claim(
         fingerprint=fingerprint(run_identity, labeler_sha256),
         labeler_sha256=labeler_sha256,
@@ -73,11 +73,11 @@ def claim_fingerprint(
         say(f"{store.url}/{FINGERPRINT_PATH} was damaged; it is written anew", level="warning")
         store.replace(FINGERPRINT_PATH, seal(claim))
         return claim
-    check_labeler(store, run_identity, labeler_path, labeler_sha256)  # another driver's, of this moment
+    check_labeler_claim(store, run_identity, labeler_path, labeler_sha256)  # another driver's, of this moment
     return standing
 
 
-def check_labeler(store: Store, run_identity: Mapping[str, Any], labeler_path: str, labeler_sha256: str) -> None:
+def check_labeler_claim(store: Store, run_identity: Mapping[str, Any], labeler_path: str, labeler_sha256: str) -> None:
     """Raises OutputError where the output says of itself that another labeler is its own."""
     known = known_fingerprint(store, run_identity)
     if known is not None and known.value != fingerprint(run_identity, labeler_sha256):

@@ -340,6 +340,9 @@ class QualityConfig(Section):
 
     enabled: bool = True
     """false keeps everything."""
+    allow_weak_labeler: bool = False
+    """Label even where `fit` found nothing that masks could mean, as with an untrained generator. No part of the
+    fingerprint: it changes no byte."""
     foreground_min: float = Field(0.05, ge=0, le=1)
     """Drop as `foreground_too_small` when the foreground covers less of the image."""
     foreground_max: float = Field(0.95, ge=0, le=1)

@@ -12,10 +12,11 @@ FORMAT_VERSION = 2
 
 
 def identity(config: RunConfig, checkpoint_sha256: str) -> dict[str, Any]:
-    """What decides a shard's bytes, as JSON-ready values: the configuration without `output`, `execution`
-    and `dataset.samples`, the checkpoint by its content instead of its place, and the format version."""
+    """What decides a shard's bytes, as JSON-ready values: the configuration without `output`, `execution`,
+    `dataset.samples` and `quality.allow_weak_labeler`, the checkpoint by its content instead of its place, and the
+    format version."""
     values = config.model_dump(mode="json", exclude={"output", "execution"})
-    del values["dataset"]["samples"]
+    del values["dataset"]["samples"], values["quality"]["allow_weak_labeler"]
     values["generator"]["checkpoint"] = f"sha256:{checkpoint_sha256}"
     return {"format_version": FORMAT_VERSION, **values}
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from schemas.labeler_findings import LabelerFindings
 from schemas.sample import ChannelValues, ImageShape, with_image_shape
 from schemas.shard import Kind
 
@@ -101,6 +102,8 @@ class Manifest(BaseModel):
     std: ChannelValues
     checkpoint: CheckpointSource
     labeler_sha256: str
+    labeler: LabelerFindings | None = None
+    """What `fit` found; null in manifests of earlier versions."""
     versions: dict[str, str]
     """Python and library versions of the process that finished the dataset."""
     kinds: list[Kind] = []

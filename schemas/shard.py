@@ -33,6 +33,11 @@ class Kind(BaseModel):
     settings: dict[str, str]
     """Environment variables that make these choose other instructions; only those that are set."""
 
+    def __str__(self) -> str:
+        libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
+        settings = "".join(f", {name}={value}" for name, value in self.settings.items())
+        return f"{self.device} on {self.processor}, {libraries}{settings}"
+
 
 class ShardRecord(BaseModel):
     """`records/000012.json`: what is in a shard. Derived from the tar; the fields from `seconds_by_stage` on are known

@@ -25,7 +25,7 @@ def save_tiny_generator(path: Path, const_size: tuple[int, int] = (4, 4), img_ch
 
 
 def tiny_run(checkpoint: Path, output: Path | str) -> dict[str, object]:
-    """A run file's values."""
+    """A run file's values. A generator that was never trained is labeled because they allow it."""
     return {
         "name": "tiny",
         "output": str(output),
@@ -40,6 +40,6 @@ def tiny_run(checkpoint: Path, output: Path | str) -> dict[str, object]:
             "fit_samples": 16,
         },
         "dataset": {"samples": 24, "samples_per_shard": 6},
-        "quality": {"enabled": False},
+        "quality": {"enabled": False, "allow_weak_labeler": True},
         "numerics": {"batch_size": 4, "threads": 1},
     }

@@ -3,17 +3,15 @@
 import time
 from collections import Counter
 
-from pipeline.generator.sampling import Sampler
+from pipeline.check_run import CheckedRun, check_run, check_strength
+from pipeline.labelers import fit_labeler, labeler_findings
 from pipeline.make_shard import make_shard
-from pipeline.output_claim import check_claim, shard_splits
-from pipeline.plan import check_extension, held_out_first_seed, remaining_tasks, shard_tasks
-from pipeline.quality import check_rules
-from pipeline.shard_publisher import read_record, tar_path
+from pipeline.output_claim import shard_splits
+from pipeline.plan import held_out_first_seed, remaining_tasks, shard_tasks
 from pipeline.store import Store
 from schemas.config import RunConfig
-from schemas.fingerprint import identity
 from schemas.shard import ShardTask
-from workers.preview import labeler_for, unpublished_worker
+from workers.preview import unpublished_worker
 from workers.shard_worker import open_sampler
 
 TRIAL_BATCHES = 2
@@ -24,20 +22,12 @@ def estimate(config: RunConfig) -> list[str]:
 
     Raises what `generate` would raise for this configuration.
     """
-    check_rules(config)
-    tasks = shard_tasks(config)
-    store = Store.open(config.output)
-    sampler, checkpoint = open_sampler(config)
-    check_claim(store, identity(config, checkpoint.sha256))
-    tars = {file.path for file in store.list("shards")}
-    existing = [read_record(store, task.index) for task in tasks if tar_path(task.name) in tars]
-    records = [record for record in existing if record is not None]
-    check_extension(config.dataset, records)
-    missing = remaining_tasks(tasks, records)
+    checked, tasks = check_run(config, open_sampler), shard_tasks(config)
+    missing = remaining_tasks(tasks, checked.records)
     num_missing = sum(task.num_samples for task in missing)
-    seconds_to_fit, seconds, num_bytes, kept_share = _measure(config, sampler, checkpoint.sha256)
+    seconds_to_fit, seconds, num_bytes, kept_share = _measure(config, checked)
     return [
-        f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(store, config, tasks)})",
+        f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(config, tasks)})",
         f"seeds {tasks[0].first_seed} to {tasks[-1].first_seed + tasks[-1].num_seeds - 1}, "
         f"{config.dataset.seeds_per_shard} a shard; a dataset to score on, of other images: dataset.first_seed: "
         f"{held_out_first_seed(config.dataset)}",
@@ -49,15 +39,18 @@ def estimate(config: RunConfig) -> list[str]:
     ]
 
 
-def _measure(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> tuple[float, float, float, float]:
+def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, float, float]:
     """Seconds to fit; seconds and bytes a sample; the share of candidates kept."""
     start = time.perf_counter()
-    fitted = labeler_for(config, sampler, checkpoint_sha256)
+    sampler, sha256, fitted = checked.sampler, checked.checkpoint.sha256, checked.fitted
+    if fitted is None:
+        fitted = fit_labeler(config.labeler, sampler, sha256)
+        check_strength(config, labeler_findings(config.labeler, fitted))
     seconds_to_fit = time.perf_counter() - start
     first = shard_tasks(config)[0]
     num_samples = min(TRIAL_BATCHES * config.numerics.batch_size, first.num_samples)
     trial = first.model_copy(update={"num_samples": num_samples})
-    with unpublished_worker(config, sampler, checkpoint_sha256, fitted) as worker:
+    with unpublished_worker(config, sampler, sha256, fitted) as worker:
         start = time.perf_counter()
         made = make_shard(trial, worker.mill)
         seconds = time.perf_counter() - start
@@ -69,9 +62,10 @@ def _measure(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> tup
     )
 
 
-def _splits(store: Store, config: RunConfig, tasks: list[ShardTask]) -> str:
+def _splits(config: RunConfig, tasks: list[ShardTask]) -> str:
     samples: Counter[str] = Counter(dict.fromkeys(config.dataset.splits, 0))
-    for task, split in zip(tasks, shard_splits(store, len(tasks), config.dataset.splits), strict=True):
+    assigned = shard_splits(Store.open(config.output), len(tasks), config.dataset.splits)
+    for task, split in zip(tasks, assigned, strict=True):
         samples[split] += task.num_samples
     return ", ".join(f"{name} {count}" for name, count in samples.items())
 

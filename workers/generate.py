@@ -2,10 +2,10 @@
 
 import os
 
+from pipeline.check_run import check_settings, check_strength
 from pipeline.existing_shards import existing_records
 from pipeline.finishing import DatasetContext, finish_dataset
 from pipeline.plan import remaining_tasks, shard_tasks
-from pipeline.quality import check_rules
 from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -46,12 +46,12 @@ def generate(config: RunConfig) -> list[ShardRecord]:
     Raises LabelmillError for what a person must mend. That, an interruption or a kill at any moment leaves an output
     that the same command finishes.
     """
-    check_rules(config)
     store = Store.open(config.output)
-    with speaking_of(config.name), open_cluster(config) as cluster:
+    with speaking_of(config.name), _settled_cluster(config) as cluster:
         say(f"preparing: the generator, and the labeler on {config.labeler.fit_samples} images unless it is fitted")
         run = cluster.prepare()
         fitted = read_labeler(config, run)
+        check_strength(config, run.findings)
         store.sweep_orphans(ORPHAN_SECONDS)
         done = existing_records(store, config, run.origin(config), repair=True)
         records = sorted([*done, *_make_missing(config, cluster, store, done)], key=lambda record: record.index)
@@ -63,9 +63,18 @@ def generate(config: RunConfig) -> list[ShardRecord]:
             fingerprint=run.fingerprint,
             classes=run.classes,
             image_shape=run.image_shape,
+            findings=run.findings,
         )
-        finish_dataset(store, records, context)
+        manifest = finish_dataset(store, records, context)
+        if len(manifest.kinds) > 1:
+            several = "; ".join(map(str, manifest.kinds))
+            say(f"the dataset was made by several kinds of machines or libraries: {several}", level="warning")
     return records
+
+
+def _settled_cluster(config: RunConfig) -> Cluster:
+    check_settings(config)
+    return open_cluster(config)
 
 
 def _make_missing(config: RunConfig, cluster: Cluster, store: Store, done: list[ShardRecord]) -> list[ShardRecord]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from pipeline.check_run import check_run
 from pipeline.generator.checkpoints.source import read_bytes
 from pipeline.interruption import Interrupted
-from pipeline.labelers import check_prompts
 from pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
 from pipeline.nightly.judge import failures, judge
 from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
@@ -117,10 +117,9 @@ def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) ->
     check_has_come(night, clock())
     root, run = Store.open(config.root), run_of(config, night)
     Webhook(config.webhook)
-    sampler, _ = open_sampler(run)
-    check_prompts(run.labeler, sampler)
     check_live_has_come(root, read_latest(root), clock())
     name = _name_of(run, night, those_that_have_come(list_snapshots(root), clock()))
+    check_run(run.model_copy(update={"output": snapshot_url(root, name)}), open_sampler)
     dataset = run.dataset
     last = dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard - 1
     lines = [

@@ -3,19 +3,21 @@
 import hashlib
 from dataclasses import dataclass
 
+from pipeline.check_run import check_output, labeler_path
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, guide_marker, labeler_guide, open_labeler
+from pipeline.labelers import fit_labeler, guide_marker, labeler_findings, labeler_guide, open_labeler
 from pipeline.machine_kind import machine_kind
-from pipeline.output_claim import check_labeler, claim_fingerprint, claim_output
+from pipeline.output_claim import check_labeler_claim, claim_fingerprint, claim_output
 from pipeline.shard_check import ShardOrigin
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.fingerprint import fingerprint, identity
+from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource
 from schemas.sample import ImageShape
 from schemas.secrets import plain_address
-from workers.shard_worker import ShardWorker, labeler_path, open_sampler
+from workers.shard_worker import ShardWorker, open_sampler
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class PreparedRun:
     fingerprint: str
     classes: tuple[str, ...]
     image_shape: ImageShape
+    findings: LabelerFindings
 
     def origin(self, config: RunConfig) -> ShardOrigin:
         """What every shard of the run must say of itself."""
@@ -46,14 +49,14 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
     """
     store = Store.open(config.output)
     run_identity = identity(config, checkpoint.sha256)
+    fitted = check_output(config, sampler, checkpoint.sha256)
     claim_output(store, run_identity)
     path = labeler_path(config)
-    if not store.exists(path):
+    if fitted is None:
         new = fit_labeler(config.labeler, sampler, checkpoint.sha256)
-        check_labeler(store, run_identity, path, hashlib.sha256(new).hexdigest())
+        check_labeler_claim(store, run_identity, path, hashlib.sha256(new).hexdigest())
         # The first one published wins: fits on other devices may differ in a bit.
-        store.create(path, new)
-    fitted = store.read(path)
+        fitted = new if store.create(path, new) else store.read(path)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
     claim_fingerprint(store, run_identity, path, labeler_sha256, machine_kind(sampler.device))
     labeler = open_labeler(config.labeler, sampler, fitted, checkpoint.sha256)
@@ -64,6 +67,7 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         fingerprint=fingerprint(run_identity, labeler_sha256),
         classes=labeler.classes,
         image_shape=sampler.generator.spec.image_shape,
+        findings=labeler_findings(config.labeler, fitted),
     )
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import cv2
 
+from pipeline.check_run import labeler_path
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler
 from pipeline.make_shard import candidates
@@ -17,7 +18,7 @@ from schemas.errors import CheckpointError
 from schemas.fingerprint import identity
 from schemas.run_file import validate
 from schemas.sample import Sample
-from workers.shard_worker import ShardWorker, labeler_path, open_sampler
+from workers.shard_worker import ShardWorker, open_sampler
 
 Redraw = Callable[[Sequence[int]], list[Sample]]
 PREVIEW_COLUMNS = 8

@@ -50,11 +50,6 @@ def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
     return sampler, source
 
 
-def labeler_path(config: RunConfig) -> str:
-    """Where an output keeps the run's fitted labeler."""
-    return f"labeler/{config.labeler.method}.safetensors"
-
-
 class ShardWorker:
     """Makes any shard of a run. A plain class: the local executor calls it, a Ray actor wraps it.
 

@@ -2,18 +2,21 @@
 
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers.base import Labeler, Labels
-from pipeline.labelers.cluster_findings import findings
+from pipeline.labelers.cluster_findings import cluster_findings
 from pipeline.labelers.cluster_guide import MAPPING_NAME, cluster_guide
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, check_feature_clusters
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model, read_prompts
 from pipeline.labelers.fit_style_mixing import fit_style_mixing
 from pipeline.labelers.fitted import FittedStyleMixing
+from pipeline.labelers.fitted import Provenance as MixingProvenance
 from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
 from pipeline.labelers.fitted_feature_clusters import Provenance as ClustersProvenance
 from pipeline.labelers.fitted_file import FittedLabelerError, read_fitted
+from pipeline.labelers.mixing_findings import mixing_findings
 from pipeline.labelers.style_mixing import StyleMixingLabeler, check_style_mixing
 from pipeline.prompt_models.base import PromptModel
 from schemas.config import FeatureClustersConfig, LabelerConfig
+from schemas.labeler_findings import LabelerFindings
 
 __all__ = [
     "FittedLabelerError",
@@ -90,12 +93,11 @@ def guide_marker(config: LabelerConfig) -> str | None:
     return MAPPING_NAME if isinstance(config, FeatureClustersConfig) else None
 
 
-def labeler_findings(config: LabelerConfig, fitted: bytes) -> list[str]:
-    """Lines about what `fit` found that a person should know before using it; none where all is well."""
-    if not isinstance(config, FeatureClustersConfig):
-        return []
-    provenance, _ = read_fitted(fitted, ClustersProvenance)
-    return findings(provenance)
+def labeler_findings(config: LabelerConfig, fitted: bytes) -> LabelerFindings:
+    """What `fit` found, in words, and whether it is worth anything. Raises FittedLabelerError."""
+    if isinstance(config, FeatureClustersConfig):
+        return cluster_findings(read_fitted(fitted, ClustersProvenance)[0])
+    return mixing_findings(*read_fitted(fitted, MixingProvenance))
 
 
 def labeler_guide(config: LabelerConfig, sampler: Sampler, fitted: bytes) -> dict[str, bytes]:

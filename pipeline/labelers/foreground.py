@@ -52,6 +52,11 @@ class ForegroundModel:
         return {"background_HW": size, "threshold": (), "sharpness": (), "least_agreement": ()}
 
 
+def separation_of(sharpness: Tensor) -> float:
+    """How far apart the evidence of foreground's and background's clusters lies, 0 to 1."""
+    return 2 * _TYPICAL_LOG_ODDS / float(sharpness)
+
+
 def merge(clusters: PixelClusters, model: ForegroundModel, num_variants: int, images_BCHW: Tensor) -> Labels:
     """Clusters to masks of background (0) and foreground (1) of the images, and the confidence in them, not calibrated.
 

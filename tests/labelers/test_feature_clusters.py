@@ -417,7 +417,7 @@ def _run_file(folder: Path, checkpoint: Path, output: str, **labeler: object) ->
         "generator": {"checkpoint": str(checkpoint)},
         "labeler": {"method": "feature_clusters", "clusters": 4, "fit_samples": 16, "naming_samples": 8, **labeler},
         "dataset": {"samples": 12, "samples_per_shard": 6},
-        "quality": {"enabled": False},
+        "quality": {"enabled": False, "allow_weak_labeler": True},
         "numerics": {"batch_size": 4, "threads": 1},
     }
     path = folder / f"{output}.yaml"
