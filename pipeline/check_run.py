@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from pipeline.existing_shards import check_strangers, existing_records
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import check_labeler, check_prompts, labeler_findings, open_labeler
+from pipeline.labelers import (
+    FittedLabelerError,
+    Labeler,
+    check_labeler,
+    check_prompts,
+    labeler_findings,
+    open_labeler,
+)
 from pipeline.output_claim import check_claim, check_labeler_claim
 from pipeline.quality import check_rules
 from pipeline.shard_check import ShardOrigin
@@ -19,7 +26,7 @@ from pipeline.speech import say
 from pipeline.splits import check_splits, empty_splits
 from pipeline.store import Store
 from schemas.config import RunConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, OutputError
 from schemas.fingerprint import fingerprint, identity
 from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource
@@ -48,8 +55,8 @@ def check_run(config: RunConfig, open_sampler: Callable[[RunConfig], tuple[Sampl
         check_prompts(config.labeler, sampler)
         check_strangers(store, config)
         return CheckedRun(sampler, checkpoint, None, [])
+    labeler = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
     check_strength(config, labeler_findings(config.labeler, fitted))
-    labeler = open_labeler(config.labeler, sampler, fitted, checkpoint.sha256)
     origin = ShardOrigin(
         fingerprint(identity(config, checkpoint.sha256), hashlib.sha256(fitted).hexdigest()),
         checkpoint.sha256,
@@ -90,6 +97,16 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
         return None
     check_labeler_claim(store, run_identity, path, hashlib.sha256(fitted).hexdigest())
     return fitted
+
+
+def open_output_labeler(config: RunConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str) -> Labeler:
+    """The labeler that the output holds. Raises OutputError naming its file where it cannot be used."""
+    try:
+        return open_labeler(config.labeler, sampler, fitted, checkpoint_sha256)
+    except FittedLabelerError as error:
+        raise OutputError(
+            f"{config.output}/{labeler_path(config)}: {error}; or delete it and run `labelmill generate` again"
+        ) from error
 
 
 def check_strength(config: RunConfig, findings: LabelerFindings) -> None:

@@ -33,6 +33,7 @@ _BUCKET_READERS = 32
 _CHUNK = 64
 # Of a file of this size, hashing takes longer than all that Python does about it.
 _SMALL_BYTES = 10**6
+_NUMBERED = re.compile(r".*?(?P<index>\d{6,})\.[a-z]+")
 _LISTED = 10
 _TOLD_BYTES = 10**9
 
@@ -103,14 +104,19 @@ class _Listing:
         ]
 
     def check_strangers(self) -> None:
-        """Raises OutputError for files that are no part of a shard of this run."""
-        indices = {*range(self._config.dataset.num_shards), *(task.index for task in self.tasks)}
-        names = [shard_name(self._config.name, index) for index in indices]
-        own = {path for name in names for path in (tar_path(name), parquet_path(name))} | set(map(record_path, indices))
-        strangers = sorted(self.sizes.keys() - own)
+        """Raises OutputError for files that are no part of a shard of this run, or of a longer one."""
+        last = self.tasks[-1].index if self.tasks else 0
+        num_shards = max(self._config.dataset.num_shards, last + 1)
+        strangers = [path for path in self.sizes if not self._is_own(path, num_shards)]
         if strangers:
             heading = f"{self._store.url}: holds files that are not this dataset's; move them elsewhere:"
             raise OutputError("\n  ".join([heading, *_some(strangers)]))
+
+    def _is_own(self, path: str, num_shards: int) -> bool:
+        match = _NUMBERED.fullmatch(path)
+        index = int(match["index"]) if match is not None else num_shards
+        name = shard_name(self._config.name, index)
+        return index < num_shards and path in (tar_path(name), parquet_path(name), record_path(index))
 
 
 def _task(dataset: DatasetConfig, name: str, index: int) -> ShardTask:

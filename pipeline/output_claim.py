@@ -51,7 +51,7 @@ def check_claim(store: Store, run_identity: Mapping[str, Any]) -> None:
             return
     differences = differing_keys(run_identity, read_run_file(store).identity)
     if differences:
-        refusal = f"{store.url}: was made by another configuration; use a new output, or change back:"
+        refusal = f"{store.url}: was made by another configuration ({RUN_PATH}); use a new output, or change back:"
         raise OutputError("\n  ".join([refusal, *differences]))
 
 
@@ -80,6 +80,11 @@ def claim_fingerprint(
 def check_labeler_claim(store: Store, run_identity: Mapping[str, Any], labeler_path: str, labeler_sha256: str) -> None:
     """Raises OutputError where the output says of itself that another labeler is its own."""
     known = known_fingerprint(store, run_identity)
+    if known is None and store.exists(FINGERPRINT_PATH):
+        raise OutputError(
+            f"{store.url}/{FINGERPRINT_PATH}: is damaged, and there is no shard yet that tells whether {labeler_path} "
+            f"is the labeler that it named. Delete both and run `labelmill generate` again"
+        )
     if known is not None and known.value != fingerprint(run_identity, labeler_sha256):
         raise OutputError(
             f"{store.url}/{labeler_path}: is not the labeler that {known.path} names: it was damaged, exchanged, or "
@@ -153,7 +158,10 @@ def _foreign(store: Store, stranger: str) -> str:
             f"{store.url}: has lost its {RUN_PATH}, and its {FINGERPRINT_PATH} and {MANIFEST_PATH} are not of this "
             f"configuration; use the run file that it was made with, or a new output"
         )
-    return f"{store.url}: holds files that are not labelmill's, such as {stranger}; choose an empty or a new folder"
+    return (
+        f"{store.url}: has no {RUN_PATH} and holds files that are not labelmill's, such as {stranger}; choose an empty "
+        f"or a new folder (or restore {RUN_PATH} from a copy, if it was lost)"
+    )
 
 
 def _manifest(store: Store) -> Manifest | None:

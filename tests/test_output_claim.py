@@ -93,6 +93,17 @@ def test_a_damaged_claim_is_written_anew(store: Store, ours: Mapping[str, Any], 
     assert verify(store).problems == ()
 
 
+def test_a_damaged_claim_for_which_nothing_vouches_is_refused(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "out"))
+    ours = identity(config_of(tmp_path), CHECKPOINT.sha256)
+    claim_output(store, ours)
+    store.create(FINGERPRINT_PATH, b"damaged")
+    with pytest.raises(OutputError, match=r"fingerprint\.json: is damaged.*style_mixing\.safetensors.*Delete both"):
+        claim(store, ours, OURS)
+    store.delete(FINGERPRINT_PATH)
+    claim(store, ours, OURS)
+
+
 def test_a_claim_of_another_run_is_none(store: Store, ours: Mapping[str, Any]) -> None:
     found = read_claim(store)
     assert found is not None

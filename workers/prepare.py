@@ -3,9 +3,9 @@
 import hashlib
 from dataclasses import dataclass
 
-from pipeline.check_run import check_output, labeler_path
+from pipeline.check_run import check_output, labeler_path, open_output_labeler
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, guide_marker, labeler_findings, labeler_guide, open_labeler
+from pipeline.labelers import fit_labeler, guide_marker, labeler_findings, labeler_guide
 from pipeline.machine_kind import machine_kind
 from pipeline.output_claim import check_labeler_claim, claim_fingerprint, claim_output
 from pipeline.shard_check import ShardOrigin
@@ -58,8 +58,8 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         # The first one published wins: fits on other devices may differ in a bit.
         fitted = new if store.create(path, new) else store.read(path)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
+    labeler = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
     claim_fingerprint(store, run_identity, path, labeler_sha256, machine_kind(sampler.device))
-    labeler = open_labeler(config.labeler, sampler, fitted, checkpoint.sha256)
     _publish_guide(config, store, sampler, fitted)
     return PreparedRun(
         checkpoint=checkpoint,
