@@ -22,6 +22,7 @@ PATIENCE_SECONDS = 600.0
 # A service that has never answered is more likely misspelt than down.
 FIRST_PATIENCE_SECONDS = 30.0
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.1, 30.0
+_CHUNK_BYTES = 1 << 22
 # An outage that lasts longer is told.
 QUIET_SECONDS = 5.0
 
@@ -95,7 +96,7 @@ class Bucket:
     def sha256(self, path: str) -> str:
         def attempt() -> str:
             digest = hashlib.sha256()
-            for chunk in self._client.get(path).stream():
+            for chunk in self._client.get(path).stream(min_chunk_size=_CHUNK_BYTES):
                 digest.update(chunk)
             return digest.hexdigest()
 
@@ -152,7 +153,8 @@ class Bucket:
 
     def list(self, prefix: str) -> list[StoredFile]:
         entries = self._insist("listed", prefix, lambda: self._client.list(prefix=prefix or None).collect())
-        files = sorted((StoredFile(entry["path"], entry["size"]) for entry in entries), key=lambda file: file.path)
+        found = (StoredFile(entry["path"], entry["size"], entry["last_modified"].timestamp()) for entry in entries)
+        files = sorted(found, key=lambda file: file.path)
         folders = {"", prefix.rstrip("/")} | {folder for file in files for folder in _folders_of(file.path)}
         # Consoles make "folders": empty objects whose names end with /, which the client leaves out.
         return [file for file in files if file.num_bytes or file.path not in folders]

@@ -166,6 +166,8 @@ def fit(run_file: RunFile, overrides: Overrides = None) -> None:
     print(f"labeler sha256 {run.labeler_sha256}, fingerprint {run.fingerprint}")
     for line in run.findings.words:
         print(line)
+    if run.findings.verdict == "weak" and not config.quality.allow_weak_labeler:
+        print("`labelmill generate` refuses this labeler unless quality.allow_weak_labeler: true")
     if marker := guide_marker(config.labeler):
         print(f"{config.output}/labeler/{marker} says which cluster is which class; a picture of each is beside it")
 

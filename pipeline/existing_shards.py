@@ -1,7 +1,8 @@
 """The shards that an output holds already, held against the run that they are to be part of.
 
 Every record is read, and every tar and parquet file hashed, once a run: a dataset is never called complete for what its
-files say about each other. That takes about a second per gigabyte from a local disk, and no image is decoded.
+files say about each other. That takes about a second per gigabyte from a local disk, and no image is decoded. In a
+bucket a file that was not written after its record is as it was then, and is not fetched.
 """
 
 import os
@@ -22,7 +23,7 @@ from pipeline.shard_publisher import (
     tar_path,
 )
 from pipeline.speech import say
-from pipeline.store import Store
+from pipeline.store import Store, StoredFile
 from schemas.config import DatasetConfig, RunConfig
 from schemas.errors import OutputError
 from schemas.shard import ShardRecord, ShardTask, shard_name
@@ -33,7 +34,7 @@ _BUCKET_READERS = 32
 _CHUNK = 64
 # Of a file of this size, hashing takes longer than all that Python does about it.
 _SMALL_BYTES = 10**6
-_NUMBERED = re.compile(r".*?(?P<index>\d{6,})\.[a-z]+")
+_NUMBERED = re.compile(r"[a-z]+/(?:[^/]+-)?(?P<index>\d{6,})\.[a-z]+")
 _LISTED = 10
 _TOLD_BYTES = 10**9
 
@@ -47,9 +48,9 @@ def existing_records(store: Store, config: RunConfig, origin: ShardOrigin, *, re
     """
     listing = _Listing(store, config)
     listing.check_strangers()
-    check = _Check(store, listing.sizes, origin, indexed_sha256(store), repair)
-    num_bytes = sum(listing.sizes[tar_path(task.name)] for task in listing.tasks)
-    if num_bytes > _TOLD_BYTES:
+    check = _Check(store, listing.files, origin, indexed_sha256(store), repair)
+    num_bytes = sum(listing.files[tar_path(task.name)].num_bytes for task in listing.tasks)
+    if num_bytes > _TOLD_BYTES and store.folder is not None:
         say(f"checking the {len(listing.tasks)} shards that are there already, {num_bytes / 1e9:.1f} GB")
     records = check.records(listing.tasks)
     check_extension(config.dataset, records)
@@ -72,7 +73,8 @@ def check_listing(store: Store, config: RunConfig, records: Sequence[ShardRecord
         )
     listing.check_strangers()
     for record in records:
-        if listing.sizes.get(tar_path(record.name)) != record.num_bytes:
+        found = listing.files.get(tar_path(record.name))
+        if found is None or found.num_bytes != record.num_bytes:
             raise OutputError(
                 f"{store.url}/{tar_path(record.name)}: was deleted or changed while the run went on; "
                 f"run `labelmill generate` again"
@@ -89,14 +91,14 @@ class _Listing:
 
     def __init__(self, store: Store, config: RunConfig) -> None:
         self._store, self._config = store, config
-        self.sizes = {file.path: file.num_bytes for file in (*store.list("shards"), *store.list("records"))}
+        self.files = {file.path: file for file in (*store.list("shards"), *store.list("records"))}
         tasks = [_task(config.dataset, match["name"], int(match["index"])) for match in self._tars()]
         self.tasks = sorted(tasks, key=lambda task: task.index)
         """Shards that are there, each as if it were full: those beyond a run's own are of a longer one."""
 
     def _tars(self) -> list[re.Match[str]]:
         """Those whose names are this run's."""
-        found = [TAR_PATH.fullmatch(path) for path in self.sizes]
+        found = [TAR_PATH.fullmatch(path) for path in self.files]
         return [
             match
             for match in found
@@ -107,7 +109,7 @@ class _Listing:
         """Raises OutputError for files that are no part of a shard of this run, or of a longer one."""
         last = self.tasks[-1].index if self.tasks else 0
         num_shards = max(self._config.dataset.num_shards, last + 1)
-        strangers = [path for path in self.sizes if not self._is_own(path, num_shards)]
+        strangers = [path for path in self.files if not self._is_own(path, num_shards)]
         if strangers:
             heading = f"{self._store.url}: holds files that are not this dataset's; move them elsewhere:"
             raise OutputError("\n  ".join([heading, *_some(strangers)]))
@@ -134,27 +136,25 @@ class _Check:
     """One look at all shards."""
 
     store: Store
-    sizes: Mapping[str, int]
+    files: Mapping[str, StoredFile]
     origin: ShardOrigin
     indexed_sha256: Mapping[str, str]
     repair: bool
 
     def records(self, tasks: Sequence[ShardTask]) -> list[ShardRecord]:
-        chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
-        with ThreadPoolExecutor(self._num_readers(tasks)) as readers:
+        num_bytes = sum(self.files[tar_path(task.name)].num_bytes for task in tasks)
+        is_small = num_bytes < _SMALL_BYTES * len(tasks)
+        size = _CHUNK if is_small else 1  # so that an interruption waits for little
+        chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        # A disk has small files at once; a bucket answers each read after milliseconds, whatever its size.
+        num_readers = _BUCKET_READERS if self.store.folder is None else 1 if is_small else os.cpu_count()
+        with ThreadPoolExecutor(num_readers) as readers:
             found = [result for results in readers.map(self._results, chunks) for result in results]
         problems = [str(result) for result in found if isinstance(result, OutputError)]
         if problems:
             count = f"{len(problems)} shards cannot be used:" if len(problems) > 1 else "a shard cannot be used:"
             raise OutputError("\n  ".join([f"{self.store.url}: {count}", *_some(problems)]))
         return [result for result in found if isinstance(result, ShardRecord)]
-
-    def _num_readers(self, tasks: Sequence[ShardTask]) -> int:
-        """A bucket answers each read after milliseconds, whatever its size; a disk has small files at once."""
-        if self.store.folder is None:
-            return _BUCKET_READERS
-        num_bytes = sum(self.sizes[tar_path(task.name)] for task in tasks)
-        return (os.cpu_count() or 1) if num_bytes > _SMALL_BYTES * len(tasks) else 1
 
     def _results(self, tasks: Sequence[ShardTask]) -> list[ShardRecord | OutputError]:
         return [self._result(task) for task in tasks]
@@ -174,17 +174,25 @@ class _Check:
     def _sound_record(self, task: ShardTask) -> ShardRecord | None:
         """The record where nothing is to be said against it, tar and parquet file."""
         path = tar_path(task.name)
-        stored = read_stored_record(self.store, task.index) if record_path(task.index) in self.sizes else None
+        stored = read_stored_record(self.store, task.index) if record_path(task.index) in self.files else None
         if stored is None or not stored.is_sealed:
             return None
         record = stored.content
-        if (record.index, record.name, record.num_bytes) != (task.index, task.name, self.sizes[path]):
+        if (record.index, record.name, record.num_bytes) != (task.index, task.name, self.files[path].num_bytes):
             return None
-        if record.fingerprint != self.origin.fingerprint or self.store.sha256(path) != record.sha256:
+        if record.fingerprint != self.origin.fingerprint or not self._is_as_recorded(path, record, record.sha256):
             return None
-        table = parquet_path(task.name)
-        is_whole = table in self.sizes and self.store.sha256(table) == record.parquet_sha256
+        is_whole = self._is_as_recorded(parquet_path(task.name), record, record.parquet_sha256)
         return record if is_whole else None
+
+    def _is_as_recorded(self, path: str, record: ShardRecord, sha256: str | None) -> bool:
+        file = self.files.get(path)
+        if file is None or sha256 is None:
+            return False
+        recorded = self.files[record_path(record.index)].modified
+        if file.modified is not None and recorded is not None and file.modified <= recorded:
+            return True
+        return self.store.sha256(path) == sha256
 
 
 def _some(lines: Sequence[str]) -> Iterator[str]:

@@ -80,7 +80,10 @@ def claim_fingerprint(
 def check_labeler_claim(store: Store, run_identity: Mapping[str, Any], labeler_path: str, labeler_sha256: str) -> None:
     """Raises OutputError where the output says of itself that another labeler is its own."""
     known = known_fingerprint(store, run_identity)
-    if known is None and store.exists(FINGERPRINT_PATH):
+    is_claimed = known is None and store.exists(FINGERPRINT_PATH)
+    if is_claimed:
+        known = known_fingerprint(store, run_identity)  # by another driver, at this moment
+    if is_claimed and known is None:
         raise OutputError(
             f"{store.url}/{FINGERPRINT_PATH}: is damaged, and there is no shard yet that tells whether {labeler_path} "
             f"is the labeler that it named. Delete both and run `labelmill generate` again"

@@ -1,6 +1,6 @@
 """What a store is made of: a place that keeps whole files, be it a folder or a bucket."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -11,6 +11,9 @@ class StoredFile:
     path: str
     """Relative to the store's root, parts joined by /."""
     num_bytes: int
+    modified: float | None = field(default=None, compare=False)
+    """When it was last written, by a bucket's clock, in seconds since 1970. None in folders, where times mean less:
+    they are kept when files are moved or copied."""
 
 
 @dataclass(frozen=True)

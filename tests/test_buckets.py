@@ -291,3 +291,20 @@ def test_the_card_tells_how_to_stream_from_a_bucket(tmp_path: Path, s3: S3Server
     pictures = [paint(int(sample.key)) for task in tasks for sample in samples_of(task)]
     expected = sorted(f"{int(image_HWC.sum())} {int(mask_HW.sum())}" for image_HWC, mask_HW in pictures)
     assert sorted(done.stdout.splitlines()) == expected
+
+
+def test_what_a_bucket_holds_unchanged_is_not_fetched_again(tmp_path: Path, s3: S3Server) -> None:
+    """A bucket tells when a file was written: a tar that is newer than its record is read, others are not."""
+    store, _ = write_dataset(f"{s3.create_bucket()}/out")
+    config, tars = config_of(store.url), r"\.(tar|parquet)$"
+    before = s3.count("GET", tars)
+    assert [record.index for record in records_of(store, config)] == [0, 1, 2]
+    assert s3.count("GET", tars) == before
+    path = "shards/painted-000001.tar"
+    content = store.read(path)
+    time.sleep(1.1)  # a bucket's clock ticks in seconds
+    store.replace(path, bytes(len(content)))
+    with pytest.raises(OutputError, match=r"painted-000001\.tar: is not what"):
+        records_of(store, config)
+    store.replace(path, content)
+    assert len(records_of(store, config)) == 3

@@ -1,7 +1,9 @@
 """What happens once before the shards: claim the output, fit the labeler."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.check_run import check_output, labeler_path, open_output_labeler
 from pipeline.generator.sampling import Sampler
@@ -11,7 +13,7 @@ from pipeline.output_claim import check_labeler_claim, claim_fingerprint, claim_
 from pipeline.shard_check import ShardOrigin
 from pipeline.store import Store
 from schemas.config import RunConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, OutputError
 from schemas.fingerprint import fingerprint, identity
 from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource
@@ -53,10 +55,8 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
     claim_output(store, run_identity)
     path = labeler_path(config)
     if fitted is None:
-        new = fit_labeler(config.labeler, sampler, checkpoint.sha256)
-        check_labeler_claim(store, run_identity, path, hashlib.sha256(new).hexdigest())
-        # The first one published wins: fits on other devices may differ in a bit.
-        fitted = new if store.create(path, new) else store.read(path)
+        _publish_labeler(store, run_identity, path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
+        fitted = store.read(path)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
     labeler = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
     claim_fingerprint(store, run_identity, path, labeler_sha256, machine_kind(sampler.device))
@@ -69,6 +69,17 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         image_shape=sampler.generator.spec.image_shape,
         findings=labeler_findings(config.labeler, fitted),
     )
+
+
+def _publish_labeler(store: Store, run_identity: Mapping[str, Any], path: str, fitted: bytes) -> None:
+    """The first one published wins: fits on other devices may differ in a bit."""
+    try:
+        check_labeler_claim(store, run_identity, path, hashlib.sha256(fitted).hexdigest())
+    except OutputError:
+        if not store.exists(path):  # where another driver has claimed the output meanwhile, its labeler is there
+            raise
+    else:
+        store.create(path, fitted)
 
 
 def _publish_guide(config: RunConfig, store: Store, sampler: Sampler, fitted: bytes) -> None:

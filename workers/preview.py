@@ -1,5 +1,6 @@
 """A look at samples without a shard: labeled again from their seeds."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,12 +11,13 @@ from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler
 from pipeline.make_shard import candidates
 from pipeline.manifest import RUN_PATH, read_manifest, read_run_file
+from pipeline.output_claim import check_labeler_claim
 from pipeline.overlay import contact_sheet
 from pipeline.stopwatch import Stopwatch
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.errors import CheckpointError
-from schemas.fingerprint import identity
+from schemas.fingerprint import differing_keys, identity
 from schemas.run_file import validate
 from schemas.sample import Sample
 from workers.shard_worker import ShardWorker, open_sampler
@@ -64,12 +66,20 @@ def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> 
 
 
 def _published_labeler(config: RunConfig, checkpoint_sha256: str) -> bytes | None:
-    """The fitted labeler in the run's output, if the output was made by this very configuration."""
+    """The fitted labeler in the run's output, if the output was made by this very configuration.
+
+    Raises OutputError where it is not the labeler that the output was claimed for.
+    """
     store = Store.open(config.output)
     path = labeler_path(config)
     if not store.exists(RUN_PATH) or not store.exists(path):
         return None
-    return store.read(path) if read_run_file(store).identity == identity(config, checkpoint_sha256) else None
+    run_identity = identity(config, checkpoint_sha256)
+    if differing_keys(run_identity, read_run_file(store).identity):
+        return None
+    fitted = store.read(path)
+    check_labeler_claim(store, run_identity, path, hashlib.sha256(fitted).hexdigest())
+    return fitted
 
 
 def unpublished_worker(config: RunConfig, sampler: Sampler, checkpoint_sha256: str, fitted: bytes) -> ShardWorker:
