@@ -16,7 +16,7 @@ from pipeline.store import Store
 from schemas.errors import ConfigError, OutputError
 from schemas.nightly import NightlyConfig
 from schemas.nightly_files import LockFile
-from workers.nightly import Outcome, check_night, prune_root, run_night
+from workers.nightly import Outcome, _Night, check_night, prune_root, run_night
 
 DAY = 86_400.0
 NOON = 1_800_014_400.0  # 2027-01-15 12:00 UTC
@@ -103,6 +103,13 @@ def test_a_night_before_the_live_one_is_no_success(tmp_path: Path, tiny_checkpoi
     assert read_latest(root).succeeded == before.succeeded
     assert night(config, NOON + 60).kind == "unchanged"
     assert read_latest(root).succeeded != before.succeeded
+
+
+def test_what_is_posted_holds_no_secret_of_an_address(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = config_of(tiny_checkpoint, tmp_path / "root", "fixed")
+    error = OutputError("https://user:hunter2@host/x.pkl?token=hunter2: cannot be read")
+    notice = _Night(config, date(2027, 1, 15), Store.open(config.root), lambda: NOON).notice(error)
+    assert notice.text == "labelmill nightly 2027-01-15: https://host/x.pkl?...: cannot be read"
 
 
 def test_a_lock_from_the_future_is_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.generator.checkpoints.native import write_atomically
 from pipeline.generator.networks import Generator
+from pipeline.generator.sampling import to_uint8
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 12
 
@@ -32,7 +33,7 @@ def write_sheet(path: Path, generator: Generator, psi: float = 1.0) -> None:
     crossover = min(4, spec.num_ws - 2)
     mixed_BLD = torch.cat([base_BLD[:, :crossover], donor_BLD[:, crossover:]], dim=1)
     images = [generator.synthesize(ws).images_BCHW for ws in (ws_BLD, mixed_BLD)]
-    pixels = (torch.cat(images) * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
+    pixels = to_uint8(torch.cat(images)).cpu().numpy()
     size = spec.resolution
     grid = pixels.reshape(SHEET_ROWS, SHEET_COLUMNS, size, size, -1).transpose(0, 2, 1, 3, 4)
     sheet = np.ascontiguousarray(grid.reshape(SHEET_ROWS * size, SHEET_COLUMNS * size, -1)[:, :, ::-1])

@@ -181,6 +181,14 @@ def test_settings_that_do_not_fit(c_dim: int, settings: dict[str, object], messa
         make_sampler(c_dim, **settings)  # type: ignore[arg-type]
 
 
+def test_bytes_of_known_values() -> None:
+    """x * 127.5 + 128 without its fraction: half a step more or less would change each of these."""
+    golden = {-1.5: 0, -1.0: 0, -0.998: 0, -0.995: 1, -0.5: 64, -0.004: 127, 0.0: 128, 0.0078: 128, 0.0079: 129}
+    golden |= {0.5: 191, 0.992: 254, 0.996: 254, 0.9961: 255, 1.0: 255, 1.5: 255}
+    found = to_uint8(torch.tensor([*golden]).view(1, 1, 1, -1))
+    assert found.dtype == torch.uint8 and found.flatten().tolist() == [*golden.values()]
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3))
 def test_bytes_are_nvidias(colour: list[float]) -> None:

@@ -107,10 +107,19 @@ def test_fewer_distinct_points_than_clusters() -> None:
     assert bool(torch.isfinite(clusters.centroids_BKD).all())
 
 
+def test_a_cluster_that_lost_all_its_points_stays_where_it_was() -> None:
+    """Others move to the mean of theirs, be that one alone."""
+    x_BPD = torch.tensor([[[1.0, 1.0], [2.0, 1.0]], [[5.0, 5.0], [7.0, 9.0]], [[3.0, 3.0], [8.0, 8.0]]])
+    starts_BCD = torch.tensor([[[1.5, 2.0], [40.0, 50.0]], [[-40.0, 50.0], [6.0, 6.0]], [[3.0, 4.0], [8.0, 7.0]]])
+    moved_BCD = KMeans(2, restarts=1, iterations=1)._improve(x_BPD, starts_BCD)
+    assert moved_BCD.tolist() == [[[1.5, 1.0], [40.0, 50.0]], [[-40.0, 50.0], [6.0, 7.0]], [[3.0, 3.0], [8.0, 8.0]]]
+
+
 @pytest.mark.parametrize(("num_rows", "width"), [(8 * 256, 8), (16 * 128, 16), (1024, 1024), (256, 256)])
 def test_starts_come_from_everywhere_in_an_image(num_rows: int, width: int) -> None:
     chosen_S = start_points(num_rows * width, START_POINTS)
     assert len(chosen_S) == len(set(chosen_S.tolist())) == START_POINTS
+    assert chosen_S.tolist() == sorted(chosen_S.tolist())
     columns, rows = {int(point) % width for point in chosen_S}, {int(point) // width for point in chosen_S}
     assert len(columns) > width / 2 and len(rows) > min(num_rows, START_POINTS) / 3
     assert torch.equal(chosen_S, start_points(num_rows * width, START_POINTS))
