@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Batch, Sampler, latents, noise_of_seeds, to_uint8
+from pipeline.generator.sampling import (
+    Batch,
+    ClassChooser,
+    Sampler,
+    latents,
+    noise_of_seeds,
+    repeatable_kernels,
+    to_uint8,
+)
 from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 
@@ -195,3 +203,40 @@ def test_bytes_are_nvidias(colour: list[float]) -> None:
     images_BCHW = torch.tensor(colour).view(1, 3, 1, 1)
     expected = [int(min(max(np.float32(np.float32(x) * np.float32(127.5)) + np.float32(128), 0), 255)) for x in colour]
     assert to_uint8(images_BCHW).flatten().tolist() == expected
+
+
+def test_noise_of_a_seed_is_a_stream_of_its_own() -> None:
+    """Golden: it must never change, and is not that of the seed alone, which z is drawn from."""
+    first, second = noise_of_seeds([7], 2)
+    assert (first.shape, second.shape) == ((1, 1, 4, 4), (1, 1, 8, 8))
+    expected = np.random.default_rng([7, 1]).standard_normal(80, dtype=np.float32)
+    assert torch.cat([first.flatten(), second.flatten()]).tolist() == expected.tolist()
+
+
+def test_classes_of_weight_0_are_left_out_and_rounding_leaves_no_seed_without_one() -> None:
+    chooser = ClassChooser(GeneratorConfig(checkpoint="test.pkl", classes={0: 0.0, 3: 1.0, 4: 2.0}), 5)
+    assert chooser.ids == (3, 4)
+    chooser.upper_bounds = np.array([0.2, 0.4])  # as if sums of shares had ended below 1
+    assert {chooser(seed) for seed in range(50)} == {3, 4}
+
+
+def test_a_batch_is_padded_with_its_last_sample() -> None:
+    batch = make_sampler(noise="per_seed").sample([5, 6])
+    padded = batch.padded(4)
+    assert padded.seeds == (5, 6, 6, 6) and batch.padded(2) is batch
+    for row, source in enumerate((0, 1, 1, 1)):
+        assert torch.equal(padded.images_BCHW[row], batch.images_BCHW[source])
+
+
+def test_a_cutoff_may_be_all_rows_and_no_more() -> None:
+    num_ws = make_generator().spec.num_ws
+    assert make_sampler(truncation_cutoff=num_ws).config.truncation_cutoff == num_ws
+    with pytest.raises(ConfigError, match=rf"truncation_cutoff: {num_ws + 1}, but test\.pkl has {num_ws} rows of w"):
+        make_sampler(truncation_cutoff=num_ws + 1)
+
+
+def test_kernels_that_repeat() -> None:
+    with repeatable_kernels():
+        cudnn = torch.backends.cudnn
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (False, True, False)
+        assert not torch.is_grad_enabled()
