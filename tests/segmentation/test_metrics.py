@@ -314,3 +314,9 @@ def test_ignored_pixels_match_nothing() -> None:
     table = match_clusters(confusion_matrix(pred, truth), 2, Matching.MANY_TO_ONE)
     assert table[:2].tolist() == [1, 0]
     assert math.isclose(scores_of((table[pred], truth)).miou or 0, 1)
+
+
+def test_a_class_that_is_predicted_alone_is_named_too() -> None:
+    evaluator = MaskEvaluator()
+    evaluator.add(np.array([[0, 2]], np.uint8), np.array([[0, 1]], np.uint8))
+    assert evaluator.scores().iou == {"0": 1.0, "1": 0.0, "2": 0.0}
