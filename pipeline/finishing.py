@@ -81,7 +81,7 @@ def finish_dataset(store: Store, records: Sequence[ShardRecord], context: Datase
 def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
     config = context.config
     values = config.model_dump(mode="json", exclude={"output", "execution"})
-    # A URL's query may be a signature; the reference is without it.
+    # As it was read: a relative path names nothing elsewhere.
     values["generator"]["checkpoint"] = context.checkpoint.reference
     splits = shard_splits(store, len(records), config.dataset.splits)
     return Manifest(

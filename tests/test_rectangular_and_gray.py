@@ -75,6 +75,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     values = tiny_run(checkpoint, output)
     values["dataset"] = {"samples": 8, "samples_per_shard": 4, "image_format": "png", "splits": {"train": 1.0}}
     values["quality"] = {"foreground_min": 0, "foreground_max": 1, "confidence_min": 0, "largest_component_min": 0.2}
+    values["quality"]["allow_weak_labeler"] = True  # the generator is not trained
     values["execution"] = {"executor": "local"}
     config = RunConfig.model_validate(values)
     generate(config)

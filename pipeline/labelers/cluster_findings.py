@@ -26,7 +26,7 @@ def cluster_findings(provenance: Provenance) -> LabelerFindings:
     )
     words = [found, *findings(provenance)]
     if explained < WEAK_EXPLAINED:
-        weak = f"weak: clusters do not follow what images show: masks would mean nothing. {_TRY}"
+        weak = f"weak: clusters do not follow what images show: masks would mean nothing; {_TRY}"
         return LabelerFindings(verdict="weak", words=[*words, weak])
     if explained < DOUBTFUL_EXPLAINED or len(words) > 1:
         return LabelerFindings(verdict="doubtful", words=[*words, f"doubtful: some masks will be wrong; {_TRY}"])

@@ -38,7 +38,7 @@ def mixing_findings(provenance: Provenance, tensors: Mapping[str, Tensor]) -> La
         f"to 0.8), and two ways to the masks agree with a mean IoU of {agreement:.2f}"
     )
     if separation < WEAK_SEPARATION:
-        nothing = f"no foreground was found that differs from the background: masks would mean nothing. {_TRY}"
+        nothing = f"no foreground was found that differs from the background: masks would mean nothing; {_TRY}"
         return LabelerFindings(verdict="weak", words=[found, sure, f"weak: {nothing}"])
     if separation < DOUBTFUL_SEPARATION or agreement < DOUBTFUL_AGREEMENT:
         return LabelerFindings(verdict="doubtful", words=[found, sure, f"doubtful: many masks may be wrong; {_TRY}"])
