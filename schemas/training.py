@@ -211,7 +211,8 @@ class TrainGeneratorConfig(Section):
     grow_from: UserPattern | None = Field(None, pattern=PRINTABLE)
     """A generator of half the resolution to grow from; takes what initialise_from does. See growth."""
     growth: GrowthConfig | None = None
-    """Phases of growing; null: the defaults of this section, where grow_from is given."""
+    """Phases of growing; null: the defaults of this section, where grow_from is given. They may change when a training
+    is resumed, which goes on in the phase that its images belong to then."""
     total_images: int = Field(1_000_000, ge=1)
     """Stop after this many training images."""
     max_seconds: float | None = Field(None, gt=0)

@@ -8,7 +8,7 @@ from schemas.training import TrainGeneratorConfig
 # Fields that a resumed training may change.
 FREE_FIELDS = (
     "output", "total_images", "max_seconds", "device", "threads", "cache", "checkpoint_interval_seconds",
-    "sample_interval_images", "initialise_from", "log_interval_steps", "monitor",
+    "sample_interval_images", "initialise_from", "log_interval_steps", "monitor", "growth",
 )  # fmt: skip
 
 
@@ -19,7 +19,9 @@ def comparable(config: TrainGeneratorConfig) -> dict[str, object]:
 
 def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None:
     """Raise TrainingStateError naming every field in which a saved training differs from the one asked for."""
-    differences = changes(saved, asked)
+    assert isinstance(saved, dict)
+    kept = {key: value for key, value in saved.items() if key not in FREE_FIELDS}  # an earlier version kept more
+    differences = changes(kept, asked)
     if differences:
         raise TrainingStateError(
             f"{state}: was trained with other settings: {'; '.join(differences)}. Restore them, or choose another "

@@ -106,6 +106,14 @@ def test_a_resumed_growth_needs_its_source_no_longer(folder: Path, small: Path, 
     assert states_equal(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_phases_may_be_lengthened_when_it_is_resumed(folder: Path, small: Path, tmp_path: Path) -> None:
+    longer = {**PHASES, "frozen_images": 64}
+    train_generator(growing(folder, small, tmp_path / "whole", growth=longer))
+    train_generator(growing(folder, small, tmp_path / "parts", total_images=8 * 4))
+    train_generator(growing(folder, small, tmp_path / "parts", growth=longer))
+    assert states_equal(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_the_anchor_holds_the_images(folder: Path, small: Path, tmp_path: Path) -> None:
     """Mean squared difference of 2x2 means from the small generator's images, with and without the anchor."""
     phases = {"head_start_images": 16, "frozen_images": 0, "anchored_images": 8 * 100, "old_rate": 1.0}
