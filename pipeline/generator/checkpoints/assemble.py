@@ -110,7 +110,7 @@ def embedding_width_error(width: int, w_dim: int) -> UnreadableError:
     return UnreadableError(
         f"unknown architecture option 'embed_features' = {width}: its class embedding has another width than w "
         f"({w_dim}), which this StyleGAN2 cannot have",
-        "Only a network whose embedding is as wide as w works",
+        "Give a network whose embedding is as wide as w",
     )
 
 

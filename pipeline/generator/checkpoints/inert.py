@@ -21,7 +21,7 @@ SAVE_WEIGHTS = (
     "Save the weights alone, where the code that made the file is installed: "
     "torch.save({'g_ema': G.state_dict()}, 'weights.pt')"
 )
-OTHER_NETWORK = "Only networks that StyleGAN2's own code can load work"
+OTHER_NETWORK = "Give a network that StyleGAN2's own code can load"
 FETCH_AGAIN = "Fetch it again, or save it again where it was made"
 
 

@@ -93,7 +93,7 @@ def check_filter(kernel: Tensor) -> None:
     if kernel.shape != ours.shape or not torch.allclose(kernel / kernel.sum(), ours, atol=1e-6):
         raise UnreadableError(
             "unknown architecture option: a resampling filter other than [1, 3, 3, 1], which every StyleGAN2 has",
-            "Only a network trained with the standard filter works",
+            "Give a network that was trained with the standard filter",
         )
 
 

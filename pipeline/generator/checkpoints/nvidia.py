@@ -106,7 +106,7 @@ def _check_attributes(modules: Mapping[str, Module]) -> None:
         if not isinstance(found, str) or found != expected:
             raise UnreadableError(
                 f"unknown architecture option: {name} has activation {describe_value(found)}, not {expected!r}",
-                "Only networks with StyleGAN2's own activations work",
+                "Give a network with StyleGAN2's own activations",
             )
 
 
@@ -121,14 +121,15 @@ def conv_clamp_of(modules: Mapping[str, Module], default: float | None) -> float
     if len(found) > 1:
         raise UnreadableError(
             f"unknown architecture option: conv_clamp differs by layer ({', '.join(found)[:80]})",
-            "Only networks with one clamp work",
+            "Give a network with one clamp",
         )
     value = next(iter(found.values()), default)
     if value is None:
         return None
     if not isinstance(value, int | float) or not value > 0:
         raise UnreadableError(
-            f"unknown architecture option: conv_clamp {describe_value(value)}", "Only a positive number or None works"
+            f"unknown architecture option: conv_clamp {describe_value(value)}",
+            "Give a network with a positive clamp or none",
         )
     return float(value)
 

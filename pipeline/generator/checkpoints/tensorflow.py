@@ -211,14 +211,15 @@ def _check_settings(network: Network) -> float | None:
             raise UnreadableError(
                 f"unknown architecture option {describe_value(name)} = {describe_value(value)}: a fork of NVIDIA's "
                 f"code, with which images may differ from this StyleGAN2's",
-                "Only networks that NVIDIA's own TensorFlow code can run work",
+                "Give a network that NVIDIA's own TensorFlow code can run",
             )
     clamp = network.settings.get("conv_clamp")
     if clamp is None:
         return None
     if not isinstance(clamp, int | float) or not clamp > 0:
         raise UnreadableError(
-            f"unknown architecture option: conv_clamp {describe_value(clamp)}", "Only a positive number or None works"
+            f"unknown architecture option: conv_clamp {describe_value(clamp)}",
+            "Give a network with a positive clamp or none",
         )
     return float(clamp)
 

@@ -151,6 +151,14 @@ def _rebuild_from_type(args: tuple[object, ...]) -> StoredTensor:
     return rebuild(arguments)
 
 
+def _rebuild_from_array(args: tuple[object, ...]) -> StoredTensor:
+    """A tensor of a device, such as a TPU, that torch saves as a numpy array."""
+    found = args[0].tensor if isinstance(args[0], StoredArray) else args[0]
+    if not isinstance(found, StoredTensor):
+        raise _unfit("a tensor", found)
+    return found
+
+
 class StoredDtype:
     """A numpy.dtype of plain numbers."""
 
@@ -288,6 +296,8 @@ _TENSOR_CONSTRUCTORS: dict[str, Callable[[tuple[object, ...]], StoredTensor]] = 
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": rebuild_parameter,
+    "torch._utils._rebuild_xla_tensor": _rebuild_from_array,
+    "torch._utils._rebuild_device_tensor_from_numpy": _rebuild_from_array,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
 }
 # What tensors, and the dictionaries that hold them, are made of. Everything else becomes a Record of its name.

@@ -164,7 +164,7 @@ def _refuse_bilinear(chosen: _Candidate, names: Mapping[object, object] | Mappin
         raise UnreadableError(
             f"a generator without the modules *{required} that {chosen.layout.code} has: its bilinear variant, which "
             f"resizes in another way",
-            "Only networks with StyleGAN2's own filters work",
+            "Give a network with StyleGAN2's own filters",
         )
 
 

@@ -187,6 +187,30 @@ def test_numpy_arrays(dtype: str, order: str, protocol: int) -> None:
     assert torch.equal(tensor.to_float32(), torch.arange(24.0).reshape(2, 3, 4))
 
 
+class Tagged(torch.Tensor):
+    """Which torch pickles with its class and its attributes."""
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_tensors_of_other_devices_and_with_attributes(protocol: int) -> None:
+    """Stored as numpy arrays, as those of TPUs, or beside a dictionary."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    class OfDevice:
+        def __reduce__(self) -> tuple[object, ...]:
+            return torch._utils._rebuild_device_tensor_from_numpy, (array, torch.float32, "xla:0", False)
+
+    marked = torch.nn.Parameter(torch.from_numpy(array))
+    marked.tag = "x"  # type: ignore[attr-defined]
+    subclassed = torch.from_numpy(array).as_subclass(Tagged)
+    subclassed.tag = "x"  # type: ignore[attr-defined]
+    root = read_saved(memoryview(torch_file([marked, subclassed])), Budget())
+    assert isinstance(root, list)
+    for tensor in (read(pickle.dumps(OfDevice(), protocol)), *root):
+        assert isinstance(tensor, StoredTensor)
+        assert torch.equal(tensor.to_float32(), torch.from_numpy(array))
+
+
 def test_numpy_numbers() -> None:
     values = [np.float64(1 / 3), np.float32(0.25), np.int64(-7), np.bool_(True)]
     assert read(pickle.dumps(values, 4)) == [1 / 3, 0.25, -7, 1]
