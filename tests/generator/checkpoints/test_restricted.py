@@ -312,10 +312,16 @@ def shared(depth: int = 60) -> list[object]:
     return value
 
 
-# A list as `shared` makes, on the stack, built from operations alone.
-SHARED = b"]\x94" + b"".join(
-    b"](h%ch%ce\x94" % (number, number) for number in range(60)
-)  # each remembered by its number
+# A list as `shared` makes, built from operations alone: each level is remembered by its number, the last one is left.
+SHARED = b"]\x94" + b"".join(b"0](h%ch%ce\x94" % (number, number) for number in range(60))
+
+
+def test_the_lists_of_these_tests_are_deep() -> None:
+    value, depth = read(SHARED + b"."), 0
+    while isinstance(value, list) and value:
+        assert value[0] is value[1]
+        value, depth = value[0], depth + 1
+    assert depth == 60
 
 
 @pytest.mark.timeout(20)
