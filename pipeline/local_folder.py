@@ -90,7 +90,7 @@ class LocalFolder:
                     yield chunk
             finally:
                 os.close(descriptor)
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise FileNotFoundError(f"{self._url}/{path}") from None
         except OSError as error:
             raise self._refused(path, "read", error) from error

@@ -1,5 +1,6 @@
 """What the store promises, the same on a disk and in buckets of two services."""
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_files_come_back(store: Store, url: str) -> None:
     for missing in ("shards/b.tar", "shards"):
         with pytest.raises(FileNotFoundError):
             store.read(missing)
+        with pytest.raises(FileNotFoundError):
+            store.sha256(missing)
 
 
 def test_a_large_file_comes_back(store: Store) -> None:
@@ -64,6 +67,7 @@ def test_a_large_file_comes_back(store: Store) -> None:
     assert store.create("shards/a.tar", content)
     store.replace("b", content[1:])
     assert store.read("shards/a.tar") == content and store.read("b") == content[1:]
+    assert store.sha256("b") == hashlib.sha256(content[1:]).hexdigest()
     assert store.list() == [StoredFile("b", len(content) - 1), StoredFile("shards/a.tar", len(content))]
 
 
