@@ -1,9 +1,9 @@
 """Damage at rest between runs: a handful here, thousands by `python tests/chaos/damage.py`."""
 
-from chaos.damage import main, run_cases
+from chaos.damage import run_cases
 
-# Together most kinds of damage, and drivers that are killed, or frozen beside others.
-HANDFUL = range(10)
+# Together every kind of damage but a swap, and drivers that are killed, or frozen beside others.
+HANDFUL = (0, 4, 5, 8, 9, 10, 12)
 
 
 def test_a_handful_of_damaged_outputs() -> None:
@@ -13,7 +13,3 @@ def test_a_handful_of_damaged_outputs() -> None:
     for what in ("flip", "cut", "zero", "delete", "edit", "exchange", "stranger", "died", "beside", "earlier version"):
         assert what in stories, what
     assert "refused: " in stories
-
-
-def test_the_command_tells_a_case() -> None:
-    assert main(["--seed", "3"]) == 0

@@ -112,8 +112,14 @@ def run_case(seed: int, references: References, folder: Path) -> Result:
 
 def _nothing_tells(done: list[Damage]) -> bool:
     """Another labeler in an output that has lost its claim, and has no shard yet, is this output's."""
-    touched = {path: item.kind for item in done for path in item.paths}
-    return touched.get("fingerprint.json") == "delete" and any(path.startswith("labeler/") for path in touched)
+    touched = {path for item in done for path in item.paths}
+    is_lost = any(item.kind == "delete" and "fingerprint.json" in item.paths for item in done) or "run.json" in touched
+    return is_lost and "fingerprint.json" in touched and any(path.startswith("labeler/") for path in touched)
+
+
+def _shard(path: str) -> str:
+    """What a refusal names it by: of a shard's three files it may name the others, which are left of it."""
+    return path if "0000" not in path else path.rsplit(".", 1)[0][-6:]
 
 
 class _Case:
@@ -153,7 +159,7 @@ class _Case:
     def _refused(self, words: str) -> None:
         if "is less than the output holds" in words:
             self._result.story.append("refused: too small")
-        elif not any(path in words for path in self._damaged):
+        elif not any(_shard(path) in words for path in self._damaged):
             self._result.problems.append(f"refused without naming what was damaged: {words}")
         else:
             self._result.story.append(f"refused: {words.splitlines()[-1][-90:]}")
