@@ -1,11 +1,11 @@
 """The end of a run: the files that describe the dataset are written, the manifest last.
 
-Several drivers may finish at once, and one may have been frozen for days while others made the dataset larger. So each
-file is compared and swapped: it is written only over what was read before the shards were listed. A driver that finds
-that another has written meanwhile begins anew, and one that finds more shards than its own leaves the dataset to the
-driver that made them. A run has finished when it reads all four files back as its own, after its manifest. (Killed
-between two of them, beside a driver that finishes in the same moment, it may leave index and manifest of different
-sizes: the next `generate` or `verify` tells and mends that.)
+Several drivers may finish at once, and one may have been frozen for days while others made the dataset larger. So a
+driver reads the four files, then lists the shards, and then compares and swaps each file: it is written only over what
+was read. A driver that finds more shards than its own leaves the dataset to whoever made them. None can write over a
+larger one's file: either it read what that has replaced since, or the list that it made afterwards showed the larger
+one's shards, which are all there before the first of its files. A run has finished when it reads all four back as its
+own.
 """
 
 import hashlib
@@ -16,12 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-from pydantic import ValidationError
-
 from pipeline.existing_shards import check_listing
-from pipeline.manifest import MANIFEST_PATH, descriptions, totals
+from pipeline.manifest import descriptions, totals
 from pipeline.output_claim import read_claim, shard_splits
-from pipeline.shard_publisher import read_record
 from pipeline.store import Store, VersionedFile
 from schemas.config import RunConfig
 from schemas.errors import OutputError
@@ -60,18 +57,11 @@ def finish_dataset(store: Store, records: Sequence[ShardRecord], context: Datase
     manifest = _manifest(store, records, context)
     splits = shard_splits(store, len(records), context.config.dataset.splits)
     wanted = descriptions(manifest, records, splits)
-    has_written = False
     for number in range(_MOST_ROUNDS):
         standing = {path: _read(store, path) for path in wanted}
-        try:
-            check_listing(store, context.config, records)
-        except OutputError:
-            if has_written:
-                _restore(store)
-            raise
+        check_listing(store, context.config, records)
         if all(found is not None and found.data == wanted[path] for path, found in standing.items()):
             return manifest
-        has_written = True
         _swap(store, wanted, standing)
         if number:  # another driver finishes at this moment
             time.sleep(random.uniform(0, _LONGEST_PAUSE))
@@ -119,35 +109,8 @@ def _swap(store: Store, wanted: Mapping[str, bytes], standing: Mapping[str, Vers
             return
 
 
-def _restore(store: Store) -> None:
-    """Write index, card and croissant of the dataset that is complete, over which this driver may have written."""
-    for _ in range(_MOST_ROUNDS):
-        found = _read(store, MANIFEST_PATH)
-        complete = None if found is None else _parsed(found.data)
-        if complete is None:
-            return
-        found_records = [read_record(store, index) for index in range(complete.num_shards)]
-        records = [record for record in found_records if record is not None]
-        if len(records) < complete.num_shards:
-            return  # damaged since, which the next run finds
-        splits = shard_splits(store, len(records), complete.config["dataset"]["splits"])
-        wanted = {**descriptions(complete, records, splits), MANIFEST_PATH: found.data if found is not None else b""}
-        standing = {path: _read(store, path) for path in wanted}
-        if all(other is not None and other.data == wanted[path] for path, other in standing.items()):
-            return
-        if standing[MANIFEST_PATH] == found:
-            _swap(store, wanted, standing)
-
-
 def _read(store: Store, path: str) -> VersionedFile | None:
     try:
         return store.read_versioned(path)
     except FileNotFoundError:
-        return None
-
-
-def _parsed(data: bytes) -> Manifest | None:
-    try:
-        return Manifest.model_validate_json(data)
-    except ValidationError:
         return None
