@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for result in some:
                 if result.problems:
                     print(result, flush=True)
+            print(f"{len(results)} cases", file=sys.stderr, flush=True)
     wrong = [result.seed for result in results if result.problems]
     kinds = Counter(line.split()[0] for result in results for line in result.story)
     print(f"{len(results)} cases in {time.monotonic() - begun:.0f} s, {len(wrong)} wrong: {wrong}")
