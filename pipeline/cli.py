@@ -515,11 +515,19 @@ def train_prompt_model(
 
 
 def main() -> None:
-    """Run the command line; the one place where an error becomes an exit status."""
+    """The process of a command: gone soon after a signal, whatever it waits for."""
     restart_with_process_settings()
+    end_soon_after_signals()
+    try:
+        run_command()
+    finally:
+        keep_exit_status()
+
+
+def run_command() -> None:
+    """Run the command line; the one place where an error becomes an exit status."""
     try:
         check_log_variable()
-        end_soon_after_signals()
         with interruptible():
             app(prog_name="labelmill")
     except LabelmillError as error:
@@ -528,8 +536,6 @@ def main() -> None:
     except Interrupted as error:
         say(f"labelmill: {interrupted_words(str(error))}", level="warning")
         sys.exit(EXIT_RESUMABLE)
-    finally:
-        keep_exit_status()
 
 
 if __name__ == "__main__":

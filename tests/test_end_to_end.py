@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app, main
-from pipeline.process_settings import PROCESS_SETTINGS
+from pipeline.cli import app, run_command
 from schemas.config import SEED_LIMIT
 from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError
 
@@ -228,11 +227,9 @@ def test_images_are_those_of_their_seeds(write_run_file: RunFileWriter, tmp_path
 def test_main_ends_with_the_documented_status(
     write_run_file: RunFileWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in PROCESS_SETTINGS.items():  # so that main does not replace this process
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["labelmill", "validate", str(write_run_file(dataset={"samples": 0}))])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command()
     assert ended.value.code == 2
     assert "dataset.samples: input should be greater than or equal to 1, found 0" in capsys.readouterr().err
 

@@ -27,8 +27,8 @@ RESOLUTION = 32
 FINE_IMAGE, FINE_MASK = 2, 4
 """Sizes, in those of the images, of the renders that are moved, scaled and bent before they are reduced to images."""
 
-GENERATOR_SEEDS = range(540_000)
-"""Among these are all that the bundled generator learned from: drawings with rare parts were picked out of them."""
+GENERATOR_SEEDS = range(570_000)
+"""Among these are all that the bundled generators learned from: drawings with rare parts were picked out of them."""
 TRAINING_SEEDS = {"a": range(1_000_000, 1_024_000), "b": range(2_000_000, 2_024_000)}
 VALIDATION_SEEDS = range(3_000_000, 3_000_500)
 """Figures beside the training's curves."""

@@ -49,6 +49,7 @@ def test_the_interval_of_the_log_may_change(folder: Path, tmp_path: Path) -> Non
 
 class TestFid:
     def test_features_are_those_of_torch_fidelity(self, tmp_path: Path) -> None:
+        pytest.importorskip("torch_fidelity", reason="of the extra `fid`, which brings a package called tests")
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         torch.manual_seed(0)

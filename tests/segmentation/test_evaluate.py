@@ -16,7 +16,7 @@ from s3_server import S3Server
 from small_dataset import CLASSES, write_dataset
 from typer.testing import CliRunner
 
-from pipeline.cli import app, main
+from pipeline.cli import app, run_command
 from pipeline.segmentation import mask_source
 from pipeline.segmentation.evaluate import evaluate, given_classes
 from pipeline.segmentation.mask_png import MaskError
@@ -460,9 +460,8 @@ def test_the_command_ends_with_2_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [str(write(tmp_path / name, random_masks(1, (0, 255)))) for name in ("p", "t")]
-    monkeypatch.setattr("pipeline.cli.restart_with_process_settings", lambda: None)
     monkeypatch.setattr("sys.argv", ["labelmill", "evaluate", *folders])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command()
     assert ended.value.code == 2
     assert "--positive 255" in capsys.readouterr().err
