@@ -170,7 +170,8 @@ class GrowthConfig(Section):
     def _check_anchor(self) -> Self:
         if self.final_anchor > self.anchor or (self.final_anchor == 0 < self.anchor):
             raise ValueError(
-                f"final_anchor must be above 0 and at most anchor ({self.anchor:g}), got {self.final_anchor:g}"
+                f"final_anchor must be above 0 (or 0 where anchor is 0) and at most anchor ({self.anchor:g}), got "
+                f"{self.final_anchor:g}"
             )
         return self
 
@@ -179,7 +180,8 @@ class MonitorConfig(Section):
     """Numbers in the log that say how close the generator is to its data, at every sample sheet."""
 
     num_images: int = Field(1_000, ge=2)
-    """Images of each side. Distances of different numbers must not be compared."""
+    """Images of each side, at most as many of the data as there are. Distances of different numbers must not be
+    compared."""
     fid_weights: UserPath | None = None
     """Weights of torch-fidelity's Inception network, for the Fréchet inception distance; needs the extra `fid`.
     null: the distance of thumbnails alone."""

@@ -1,5 +1,6 @@
 """Trainings of generators that take seconds: discs at 16 px, on one thread."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def make_config(folder: Path, output: Path, **changes: object) -> TrainGenerator
             "augmentation": "none",
         },
         "device": "cpu",
+        "monitor": {"num_images": 8},
         "threads": 1,
         "total_images": 8 * 24,
         "log_interval_steps": 5,
@@ -71,6 +73,9 @@ def write_discs(folder: Path, count: int = 256) -> None:
 
 def open_trainer(config: TrainGeneratorConfig) -> Trainer:
     """Ready for its next step, on the discs that `write_discs` writes."""
-    trainer = Trainer(config, find_start(config), TrainingImages(discs(256), seed=0, horizontal_flip=True))
+    pixels = np.ascontiguousarray(discs(256)[:, :, :, ::-1])  # OpenCV wrote them as BGR
+    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    data = TrainingImages(pixels, seed=0, horizontal_flip=True, sha256=sha256)
+    trainer = Trainer(config, find_start(config), data)
     trainer.restore()
     return trainer

@@ -26,6 +26,7 @@ from pipeline.benchmark.oracle_data import RESOLUTION, TRAINING_SEEDS, VALIDATIO
 from pipeline.benchmark.oracle_images import as_images
 from pipeline.benchmark.oracle_networks import DilatedNet, UNet
 from pipeline.benchmark.training_on_avatars import AdamWTrainer, AdamWTraining
+from pipeline.generator.training_state import locked
 from pipeline.segmentation.metrics import MaskEvaluator
 from schemas.errors import LabelmillError
 from schemas.scores import Scores
@@ -119,14 +120,15 @@ def score(oracle: Oracle, renders: Renders) -> Scores:
 
 def train_oracle(config: OracleTraining, folder: Path, cache: Path) -> bool:
     """Train or resume until the last step, SIGTERM or SIGINT; whether it is finished."""
+    if config.resolution < RESOLUTION or config.resolution & (config.resolution - 1):
+        raise LabelmillError(f"--resolution: {RESOLUTION} or a power of two above it, got {config.resolution}")
     torch.set_num_threads(config.threads)
-    trainer = OracleTrainer(
-        config,
-        folder,
-        load_renders(TRAINING_SEEDS[config.oracle], cache, config.threads, resolution=config.resolution),
-        load_renders(VALIDATION_SEEDS, cache, config.threads, resolution=config.resolution),
+    renders, validation = (
+        load_renders(seeds, cache, config.threads, resolution=config.resolution)
+        for seeds in (TRAINING_SEEDS[config.oracle], VALIDATION_SEEDS)
     )
-    return trainer.run() is None
+    with locked(folder):
+        return OracleTrainer(config, folder, renders, validation).run() is None
 
 
 def main(arguments: list[str] | None = None) -> int:

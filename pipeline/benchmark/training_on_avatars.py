@@ -23,7 +23,6 @@ from pipeline.generator.training_resume import changes
 from pipeline.generator.training_state import (
     TrainingStateError,
     latest_state,
-    locked,
     read_progress,
     read_tensors,
     write_state,
@@ -115,7 +114,7 @@ class AdamWTrainer(ABC, Generic[Config, Network]):
     def run(self) -> str | None:
         """Train until the last step, or until a signal, whose name is returned: made anew, the trainer goes on."""
         next_save = time.monotonic() + self.config.checkpoint_interval_seconds
-        with locked(self.folder), StopSignals() as stop:
+        with StopSignals() as stop:
             while self.num_steps < self.config.steps and stop.requested is None:
                 self.step()
                 if time.monotonic() > next_save:

@@ -25,7 +25,14 @@ from pipeline.generator.networks import Generator, Noise, Trunk, row_resolution
 from pipeline.generator.sample_sheet import write_sheet
 from pipeline.generator.training_augmentation import augment, is_augmented
 from pipeline.generator.training_data import TrainingImages, load_images
-from pipeline.generator.training_growth import Phase, RankWatch, new_parameters, phase_at, plain_phase
+from pipeline.generator.training_growth import (
+    Phase,
+    RankWatch,
+    TrainingFailedError,
+    new_parameters,
+    phase_at,
+    plain_phase,
+)
 from pipeline.generator.training_log import TrainingLog
 from pipeline.generator.training_overview import Pace, introduce
 from pipeline.generator.training_quality import QualityMonitor
@@ -33,6 +40,7 @@ from pipeline.generator.training_resume import comparable, refuse_changes, refus
 from pipeline.generator.training_start import Source, Start, find_start, growth_of, spec_as_json
 from pipeline.generator.training_state import (
     SecondMomentAdam,
+    TrainingStateError,
     latest_state,
     locked,
     read_progress,
@@ -42,7 +50,7 @@ from pipeline.generator.training_state import (
 )
 from pipeline.interruption import Interrupted
 from pipeline.speech import say
-from schemas.training import TrainGeneratorConfig
+from schemas.training import FolderData, TrainGeneratorConfig
 
 GENERATOR_FILE = "generator.safetensors"
 PATH_LENGTH_DECAY = 0.01
@@ -64,14 +72,28 @@ def train_generator(config: TrainGeneratorConfig) -> None:
 
 def _train(config: TrainGeneratorConfig) -> None:
     start = find_start(config)
+    if isinstance(config.data, FolderData) and config.output.resolve().is_relative_to(config.data.path.resolve()):
+        raise TrainingStateError(
+            f"output: {config.output} lies inside data.path ({config.data.path}), whose images are learned: its sample "
+            f"sheets would be among them. Choose a folder elsewhere"
+        )
+    if start.head_start_images >= config.total_images:
+        raise TrainingStateError(
+            f"total_images: {config.total_images:,} are over before the generator learns; the discriminator learns "
+            f"alone from the first {start.head_start_images:,}"
+        )
     loaded = load_images(config.data, start.spec.resolution, config.cache or config.output / "cache")
-    data = TrainingImages(loaded.images_NHWC, seed=config.seed, horizontal_flip=config.horizontal_flip)
+    data = TrainingImages(
+        loaded.images_NHWC, seed=config.seed, horizontal_flip=config.horizontal_flip, sha256=loaded.sha256
+    )
     trainer = Trainer(config, start, data)
     trainer.restore()
     introduce(config, start, loaded.summary, trainer.images_seen, str(trainer.device), augmented=trainer.augmented)
     with StopSignals() as stop:
         run(trainer, stop)
     if trainer.images_seen >= config.total_images:
+        told = ", ".join(f"{name} {value:.3g}" for name, value in trainer.distances().items())
+        say(f"quality: {told} (distances from the data, {config.monitor.num_images:,} images)")
         say(f"done: {config.output / GENERATOR_FILE}, which a run file's generator.checkpoint takes")
     elif stop.requested is not None:
         raise Interrupted(stop.requested)
@@ -111,8 +133,11 @@ def run(trainer: "Trainer", stop: StopSignals) -> None:
         trainer.step()
         pace.step(trainer.num_steps, trainer.images_seen)
         if trainer.images_seen // config.sample_interval_images > before:
+            trainer.check_finite()
             write_sheet(config.output / "samples" / f"{trainer.images_seen:09d}.png", trainer.average)
-            trainer.measure()
+            for name, value in trainer.distances().items():
+                trainer.log.add(name, torch.tensor(value))
+        trainer.write_log()
         if time.monotonic() > next_save:
             trainer.save()
             next_save = time.monotonic() + config.checkpoint_interval_seconds
@@ -125,7 +150,7 @@ class Trainer:
 
     def __init__(self, config: TrainGeneratorConfig, start: Start, data: TrainingImages) -> None:
         self.config, self.start, self.data = config, start, data
-        self.device = choose_device(config.device)
+        self.device = choose_device(config.device, config.optimisation.precision)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = Generator(start.spec).to(self.device)
@@ -202,12 +227,25 @@ class Trainer:
         )
         update_average(self.average, self.generator, 0.5 ** (settings.batch_size / half_life))
         self.seconds_trained += time.monotonic() - started
+
+    def write_log(self) -> None:
+        """A line of the log, when one is due."""
         self.log.step(self.num_steps, self.images_seen, self.seconds_trained)
 
-    def measure(self) -> None:
-        """Add the distances of the averaged generator from the data to the log's next line."""
-        for name, value in self.monitor.measure(self.average).items():
-            self.log.add(name, torch.tensor(value))
+    def check_finite(self) -> None:
+        """Raises TrainingFailedError where a weight is not: then nothing is saved over the last good state."""
+        for group in ("generator", "average", "discriminator"):
+            for name, tensor in self._groups[group].items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise TrainingFailedError(
+                        f"after {self.images_seen:,} images {name} of the {group} is not finite: the training has "
+                        f"diverged. The last good state is kept in {self.config.output / 'state'}: start from it in "
+                        f"another output with lower learning rates"
+                    )
+
+    def distances(self) -> dict[str, float]:
+        """Of the averaged generator from the data, by their names in the log."""
+        return self.monitor.measure(self.average)
 
     def _phase(self) -> Phase:
         if self.small is None:
@@ -236,10 +274,9 @@ class Trainer:
         return fake_BCHW.detach()
 
     @torch.no_grad()
-    def _frozen_trunk(self, ws_BLD: Tensor, noise: Noise) -> Trunk | None:
+    def _frozen_trunk(self, ws_BLD: Tensor, noise: Noise) -> Trunk:
         """All that frozen blocks do, short of their last toRGB."""
-        if self.start.small is None:
-            return None
+        assert self.start.small is not None
         return self.generator.trunk(ws_BLD, self.start.small.num_ws - 1, noise)
 
     @torch.no_grad()
@@ -259,8 +296,12 @@ class Trainer:
         fake_BCHW = self.generator.synthesize(ws_BLD, self._draw_noise("path_length", batch_size)).images_BCHW
         directions = self._normal("path_length_direction", *fake_BCHW.shape)
         lengths_B = path_lengths(fake_BCHW, ws_BLD, directions)
-        mean = torch.lerp(self.mean_path_length, lengths_B.detach().mean(), PATH_LENGTH_DECAY)
-        self.mean_path_length = mean
+        # A generator that has grown is regularised late: its first mean is what it finds.
+        is_first = self.small is not None and float(self.mean_path_length) == 0.0
+        share = 1.0 if is_first else PATH_LENGTH_DECAY
+        mean = torch.lerp(self.mean_path_length, lengths_B.detach().mean(), share)
+        if bool(torch.isfinite(mean)):
+            self.mean_path_length = mean
         penalty = (lengths_B - mean).square().mean()
         (penalty * (settings.path_length_weight * settings.path_length_interval)).backward()
         self._move_generator(phase)
@@ -352,14 +393,15 @@ class Trainer:
         }
 
     def save(self) -> None:
-        """Publish the state of this step and the averaged generator."""
+        """Publish the state of this step and the averaged generator. Raises TrainingFailedError, see check_finite."""
+        self.check_finite()
         progress = {
             "config": comparable(self.config),
             "spec": spec_as_json(self.start.spec),
             "small": spec_as_json(self.start.small),
             "discriminator_detail": self.start.detail,
             "head_start_images": self.start.head_start_images,
-            "num_images": len(self.data),
+            "data_sha256": self.data.sha256,
             "num_steps": self.num_steps,
             "images_seen": self.images_seen,
             "seconds_trained": self.seconds_trained,
@@ -385,7 +427,7 @@ class Trainer:
             return
         progress = read_progress(state)
         refuse_changes(state, progress["config"], comparable(self.config))
-        refuse_other_data(state, progress["num_images"], len(self.data))
+        refuse_other_data(state, progress["data_sha256"], self.data.sha256)
         for name, own in self._groups.items():
             for key, tensor in read_tensors(state, name, like=own).items():
                 own[key].data.copy_(tensor)
@@ -429,8 +471,16 @@ class Latents:
     """The first row of w that is the second latent's."""
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one."""
+def choose_device(name: str, precision: str) -> torch.device:
+    """`auto` takes a GPU where there is one. Raises TrainingStateError for what this machine does not have."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingStateError(f"device: {name!r} is none; auto, cpu, cuda and cuda:N are possible") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TrainingStateError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} GPUs")
+    if device.type == "cpu" and precision == "float16":
+        raise TrainingStateError("optimisation.precision: float16 needs a GPU; on a CPU choose float32 or bfloat16")
+    return device

@@ -5,6 +5,7 @@ Shape suffixes: N images, B batch, C channels, H height, W width.
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,10 +37,10 @@ class TrainingDataError(LabelmillError):
 
 
 class TrainingImages:
-    """images_NHWC uint8; batches by position in an endless stream of reshuffled epochs."""
+    """images_NHWC uint8; batches by position in an endless stream of reshuffled epochs. sha256: of all pixels."""
 
-    def __init__(self, images_NHWC: NDArray[np.uint8], *, seed: int, horizontal_flip: bool) -> None:
-        self.images_NHWC, self.seed, self.horizontal_flip = images_NHWC, seed, horizontal_flip
+    def __init__(self, images_NHWC: NDArray[np.uint8], *, seed: int, horizontal_flip: bool, sha256: str = "") -> None:
+        self.images_NHWC, self.seed, self.horizontal_flip, self.sha256 = images_NHWC, seed, horizontal_flip, sha256
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -68,6 +69,8 @@ class LoadedImages:
     """[N, resolution, resolution, 3] RGB, memory-mapped."""
     summary: str
     """What was found and skipped, for people."""
+    sha256: str
+    """Of all pixels."""
 
 
 def load_images(data: TrainingData, resolution: int, cache: Path) -> LoadedImages:
@@ -80,17 +83,18 @@ def load_images(data: TrainingData, resolution: int, cache: Path) -> LoadedImage
     told = path.with_suffix(".json")
     if not told.exists():  # written last
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial.npy")
-        if isinstance(data, DomainData):
-            notes = _draw(data, resolution, temporary)
-        else:
-            notes = _decode_all(data, resolution, temporary)
-        temporary.replace(path)
-        write_atomically(told, json.dumps(notes).encode())
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+        try:
+            with ImageFile(temporary, resolution) as file:
+                notes = _draw(data, file) if isinstance(data, DomainData) else _decode_all(data, file)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_atomically(told, json.dumps({"notes": notes, "sha256": file.sha256}).encode())
     images_NHWC = np.load(path, mmap_mode="r")
-    notes = json.loads(told.read_text())
+    known = json.loads(told.read_text())
     summary = f"{len(images_NHWC):,} images at {resolution} px from {_place(data)}"
-    return LoadedImages(images_NHWC, "; ".join([summary, *notes]))
+    return LoadedImages(images_NHWC, "; ".join([summary, *known["notes"]]), known["sha256"])
 
 
 def _place(data: TrainingData) -> str:
@@ -108,9 +112,9 @@ def _cache_name(data: TrainingData, resolution: int) -> str:
     return f"{data.kind}-{resolution}-{digest}"
 
 
-def _draw(data: DomainData, resolution: int, path: Path) -> list[str]:
-    jobs = [(seed, resolution) for seed in domain_seeds(data)]
-    with ImageFile(path, resolution) as file, get_context("spawn").Pool(data.num_processes) as pool:
+def _draw(data: DomainData, file: "ImageFile") -> list[str]:
+    jobs = [(seed, file.resolution) for seed in domain_seeds(data)]
+    with get_context("spawn").Pool(data.num_processes) as pool:
         for image_HWC in pool.imap(_draw_avatar, jobs, chunksize=64):
             file.append(image_HWC)
     return []
@@ -123,6 +127,12 @@ class ImageFile:
 
     def __init__(self, path: Path, resolution: int) -> None:
         self.path, self.resolution, self.num_images = path, resolution, 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of all pixels so far."""
+        return self._hash.hexdigest()
 
     def __enter__(self) -> "ImageFile":
         self._stream = self.path.open("wb")
@@ -131,7 +141,9 @@ class ImageFile:
 
     def append(self, image_HWC: NDArray[np.uint8]) -> None:
         assert image_HWC.shape == (self.resolution, self.resolution, 3) and image_HWC.dtype == np.uint8
-        self._stream.write(image_HWC.tobytes())
+        content = image_HWC.tobytes()
+        self._stream.write(content)
+        self._hash.update(content)
         self.num_images += 1
 
     def __exit__(self, *_: object) -> None:
@@ -160,18 +172,17 @@ def _draw_avatar(job: tuple[int, int]) -> NDArray[np.uint8]:
     return render(seed, resolution).image_HWC
 
 
-def _decode_all(data: FolderData | ShardsData, resolution: int, path: Path) -> list[str]:
+def _decode_all(data: FolderData | ShardsData, file: ImageFile) -> list[str]:
     """Write the readable images; returns what is to be said of the others."""
     unreadable: list[str] = []
     progress = _Progress()
-    with ImageFile(path, resolution) as file:
-        for name, content in _folder_bytes(data) if isinstance(data, FolderData) else _shard_bytes(data):
-            image_HWC = _decode(content, resolution)
-            if image_HWC is None:
-                unreadable.append(name)
-            else:
-                file.append(image_HWC)
-            progress.add()
+    for name, content in _folder_bytes(data) if isinstance(data, FolderData) else _shard_bytes(data):
+        image_HWC = _decode(content, file.resolution)
+        if image_HWC is None:
+            unreadable.append(name)
+        else:
+            file.append(image_HWC)
+        progress.add()
     if unreadable and not data.skip_unreadable:
         raise TrainingDataError(
             f"{_place(data)}: {len(unreadable):,} of {file.num_images + len(unreadable):,} images are not readable: "
@@ -203,24 +214,25 @@ class _Progress:
 
 def _files(data: FolderData) -> list[Path]:
     """Image files by name; hidden ones, such as those macOS leaves beside each file, are none."""
-    return sorted(path for path in data.path.rglob("*") if _is_image(path))
+    return sorted(path for path in data.path.rglob("*") if _is_image(path, data.path))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def _passed_over(data: FolderData) -> list[str]:
     """Files of the folder that are not taken for images, by their endings."""
-    others = Counter(path.suffix.lower() or path.name for path in data.path.rglob("*") if _is_other(path))
+    others = Counter(path.suffix.lower() or path.name for path in data.path.rglob("*") if _is_other(path, data.path))
     if not others:
         return []
     kinds = ", ".join(f"{number:,} {ending}" for ending, number in others.most_common(MOST_NAMED))
     return [f"passed over {others.total():,} other files: {kinds}"]
 
 
-def _is_other(path: Path) -> bool:
-    return path.is_file() and not _is_image(path)
+def _is_other(path: Path, folder: Path) -> bool:
+    return path.is_file() and not _is_image(path, folder)
 
 
 def _folder_bytes(data: FolderData) -> Iterator[tuple[str, bytes]]:

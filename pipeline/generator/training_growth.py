@@ -10,6 +10,7 @@ small generator shows. No paper's recipe: measured against its parts left out, a
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.speech import say
 from schemas.errors import LabelmillError
 from schemas.training import GrowthConfig
 
@@ -64,10 +65,12 @@ def new_parameters(names: Iterable[str], resolution: int) -> frozenset[str]:
 
 
 class RankWatch:
-    """Fails a growth whose discriminator is at chance, by the mean rank of every RANK_STEPS steps."""
+    """Fails a growth whose discriminator is at chance while the old blocks are frozen, by the mean rank of every
+    RANK_STEPS steps; later, when a good generator may be what it cannot tell from data, it warns."""
 
     def __init__(self, growth: GrowthConfig) -> None:
         self._first_images = growth.head_start_images + PATIENCE_IMAGES
+        self._last_images = growth.head_start_images + growth.frozen_images
         self.total, self.steps = 0.0, 0
 
     def add(self, rank: float, images_seen: int) -> None:
@@ -78,10 +81,16 @@ class RankWatch:
         if self.steps < RANK_STEPS:
             return
         mean, self.total, self.steps = self.total / self.steps, 0.0, 0
-        if mean < CHANCE_RANK:
-            raise TrainingFailedError(
-                f"after {images_seen:,} images the discriminator prefers real images in {mean:.0%} of pairs, which is "
-                f"little better than chance ({RANK_STEPS} steps; {CHANCE_RANK:.0%} is the least): the generator learns "
-                f"nothing from it. Start again in another output with a larger discriminator.detail, a smaller "
-                f"optimisation.batch_size, a lower generator_learning_rate or a longer growth.frozen_images"
-            )
+        if mean >= CHANCE_RANK:
+            return
+        found = (
+            f"after {images_seen:,} images the discriminator prefers real images in {mean:.0%} of pairs, which is "
+            f"little better than chance ({RANK_STEPS} steps; {CHANCE_RANK:.0%} is the least)"
+        )
+        if images_seen > self._last_images:
+            say(f"{found}: look whether the sheets still become better", level="warning")
+            return
+        raise TrainingFailedError(
+            f"{found}: the generator learns nothing from it. Start again in another output with a larger "
+            f"discriminator.detail, a smaller optimisation.batch_size or a lower generator_learning_rate"
+        )

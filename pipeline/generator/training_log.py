@@ -25,6 +25,7 @@ class TrainingLog:
         return {name: (float(total), count) for name, (total, count) in self._sums.items()}
 
     def step(self, num_steps: int, images_seen: int, seconds: float) -> None:
+        """Write a line after every `interval` steps."""
         if num_steps % self.interval:
             return
         means = {name: round(float(total) / count, 6) for name, (total, count) in self._sums.items()}

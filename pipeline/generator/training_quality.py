@@ -48,7 +48,7 @@ class QualityMonitor:
     def measure(self, generator: Generator) -> dict[str, float]:
         """Each distance by its name in the log, of latents RandomState(0), with constant noise."""
         if self._real is None:
-            self._real = self._look(self._real_batch, min(self.config.num_images, len(self._data)))
+            self._real = self._look(self._real_batch, max(2, min(self.config.num_images, len(self._data))))
         z_NZ = np.random.RandomState(0).randn(self.config.num_images, generator.spec.z_dim)
 
         @torch.no_grad()

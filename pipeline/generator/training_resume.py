@@ -14,7 +14,9 @@ FREE_FIELDS = (
 
 def comparable(config: TrainGeneratorConfig) -> dict[str, object]:
     """The fields that must not change when a training is resumed."""
-    return config.model_dump(mode="json", exclude=set(FREE_FIELDS))
+    values = config.model_dump(mode="json", exclude=set(FREE_FIELDS))
+    values["data"].pop("num_processes", None)  # which changes no image
+    return values
 
 
 def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None:
@@ -25,16 +27,16 @@ def refuse_changes(state: Path, saved: object, asked: dict[str, object]) -> None
     if differences:
         raise TrainingStateError(
             f"{state}: was trained with other settings: {'; '.join(differences)}. Restore them, or choose another "
-            f"output and set initialise_from to {state.parent}"
+            f"output and start there from {state.parent}, named in initialise_from (without grow_from)"
         )
 
 
-def refuse_other_data(state: Path, saved: object, found: int) -> None:
-    """Raise TrainingStateError where the data holds another number of images than before."""
+def refuse_other_data(state: Path, saved: object, found: str) -> None:
+    """Raise TrainingStateError where the data holds other images than before, by the SHA-256 of their pixels."""
     if saved != found:
         raise TrainingStateError(
-            f"{state}: learned from {saved} images, and there are {found} now. Restore them, or choose another output "
-            f"and set initialise_from to {state.parent}"
+            f"{state}: learned from other images than there are now. Restore them, or choose another output and start "
+            f"there from {state.parent}, named in initialise_from (without grow_from)"
         )
 
 

@@ -74,6 +74,11 @@ def find_start(config: TrainGeneratorConfig) -> Start:
         spec = source.spec if config.network is None else spec_of(config.network)
         _refuse_differences(field, source, source.spec, spec)
         return _start(config, spec, source, None)
+    if source.spec.architecture != "skip":
+        raise TrainingStateError(
+            f"grow_from: {source.name} is of architecture {source.spec.architecture!r}; only 'skip' generators grow, "
+            f"whose images are sums over resolutions"
+        )
     spec = grown(source.spec) if config.network is None else spec_of(config.network)
     _refuse_differences(field, source, grown(source.spec, spec.channels[-1][1]), spec)
     return _start(config, spec, source, source.spec)
@@ -108,7 +113,9 @@ def open_source(reference: str) -> Source:
         return _from_checkpoint(open_checkpoint(reference, discriminator=True))
     state = latest_state(Path(reference))
     if state is None:
-        raise TrainingStateError(f"{reference} holds no complete training state")
+        inner = latest_state(Path(reference) / "state")
+        hint = "" if inner is None else f"; {inner.parent} does: name that folder"
+        raise TrainingStateError(f"{reference} holds no complete training state{hint}")
     spec, detail = _sizes(state)
     tensors = read_tensors(state, "generator")
     average = {**tensors, **read_tensors(state, "average")}

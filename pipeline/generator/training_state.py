@@ -120,9 +120,10 @@ def write_state(
         write_atomically(temporary / f"{name}.safetensors", content)
     write_atomically(temporary / PROGRESS_FILE, json.dumps({**progress, _HASHES: hashes}, indent=1).encode())
     target = folder / f"{step:09d}"
-    if target.exists():  # this very step is there already
+    if (target / PROGRESS_FILE).is_file():  # this very step is there already
         shutil.rmtree(temporary)
         return
+    shutil.rmtree(target, ignore_errors=True)  # a copy that was cut short
     temporary.rename(target)
     # Older states, and what a kill left of writing or of removing one.
     for other in folder.iterdir():

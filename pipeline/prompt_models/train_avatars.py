@@ -17,6 +17,7 @@ from torch.nn import functional
 from pipeline.benchmark.oracle_data import VALIDATION_SEEDS
 from pipeline.benchmark.oracle_images import as_images
 from pipeline.benchmark.training_on_avatars import AdamWTrainer, AdamWTraining
+from pipeline.generator.training_state import locked
 from pipeline.prompt_models.avatars import AvatarsPrompts, PromptModelInfo, encode, save_avatars_prompts
 from pipeline.prompt_models.avatars_captions import Caption, vocabulary
 from pipeline.prompt_models.avatars_data import TRAINING_SEEDS, CaptionedRenders, load_captioned, prompt_batch
@@ -140,10 +141,8 @@ def validate(model: AvatarsPrompts, validation: CaptionedRenders) -> str:
 def train_avatars_prompts(config: PromptTraining, folder: Path, cache: Path) -> str | None:
     """Train or resume until the last step, or until a signal, whose name is returned: the same call goes on."""
     torch.set_num_threads(config.threads)
-    trainer = PromptTrainer(
-        config,
-        folder,
-        load_captioned(TRAINING_SEEDS, cache, config.threads),
-        load_captioned(VALIDATION_SEEDS, cache, config.threads),
+    captioned, validation = (
+        load_captioned(seeds, cache, config.threads) for seeds in (TRAINING_SEEDS, VALIDATION_SEEDS)
     )
-    return trainer.run()
+    with locked(folder):
+        return PromptTrainer(config, folder, captioned, validation).run()

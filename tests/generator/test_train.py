@@ -10,18 +10,20 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer
+from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer, write_discs
 
 from pipeline.generator.checkpoints.native import load_generator
 from pipeline.generator.networks import Generator
 from pipeline.generator.train import Trainer, train_generator
 from pipeline.generator.training_data import TrainingImages
+from pipeline.generator.training_growth import TrainingFailedError
 from pipeline.generator.training_start import find_start, spec_of
 from pipeline.generator.training_state import (
     SecondMomentAdam,
@@ -169,6 +171,51 @@ def test_the_head_start_leaves_the_generator_alone(folder: Path, tmp_path: Path)
         trainer.step()
         after = trainer.generator.state_dict()
         assert all(torch.equal(after[name], before[name]) for name in before) == expected
+
+
+def test_other_images_of_the_same_number_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_discs(tmp_path / "in", 8)
+    train_generator(make_config(tmp_path / "in", tmp_path / "run", total_images=8))
+    image = cv2.imread(str(tmp_path / "in/003.png"))
+    assert image is not None
+    cv2.imwrite(str(tmp_path / "in/003.png"), 255 - image)
+    with pytest.raises(TrainingStateError, match="learned from other images than there are now"):
+        train_generator(make_config(tmp_path / "in", tmp_path / "run", total_images=16))
+
+
+def test_a_training_that_diverges_keeps_its_last_good_state(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, tmp_path / "run", total_images=8 * 4)
+    train_generator(make_config(folder, tmp_path / "run", total_images=8))
+    trainer = open_trainer(config)
+    with torch.no_grad():
+        trainer.generator.get_parameter("synthesis.b16.torgb.bias")[0] = torch.nan
+    trainer.step()
+    with pytest.raises(TrainingFailedError, match=r"after 16 images .* is not finite: the training has diverged"):
+        trainer.save()
+    assert open_trainer(config).num_steps == 1
+    load_generator(config.output / "generator.safetensors")
+
+
+def test_an_output_among_the_images_is_refused(tmp_path: Path) -> None:
+    write_discs(tmp_path, 8)
+    with pytest.raises(TrainingStateError, match=r"output: .* lies inside data\.path"):
+        train_generator(make_config(tmp_path, tmp_path / "run", total_images=8))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "cuda:77"}, "device: cuda:77 is not there; this machine has"),
+        ({"device": "gpu"}, "device: 'gpu' is none"),
+        ({"optimisation": {"precision": "float16"}}, "float16 needs a GPU"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(
+    change: dict[str, object], words: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingStateError, match=words):
+        train_generator(make_config(folder, tmp_path / "run", **change))
 
 
 class TestOptimiser:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer, write_discs
+from small_trainings import RESOLUTION, losses, make_config, open_trainer, write_discs
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.generator import training_growth
 from pipeline.generator.checkpoints.native import load_generator, save_generator
 from pipeline.generator.discriminator import Discriminator, with_detail
 from pipeline.generator.networks import Generator
@@ -87,7 +88,7 @@ def test_each_phase_moves_what_it_should_and_no_faster(folder: Path, small: Path
 
 def test_stopped_at_every_step_it_ends_with_the_same_bytes(folder: Path, small: Path, tmp_path: Path) -> None:
     train_generator(growing(folder, small, tmp_path / "whole"))
-    for steps in range(1, 11):
+    for steps in range(3, 11):
         train_generator(growing(folder, small, tmp_path / "parts", total_images=8 * steps))
     assert states_equal(tmp_path / "whole", tmp_path / "parts")
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
@@ -146,8 +147,8 @@ def test_phases_follow_from_the_images_seen() -> None:
     assert (settled.old_rate, settled.anchor, settled.path_length) == (0.4, 0, True)
 
 
-def test_a_discriminator_at_chance_fails_the_training() -> None:
-    watch = RankWatch(GrowthConfig(head_start_images=100))
+def test_a_discriminator_at_chance_fails_the_training(capsys: pytest.CaptureFixture[str]) -> None:
+    watch = RankWatch(GrowthConfig(head_start_images=100, frozen_images=5_000))
     for _ in range(2 * RANK_STEPS):
         watch.add(0.5, 100 + PATIENCE_IMAGES - 1)  # still within the patience
     for _ in range(2 * RANK_STEPS):
@@ -156,6 +157,21 @@ def test_a_discriminator_at_chance_fails_the_training() -> None:
         watch.add(0.5, 5_000)
     with pytest.raises(TrainingFailedError, match=r"after 5,000 images .* in 50% of pairs"):
         watch.add(0.5, 5_000)
+    for _ in range(RANK_STEPS):  # not frozen any more
+        watch.add(0.5, 5_101)
+    assert "after 5,101 images" in capsys.readouterr().err
+
+
+def test_a_growth_that_fails_says_so_also_when_it_was_resumed(
+    folder: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank counts as chance; the steps before the resume count among those that are judged together."""
+    for name, value in (("CHANCE_RANK", 1.1), ("RANK_STEPS", 4), ("PATIENCE_IMAGES", 0)):
+        monkeypatch.setattr(training_growth, name, value)
+    growth = {"head_start_images": 16, "frozen_images": 800}
+    train_generator(growing(folder, small, tmp_path / "x", growth=growth, total_images=8 * 4))
+    with pytest.raises(TrainingFailedError, match="after 40 images"):
+        train_generator(growing(folder, small, tmp_path / "x", growth=growth, total_images=8 * 20))
 
 
 class TestDetail:
@@ -217,6 +233,19 @@ class TestRefusals:
         with pytest.raises(TrainingStateError, match=words):
             train_generator(make_config(folder, tmp_path / "x", grow_from=str(path), network=None))
 
+    def test_generators_that_are_no_sum_over_resolutions(self, folder: Path, tmp_path: Path) -> None:
+        network = make_config(folder, tmp_path, network={"resolution": 8, "architecture": "orig"}).network
+        assert network is not None
+        save_generator(tmp_path / "orig.safetensors", Generator(spec_of(network)), {})
+        with pytest.raises(TrainingStateError, match="architecture 'orig'; only 'skip' generators grow"):
+            train_generator(
+                make_config(folder, tmp_path / "x", grow_from=str(tmp_path / "orig.safetensors"), network=None)
+            )
+
+    def test_a_training_that_ends_before_the_generator_learns(self, folder: Path, small: Path, tmp_path: Path) -> None:
+        with pytest.raises(TrainingStateError, match="total_images: 16 are over before the generator learns"):
+            train_generator(growing(folder, small, tmp_path / "x", total_images=16))
+
     def test_two_starts(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="keep one of them"):
             make_config(folder, tmp_path, grow_from="a", initialise_from="b")
@@ -231,6 +260,7 @@ def test_four_lines_grow_on_a_folder(small: Path, tmp_path: Path) -> None:
         "data": {"kind": "folder", "path": str(tmp_path / "photos")},
         "output": str(tmp_path / "grown"),
         "grow_from": str(small / "generator.safetensors"),
+        "growth": {"head_start_images": 0},
         "total_images": 64,
     }
     (tmp_path / "grow.yaml").write_text(yaml.safe_dump(lines))
@@ -239,4 +269,4 @@ def test_four_lines_grow_on_a_folder(small: Path, tmp_path: Path) -> None:
     generator = load_generator(tmp_path / "grown/generator.safetensors").generator
     assert generator.spec.resolution == RESOLUTION
     assert dict(generator.spec.channels) == {4: 32, 8: 32, 16: 16}
-    assert len(discs(8)) == 8
+    assert bool(generator.get_parameter("synthesis.b16.torgb.weight").any())  # which began at zero

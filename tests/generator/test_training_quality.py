@@ -21,8 +21,7 @@ def test_the_log_holds_the_distance_of_thumbnails(folder: Path, tmp_path: Path) 
     trainer = open_trainer(config)
     for _ in range(10):
         trainer.step()
-    trainer.measure()
-    measured = trainer.log.sums()["thumbnail_distance"][0]
+    measured = trainer.distances()["thumbnail_distance"]
 
     z_NZ = torch.from_numpy(np.random.RandomState(0).randn(300, 16)).float()
     with torch.no_grad():
@@ -32,13 +31,14 @@ def test_the_log_holds_the_distance_of_thumbnails(folder: Path, tmp_path: Path) 
     assert measured == pytest.approx(frechet_distance(*both), rel=1e-4)
 
 
-def test_a_training_writes_it_at_each_sheet(folder: Path, tmp_path: Path) -> None:
+def test_a_training_writes_it_at_each_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config(
         folder, tmp_path, total_images=8 * 9, sample_interval_images=24, log_interval_steps=4,
         monitor={"num_images": 32},
     )  # fmt: skip
     train_generator(config)
     assert ["thumbnail_distance" in line for line in losses(tmp_path)] == [True, True]
+    assert "quality: thumbnail_distance " in capsys.readouterr().err
 
 
 def test_the_interval_of_the_log_may_change(folder: Path, tmp_path: Path) -> None:
