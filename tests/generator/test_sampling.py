@@ -207,10 +207,12 @@ def test_bytes_are_nvidias(colour: list[float]) -> None:
 
 def test_noise_of_a_seed_is_a_stream_of_its_own() -> None:
     """Golden: it must never change, and is not that of the seed alone, which z is drawn from."""
-    first, second = noise_of_seeds([7], 2)
-    assert (first.shape, second.shape) == ((1, 1, 4, 4), (1, 1, 8, 8))
-    expected = np.random.default_rng([7, 1]).standard_normal(80, dtype=np.float32)
-    assert torch.cat([first.flatten(), second.flatten()]).tolist() == expected.tolist()
+    channels = channels_by_resolution(8, channel_base=64, channel_max=8)
+    spec = GeneratorSpec(resolution=8, z_dim=4, w_dim=4, c_dim=0, mapping_layers=1, channels=channels)
+    noise = noise_of_seeds([7], spec)
+    assert [tuple(tensor.shape) for tensor in noise] == [(1, 1, 4, 4), (1, 1, 8, 8), (1, 1, 8, 8)]
+    expected = np.random.default_rng([7, 1]).standard_normal(16 + 64 + 64, dtype=np.float32)
+    assert torch.cat([tensor.flatten() for tensor in noise]).tolist() == expected.tolist()
 
 
 def test_classes_of_weight_0_are_left_out_and_rounding_leaves_no_seed_without_one() -> None:
