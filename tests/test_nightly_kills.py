@@ -76,7 +76,6 @@ def test_the_writes_of_a_night_are_in_the_right_order(writes: list[str], made: P
     order = [
         "compare_and_swap lock.json",
         "compare_and_swap latest.json",  # the fence
-        f"replace snapshots/{second}/{MANIFEST_PATH}",
         f"replace snapshots/{second}/gates.html",
         f"replace snapshots/{second}/gates.json",
         "compare_and_swap latest.json",  # publication
@@ -148,8 +147,8 @@ def test_what_was_half_deleted_is_made_again_when_it_is_wanted_again(
         ("disk", Trap(0, path="create .*run.json", after=True)),
         ("s3", Trap(1, path=r"create .*\.tar")),
         ("disk", Trap(1, path=r"create .*\.tar", after=True)),
-        ("disk", Trap(0, path=rf"replace .*{MANIFEST_PATH}")),
-        ("s3", Trap(0, path=rf"replace .*{MANIFEST_PATH}", after=True)),
+        ("disk", Trap(0, path=rf"swap .*{MANIFEST_PATH}")),
+        ("s3", Trap(0, path=rf"swap .*{MANIFEST_PATH}", after=True)),
         ("s3", Trap(1, path="swap latest.json")),
         ("s3", Trap(1, path="swap latest.json", after=True)),
         ("s3", Trap(3, path="delete ")),
