@@ -154,8 +154,9 @@ class GrowthConfig(Section):
     """Images from which only the discriminator learns."""
     frozen_images: int = Field(40_000, ge=0)
     """Images after that during which only the new block learns."""
-    anchored_images: int = Field(150_000, ge=0)
-    """Images after that during which the old blocks learn, too, but anchored."""
+    anchored_images: int = Field(1_000_000, ge=0)
+    """Images after that during which the old blocks learn, too, but anchored. Trainings that let the anchor go have
+    lost structure (the card of bundled:avatars-64), so it is long."""
     old_rate: float = Field(0.05, gt=0, le=1)
     """Rate of the old blocks while they are anchored, as a share of the new block's."""
     anchor: float = Field(20.0, ge=0)
