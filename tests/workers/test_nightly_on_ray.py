@@ -42,7 +42,7 @@ def test_a_night_whose_cluster_goes_silent_after_the_last_shard_is_not_done(
     execution = {**RAY, "gpus_per_worker": 0}
     config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=ANYTHING_PASSES, run={"execution": execution})
     root, night = Store.open(config.root), "2026-11-01"
-    before_the_manifest = Trap(0, path=r"replace .*manifest\.json", signal=signal.SIGSTOP)
+    before_the_manifest = Trap(0, path=r"swap .*manifest\.json", signal=signal.SIGSTOP)
     process = start_night(config, night, NOON, trap=before_the_manifest, environment=own_nodes.environment)
     wait_until_stopped(process)
     with silent(own_nodes):
