@@ -185,9 +185,9 @@ def _resumed(config: TrainGeneratorConfig, state: Path) -> Start:
 
 def _sizes(state: Path) -> tuple[GeneratorSpec, float]:
     progress = read_progress(state)
-    if "spec" not in progress:
+    if not {"spec", "small", "discriminator_detail", "head_start_images", "data_sha256"} <= progress.keys():
         raise TrainingStateError(
-            f"{state}: another version of labelmill saved it, without the sizes of its networks; finish with that "
+            f"{state}: another version of labelmill saved it, which did not say what it learned from; finish with that "
             f"version, or start from its generator.safetensors"
         )
     detail = progress["discriminator_detail"]

@@ -157,6 +157,16 @@ def test_a_state_of_another_version_is_refused_by_name(folder: Path, tmp_path: P
         train_generator(make_config(folder, tmp_path / "run", total_images=16))
 
 
+def test_a_state_that_does_not_say_what_it_learned_from_is_refused(folder: Path, tmp_path: Path) -> None:
+    train_generator(make_config(folder, tmp_path / "run", total_images=8))
+    (path,) = (tmp_path / "run" / "state").glob("*/progress.json")
+    progress = json.loads(path.read_text())
+    del progress["data_sha256"]
+    path.write_text(json.dumps(progress))
+    with pytest.raises(TrainingStateError, match="another version of labelmill saved it"):
+        train_generator(make_config(folder, tmp_path / "run", total_images=16))
+
+
 def test_a_missing_source_of_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(TrainingStateError, match="no complete training state"):
