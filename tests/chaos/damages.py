@@ -25,16 +25,20 @@ class Damage:
 
 def damage(folder: Path, others: Files, random: Random) -> Damage:
     """Do one thing to a folder. others: the files of another run of the same name."""
-    kinds = [_flip, _cut, _zero, _delete, _edit, _swap, _exchange, _stranger]
+    kinds = [_flip, _cut, _zero, _delete, _edit, _swap, _exchange, _stranger] if _files(folder) else [_stranger]
     return random.choice(kinds)(folder, others, random)
 
 
+def _files(folder: Path) -> list[str]:
+    paths = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [path for path in paths if "#" not in Path(path).name and path != _IRRELEVANT]
+
+
 def _some_file(folder: Path, random: Random, ending: str = "") -> str:
-    """Any file; those of which there are few as often as those of which there are many."""
-    paths = [
-        str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and "#" not in path.name
-    ]
-    fitting = [path for path in paths if path.endswith(ending) and path != _IRRELEVANT]
+    """Any file, with the ending where there is one; those of which there are few as often as those of which there are
+    many."""
+    paths = _files(folder)
+    fitting = [path for path in paths if path.endswith(ending)] or paths
     kind = random.choice(sorted({_kind_of(path) for path in fitting}))
     return random.choice([path for path in fitting if _kind_of(path) == kind])
 
