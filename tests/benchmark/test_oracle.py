@@ -189,10 +189,12 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
 # Hand labels
 
 
-def test_hand_labels_belong_to_the_bundled_generator() -> None:
-    labels = hand_labels(32)
+@pytest.mark.parametrize("resolution", [32, 64])
+def test_hand_labels_belong_to_the_bundled_generator(resolution: int) -> None:
+    labels = hand_labels(resolution)
     assert [label.seed for label in labels] == sorted(np.random.default_rng(0).choice(100_000, 20, replace=False))
-    images_BCHW = generated_images([label.seed for label in labels]).clamp(-1, 1)
+    checkpoint = f"bundled:avatars-{resolution}"
+    images_BCHW = generated_images([label.seed for label in labels], checkpoint).clamp(-1, 1)
     saved_BCHW = as_images(np.stack([label.image_HWC for label in labels]))
     assert (images_BCHW - saved_BCHW).abs().max() < 1.6 / 127.5  # rounding, and another CPU's last bits
     masks_NHW = np.stack([label.mask_HW for label in labels])
