@@ -6,18 +6,15 @@ to score. Each finished row is a file; run again, the benchmark goes on from the
 Shape suffixes: B batch, H height, W width, K clusters, N classes.
 """
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pipeline.benchmark.classes_report import markdown
 from pipeline.benchmark.classes_results import (
@@ -33,35 +30,16 @@ from pipeline.benchmark.classes_students import ON_CPU, StudentsExtent, measure_
 from pipeline.benchmark.masks_results import Circumstances
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.benchmark.oracle_images import open_judged
+from pipeline.benchmark.record import bundled_weights, network_sha256, read_row, row_key, write_row
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler
+from pipeline.prompt_models import open_prompt_model
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
 from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
-from schemas.fingerprint import canonical_json
 from schemas.sample import IGNORE
 
-_PIPELINE = Path(__file__).resolve().parents[1]
-# Whatever decides a row's result: when one of these files changes, rows are measured anew.
-_DECISIVE = (
-    "benchmark/avatar*.py",
-    "benchmark/classes.py",
-    "benchmark/classes_students.py",
-    "benchmark/downstream_data.py",
-    "benchmark/downstream_training.py",
-    "benchmark/oracle*.py",
-    "convolution_blocks.py",
-    "generator/layers.py",
-    "generator/networks.py",
-    "generator/sampling.py",
-    "labelers/*.py",
-    "prompt_models/*.py",
-    "segmentation/augment.py",
-    "segmentation/loss.py",
-    "segmentation/metrics.py",
-    "segmentation/models.py",
-)
 # Far from the seeds of runs, of training, of `fit`, and of the images that defaults were chosen on.
 _FIRST_SEED = {"dev": 1_000_000_000, "test": 2_500_000_000}
 _LIBRARIES = ("labelmill", "torch", "numpy", "scipy")
@@ -149,7 +127,14 @@ class ClassSweep:
         self.default = FeatureClustersConfig.model_validate({**PROMPTED_CLUSTERS.model_dump(), **extent.fit})
         rows = class_rows(self.default, _LAYERS, sampler.config.truncation_psi)
         self.rows = [row for row in rows if extent.only is None or row.name in extent.only]
-        self.key = _key(circumstances, extent)
+        self.key = row_key(
+            (ClassSweep, measure_students),
+            sampler,
+            judges=[network_sha256(oracle.network) for oracle in (self._judge, self._other)],
+            prompts=bundled_weights(open_prompt_model),
+            extent=repr(extent),
+            circumstances=circumstances.model_dump(mode="json"),
+        )
         self._truths: dict[tuple[float, tuple[int, ...]], tuple[Masks, Masks]] = {}
 
     def run(self, tell: Callable[[str], None]) -> Iterator[ClassResult]:
@@ -158,16 +143,12 @@ class ClassSweep:
             result = self._stored(row)
             if result is None:
                 result = self._measured(row)
-                self._store.replace(result_path(row.name), result.model_dump_json(indent=1).encode())
+                write_row(self._store, result_path(row.name), result)
                 tell(f"{row.name}: mIoU {100 * (result.scores.miou or 0):.1f}")
             yield result
 
     def _stored(self, row: ClassRow) -> ClassResult | None:
-        try:
-            result = ClassResult.model_validate_json(self._store.read(result_path(row.name)))
-        except (FileNotFoundError, ValidationError):
-            return None
-        return result if (result.row, result.key) == (row, self.key) else None
+        return read_row(self._store, result_path(row.name), ClassResult, row=row, key=self.key)
 
     def _measured(self, row: ClassRow) -> ClassResult:
         config = self._sampler.config.model_copy(update={"truncation_psi": row.truncation_psi})
@@ -308,15 +289,6 @@ def _cluster_results(
         )
         for record, counts_N in zip(labeler.fitted.provenance.clusters, counts_KN, strict=True)
     ]
-
-
-def _key(circumstances: Circumstances, extent: Extent) -> str:
-    """What a stored row must have been measured with."""
-    files = sorted(path for pattern in _DECISIVE for path in _PIPELINE.glob(pattern))
-    files += sorted((_PIPELINE / "prompt_models" / "bundled").glob("*.safetensors"))
-    code = {str(path.relative_to(_PIPELINE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    values = {"code": code, "extent": repr(extent), "circumstances": circumstances.model_dump(mode="json")}
-    return hashlib.sha256(canonical_json(values)).hexdigest()
 
 
 def _synchronise(device: torch.device) -> None:

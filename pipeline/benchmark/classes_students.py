@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from pydantic import ValidationError
-
 from pipeline.benchmark.classes_results import RARE, StudentResult, discover
 from pipeline.benchmark.downstream_data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs, labeled_pairs
 from pipeline.benchmark.downstream_training import Regime, score_on, train_on
+from pipeline.benchmark.record import read_row, write_row
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.store import Store
@@ -73,12 +72,12 @@ def measure_students(
         _Student("distilled-discover-all", "distilled from masks with discovery of all three", _discovering(default)),
         _Student("supervised", f"{extent.num_exact} exact masks", None),
     ):
-        result = _stored(store, student, key)
+        result = read_row(store, _path(student), StudentResult, key=key)
         if result is None:
             size = sampler.generator.spec.resolution
             test = test or drawn_pairs(TEST_SEEDS[: extent.num_test], size)
             result = _measured(student, sampler, extent, test, key)
-            store.replace(_path(student), result.model_dump_json(indent=1).encode())
+            write_row(store, _path(student), result)
             tell(f"{student.title}: mIoU {100 * (result.scores.miou or 0):.1f}, {result.training_seconds:.0f} s")
         yield result
 
@@ -108,14 +107,6 @@ def _measured(student: _Student, sampler: Sampler, extent: StudentsExtent, test:
         training_seconds=seconds,
         scores=score_on(segmenter, test),
     )
-
-
-def _stored(store: Store, student: _Student, key: str) -> StudentResult | None:
-    try:
-        result = StudentResult.model_validate_json(store.read(_path(student)))
-    except (FileNotFoundError, ValidationError):
-        return None
-    return result if result.key == key else None
 
 
 def _path(student: _Student) -> str:

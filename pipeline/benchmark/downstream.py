@@ -26,12 +26,13 @@ from pipeline.benchmark.downstream_results import (
     RowResult,
     SeedResult,
     result_path,
-    stored_result,
 )
 from pipeline.benchmark.downstream_training import Regime, score_all_background, score_on, train_on
 from pipeline.benchmark.oracle_images import open_portraits
+from pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.prompt_models import open_prompt_model
 from pipeline.store import Store
 from schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig, StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
@@ -174,8 +175,8 @@ class _Bench:
         ]
 
     def _measured(self, row: _Row) -> RowResult:
-        seeds, key = range(self._extent.num_seeds), self._circumstances.key(row.labeler)
-        found = {seed: stored_result(self._store, row.name, seed, key) for seed in seeds}
+        seeds, key = range(self._extent.num_seeds), self.key(row.labeler)
+        found = {seed: self._stored(row, seed, key) for seed in seeds}
         num_pairs = self._extent.num_synthetic if row.labeler else int(row.name.rpartition("_")[2])
         for seed in (seed for seed in seeds if found[seed] is None):
             pairs = self._kept(row.name, key, row.make) if row.labeler else row.make()
@@ -188,11 +189,25 @@ class _Bench:
                 training_seconds=seconds,
                 scores=score_on(segmenter, self._test()),
             )
-            self._store.replace(result_path(row.name, seed), result.model_dump_json(indent=1).encode())
+            write_row(self._store, result_path(row.name, seed), result)
             found[seed] = result
             self._tell(f"{row.title}, seed {seed}: mIoU {100 * (result.scores.miou or 0):.1f}, {seconds:.0f} s")
         networks = tuple(result for result in found.values() if result is not None)
         return RowResult(row=row.name, title=row.title, num_pairs=num_pairs, networks=networks)
+
+    def key(self, labeler: LabelerConfig | None) -> str:
+        """What a stored result must have been measured with. labeler: that made a row's masks, whose settings may be
+        another version's defaults; None: masks are exact."""
+        return row_key(
+            (_Bench,),
+            self._sampler,
+            prompts=bundled_weights(open_prompt_model),
+            circumstances=self._circumstances.model_dump(mode="json"),
+            labeler=labeler and labeler.model_dump(mode="json"),
+        )
+
+    def _stored(self, row: _Row, seed: int, key: str) -> SeedResult | None:
+        return read_row(self._store, result_path(row.name, seed), SeedResult, row=row.name, seed=seed, key=key)
 
     def _all_background(self) -> RowResult:
         scores = score_all_background(self._test())
@@ -220,7 +235,7 @@ class _Bench:
 
     @property
     def _exact_key(self) -> str:
-        return self._circumstances.key(None)
+        return self.key(None)
 
     def _kept(self, name: str, key: str, make: Callable[[], Pairs]) -> Pairs:
         """Pairs out of memory, or out of the store if this very benchmark made them, or made now."""

@@ -1,36 +1,10 @@
 """What the downstream benchmark keeps: a result for each row and training seed, each in a file of its own."""
 
-import hashlib
-from functools import cache
-from pathlib import Path
 from statistics import fmean, stdev
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.store import Store
-from schemas.config import LabelerConfig
-from schemas.fingerprint import canonical_json
 from schemas.scores import Scores
-
-_PIPELINE = Path(__file__).resolve().parents[1]
-# Whatever decides a result: when one of these files changes, networks are trained anew.
-_DECISIVE = (
-    "benchmark/avatar*.py",
-    "benchmark/classes_results.py",
-    "benchmark/downstream_data.py",
-    "benchmark/downstream_training.py",
-    "benchmark/masks_methods.py",
-    "convolution_blocks.py",
-    "generator/layers.py",
-    "generator/networks.py",
-    "generator/sampling.py",
-    "labelers/*.py",
-    "prompt_models/*.py",
-    "segmentation/augment.py",
-    "segmentation/loss.py",
-    "segmentation/metrics.py",
-    "segmentation/models.py",
-)
 
 
 class Circumstances(BaseModel):
@@ -51,21 +25,6 @@ class Circumstances(BaseModel):
     device: str
     threads: int
     versions: dict[str, str]
-
-    def key(self, labeler: LabelerConfig | None) -> str:
-        """A hash of these, of the code that decides results, and of the labeler that made a row's masks, whose settings
-        may be another version's defaults. None: masks are exact."""
-        values = self.model_dump(mode="json")
-        if labeler is not None:
-            values["labeler"] = labeler.model_dump(mode="json")
-        return hashlib.sha256(canonical_json(values) + _code()).hexdigest()
-
-
-@cache
-def _code() -> bytes:
-    """As it is at the start: whoever edits it meanwhile changes nothing of what runs."""
-    paths = [path for pattern in _DECISIVE for path in sorted(_PIPELINE.glob(pattern))]
-    return b"".join(path.name.encode() + path.read_bytes() for path in paths)
 
 
 class SeedResult(BaseModel):
@@ -122,12 +81,3 @@ class DownstreamBenchmark(BaseModel):
 
 def result_path(row: str, seed: int) -> str:
     return f"downstream/{row}-{seed}.json"
-
-
-def stored_result(store: Store, row: str, seed: int, key: str) -> SeedResult | None:
-    """A network that this very benchmark has trained already; None if there is none."""
-    try:
-        result = SeedResult.model_validate_json(store.read(result_path(row, seed)))
-    except (FileNotFoundError, ValidationError):
-        return None
-    return result if (result.row, result.seed, result.key) == (row, seed, key) else None

@@ -3,7 +3,6 @@
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-import hashlib
 import platform
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from pipeline.benchmark.masks_subjects import BATCH_SIZE, Judge, Truth
 from pipeline.benchmark.masks_sweep import FULL, QUICK, Extent, MaskSweep, picture_path
 from pipeline.benchmark.oracle import Oracle, open_oracle
 from pipeline.benchmark.oracle_images import open_judged
+from pipeline.benchmark.record import network_sha256
 from pipeline.generator.sampling import Sampler
 from pipeline.store import Store
 from schemas.config import GeneratorConfig, NumericsConfig
@@ -44,10 +44,11 @@ def benchmark_masks(
     torch.set_num_threads(numerics.threads)
     config = GeneratorConfig(checkpoint=checkpoint)
     oracle_b, oracle_a = (open_oracle(name, spec.resolution, device) for name in ("b", "a"))
+    sha_b, sha_a = (network_sha256(oracle.network) for oracle in (oracle_b, oracle_a))
     circumstances = Circumstances(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
-        judges=f"oracle B ({_weights_sha256(oracle_b)[:12]}; oracle A is {_weights_sha256(oracle_a)[:12]})",
+        judges=f"oracle B ({sha_b[:12]}; oracle A is {sha_a[:12]})",
         truncation_psi=config.truncation_psi,
         device=_device_name(device),
         threads=numerics.threads,
@@ -124,13 +125,6 @@ def _strips(store: Store, results: Sequence[RowResult]) -> dict[str, NDArray[np.
         assert pixels is not None
         strips[title] = np.asarray(pixels[:, :, ::-1] if pixels.ndim == 3 else pixels, np.uint8)
     return strips
-
-
-def _weights_sha256(oracle: Oracle) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(oracle.network.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,18 +6,15 @@ finished row is a file; run again, the sweep goes on from the rows that are ther
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pipeline.benchmark.masks_methods import Method, fitted_method
 from pipeline.benchmark.masks_results import CLASSES, Circumstances, ImageResult, RowResult, SplitResult, interval
@@ -39,24 +36,12 @@ from pipeline.benchmark.masks_subjects import (
     SplitName,
     Subject,
 )
+from pipeline.benchmark.oracle import Oracle
+from pipeline.benchmark.record import read_row, row_key, write_row
 from pipeline.generator.sampling import Sampler, to_uint8
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
-from schemas.fingerprint import canonical_json
 
-_PIPELINE = Path(__file__).resolve().parents[1]
-# Whatever decides a row's result: when one of these files changes, rows are measured anew.
-_DECISIVE = (
-    "benchmark/avatar*.py",
-    "benchmark/masks_methods.py",
-    "benchmark/masks_subjects.py",
-    "benchmark/masks_sweep.py",
-    "generator/layers.py",
-    "generator/networks.py",
-    "generator/sampling.py",
-    "labelers/*.py",
-    "segmentation/metrics.py",
-)
 _TIMED = ("style_mixing", "single_image", "border_fill", "grabcut")
 NUM_SHOWN = 8
 """Test images of which pictures are kept."""
@@ -101,7 +86,12 @@ class MaskSweep:
         self._sampler = Sampler(self._generator, sampler.config, sampler.numerics, sampler.device)
         rows = mask_rows(sampler.generator.spec, extent.fit_samples, extent.quick)
         self.rows = tuple(row for row in rows if only is None or row.name in only)
-        self.key = _key(circumstances, extent)
+        self.key = row_key(
+            (MaskSweep, Oracle, judge),
+            sampler,
+            extent=repr(extent),
+            circumstances=circumstances.model_dump(mode="json"),
+        )
 
     def run(self, tell: Callable[[str], None]) -> tuple[RowResult, ...]:
         """The results of all rows, the combined one last. tell: gets a line for each row that is measured."""
@@ -122,11 +112,7 @@ class MaskSweep:
 
     def stored(self, row: MaskRow) -> RowResult | None:
         """A row that was finished by this very benchmark; None if there is none."""
-        try:
-            result = RowResult.model_validate_json(self._store.read(result_path(row.name)))
-        except (FileNotFoundError, ValidationError):
-            return None
-        return result if (result.row, result.key) == (row, self.key) else None
+        return read_row(self._store, result_path(row.name), RowResult, row=row, key=self.key)
 
     def _subject(self, name: SubjectName) -> Subject:
         if name not in self._subjects:
@@ -164,7 +150,7 @@ class MaskSweep:
             images=tuple(images),
         )
         self._store.replace(picture_path(row.name), _png(np.concatenate(shown, axis=1)))
-        self._store.replace(result_path(row.name), result.model_dump_json(indent=1).encode())
+        write_row(self._store, result_path(row.name), result)
         return result
 
     @staticmethod
@@ -264,17 +250,6 @@ def _counted(seed: int, confidence: float, mask_HW: NDArray[np.uint8], truth_HW:
     }
     counts = {name: int((first_HW & second_HW).sum()) for name, (first_HW, second_HW) in pairs.items()}
     return ImageResult(seed=seed, confidence=confidence, **counts)
-
-
-def _key(circumstances: Circumstances, extent: Extent) -> str:
-    """What a stored row must have been measured with."""
-    code = {str(path.relative_to(_PIPELINE)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _code_files()}
-    values = {"code": code, "extent": repr(extent), "circumstances": circumstances.model_dump(mode="json")}
-    return hashlib.sha256(canonical_json(values)).hexdigest()
-
-
-def _code_files() -> list[Path]:
-    return sorted(path for pattern in _DECISIVE for path in _PIPELINE.glob(pattern))
 
 
 def _line(result: RowResult) -> str:

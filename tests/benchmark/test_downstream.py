@@ -8,15 +8,17 @@ import torch
 
 from pipeline.benchmark.avatars import CLASSES, render
 from pipeline.benchmark.classes_results import PROMPTED_CLUSTERS
-from pipeline.benchmark.downstream import Extent, benchmark_downstream
+from pipeline.benchmark.downstream import Extent, _Bench, benchmark_downstream
 from pipeline.benchmark.downstream_data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs
 from pipeline.benchmark.downstream_report import PUBLISHED, markdown
 from pipeline.benchmark.downstream_results import Circumstances, DownstreamBenchmark
 from pipeline.benchmark.downstream_training import Regime, score_all_background, score_on, train_on
 from pipeline.benchmark.oracle_data import DISTANCE_SEEDS, GENERATOR_SEEDS, HELD_OUT_SEEDS, VALIDATION_SEEDS
 from pipeline.benchmark.oracle_data import TRAINING_SEEDS as ORACLE_SEEDS
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.sampling import Sampler
 from pipeline.store import Store
-from schemas.config import StyleMixingConfig
+from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
 
 TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)
@@ -67,7 +69,7 @@ def test_a_network_learns_its_pairs_and_follows_from_its_seed() -> None:
     assert nothing.iou == {"background": pytest.approx(share), "foreground": 0.0}
 
 
-def test_results_are_of_one_labelers_settings() -> None:
+def test_results_are_of_one_labelers_settings(tmp_path: Path) -> None:
     circumstances = Circumstances(
         checkpoint="a",
         checkpoint_sha256="b",
@@ -83,10 +85,15 @@ def test_results_are_of_one_labelers_settings() -> None:
         threads=1,
         versions={},
     )
-    default = circumstances.key(StyleMixingConfig())
-    assert default == circumstances.key(StyleMixingConfig())
-    others = [circumstances.key(labeler) for labeler in (StyleMixingConfig(variants=8), PROMPTED_CLUSTERS, None)]
-    others.append(circumstances.model_copy(update={"steps": 2}).key(StyleMixingConfig()))
+    config = GeneratorConfig(checkpoint="bundled:avatars-32")
+    sampler = Sampler(open_checkpoint(config.checkpoint).generator, config, NumericsConfig(), "cpu")
+    store = Store.open(str(tmp_path))
+    bench = _Bench(store, sampler, circumstances, TINY, print)
+    default = bench.key(StyleMixingConfig())
+    assert default == bench.key(StyleMixingConfig())
+    others = [bench.key(labeler) for labeler in (StyleMixingConfig(variants=8), PROMPTED_CLUSTERS, None)]
+    longer = circumstances.model_copy(update={"steps": 2})
+    others.append(_Bench(store, sampler, longer, TINY, print).key(StyleMixingConfig()))
     assert len({default, *others}) == 5
 
 
