@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import cv2
-
 from pipeline.check_run import labeler_path
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers import fit_labeler
@@ -13,6 +11,7 @@ from pipeline.make_shard import candidates
 from pipeline.manifest import RUN_PATH, read_manifest, read_run_file
 from pipeline.output_claim import check_labeler_claim
 from pipeline.overlay import contact_sheet
+from pipeline.pictures.png import encode_picture
 from pipeline.stopwatch import Stopwatch
 from pipeline.store import Store
 from schemas.config import RunConfig
@@ -38,8 +37,7 @@ def preview_sheet(config: RunConfig, num_samples: int) -> bytes:
     with unpublished_worker(config, sampler, checkpoint.sha256, fitted) as worker:
         samples = _draw(worker, range(dataset.first_seed, dataset.first_seed + num_seeds))
     sheet_HWC = contact_sheet(samples, columns=PREVIEW_COLUMNS)
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(sheet_HWC, cv2.COLOR_RGB2BGR))
-    return encoded.tobytes()
+    return encode_picture(sheet_HWC)
 
 
 @contextmanager

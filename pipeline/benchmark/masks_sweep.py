@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,6 +38,7 @@ from pipeline.benchmark.masks_subjects import (
 from pipeline.benchmark.oracle import Oracle
 from pipeline.benchmark.record import read_row, row_key, write_row
 from pipeline.generator.sampling import Sampler, to_uint8
+from pipeline.pictures.png import encode_gray, encode_picture
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
 
@@ -149,7 +149,7 @@ class MaskSweep:
             seconds_per_image=self._seconds(subject, row, method),
             images=tuple(images),
         )
-        self._store.replace(picture_path(row.name), _png(np.concatenate(shown, axis=1)))
+        self._store.replace(picture_path(row.name), encode_gray(np.concatenate(shown, axis=1)))
         write_row(self._store, result_path(row.name), result)
         return result
 
@@ -194,8 +194,8 @@ class MaskSweep:
         images_BHWC = to_uint8(pictures.batch.images_BCHW[:NUM_SHOWN]).cpu().numpy()
         truth_BHW = pictures.truth.foreground_BHW[:NUM_SHOWN].cpu().numpy()
         row_HWC = np.concatenate(list(images_BHWC), axis=1)
-        self._store.replace(picture_path(f"{name}-images"), _png(np.ascontiguousarray(row_HWC[:, :, ::-1])))
-        self._store.replace(picture_path(f"{name}-truth"), _png(np.concatenate(list(truth_BHW), axis=1)))
+        self._store.replace(picture_path(f"{name}-images"), encode_picture(row_HWC))
+        self._store.replace(picture_path(f"{name}-truth"), encode_gray(np.concatenate(list(truth_BHW), axis=1)))
 
 
 def result_path(row: str) -> str:
@@ -257,12 +257,6 @@ def _line(result: RowResult) -> str:
     dev, test = (100 * (split.scores.miou or 0.0) for split in (result.dev, result.test))
     timed = "" if seconds is None else f", {1000 * seconds:.1f} ms an image"
     return f"{result.row.name}: mIoU {dev:.1f} on dev, {test:.1f} on test{timed}"
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    done, encoded = cv2.imencode(".png", pixels)
-    assert done
-    return bytes(encoded.tobytes())
 
 
 def _synchronise(device: torch.device) -> None:

@@ -17,6 +17,7 @@ from pipeline.generator.checkpoints import LoadedCheckpoint
 from pipeline.generator.checkpoints.native import save_generator, write_atomically
 from pipeline.generator.networks import Generator, GeneratorSpec, Trunk, row_resolution
 from pipeline.generator.sampling import latents, repeatable_kernels, to_uint8
+from pipeline.pictures.png import encode_picture
 from schemas.errors import CheckpointError
 
 Image = NDArray[np.uint8]
@@ -219,9 +220,7 @@ def _grid(cells: Sequence[Sequence[Image]], labels: Sequence[str]) -> Image:
 
 
 def _write(path: Path, sheet: Image) -> None:
-    ok, encoded = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    assert ok
     try:
-        write_atomically(path, encoded.tobytes())
+        write_atomically(path, encode_picture(sheet))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -5,13 +5,13 @@ Shape suffixes: B batch, L rows of w, D style, Z latent.
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from pipeline.generator.checkpoints.native import write_atomically
 from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import to_uint8
+from pipeline.pictures.png import encode_picture
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 12
 
@@ -36,7 +36,4 @@ def write_sheet(path: Path, generator: Generator, psi: float = 1.0) -> None:
     pixels = to_uint8(torch.cat(images)).cpu().numpy()
     size = spec.resolution
     grid = pixels.reshape(SHEET_ROWS, SHEET_COLUMNS, size, size, -1).transpose(0, 2, 1, 3, 4)
-    sheet = np.ascontiguousarray(grid.reshape(SHEET_ROWS * size, SHEET_COLUMNS * size, -1)[:, :, ::-1])
-    ok, encoded = cv2.imencode(".png", sheet)
-    assert ok
-    write_atomically(path, encoded.tobytes())
+    write_atomically(path, encode_picture(grid.reshape(SHEET_ROWS * size, SHEET_COLUMNS * size, -1)))

@@ -17,6 +17,7 @@ from pipeline.labelers.discovery import edited_seeds
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters
 from pipeline.overlay import class_colours, overlay, resize, resize_mask, rgb
+from pipeline.pictures.png import encode_picture
 from schemas.config import FeatureClustersConfig
 
 Pixels = NDArray[np.uint8]
@@ -38,11 +39,11 @@ def cluster_guide(config: FeatureClustersConfig, sampler: Sampler, fitted: Fitte
     """Files by name: a PNG a cluster, one a rare class, and last `clusters.yaml`."""
     records = fitted.provenance.clusters
     sheets = {
-        f"cluster_{number:02d}.png": _png(sheet)
+        f"cluster_{number:02d}.png": encode_picture(sheet)
         for number, sheet in enumerate(_cluster_sheets(config, sampler, fitted))
     }
     for number, edit_D in enumerate(fitted.edits_QD):
-        sheets[f"discovery_{number:02d}.png"] = _png(_edit_sheet(config, sampler, fitted, number, edit_D))
+        sheets[f"discovery_{number:02d}.png"] = encode_picture(_edit_sheet(config, sampler, fitted, number, edit_D))
     return {**sheets, MAPPING_NAME: mapping_file(fitted, records)}
 
 
@@ -133,9 +134,3 @@ def _captioned(picture_HWC: Pixels, caption: str) -> Pixels:
     face = cv2.FontFace("sans")
     _, written_HWC = cv2.putText(canvas_HWC.copy(), caption, (6, 19), (38, 42, 51), face, 15, 400)
     return np.asarray(written_HWC, np.uint8)
-
-
-def _png(image_HWC: Pixels) -> bytes:
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
-    assert done
-    return bytes(encoded.tobytes())

@@ -2,18 +2,15 @@
 
 import io
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.pictures.png import GRAY, PALETTE, Gray, PngHeader, read_header
+from pipeline.pictures.png import decode_gray as decode_any_gray
 from schemas.errors import LabelmillError
 from schemas.sample import IGNORE
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Where a PNG's header says of bit depth and colour type.
-_BIT_DEPTH, _COLOUR_TYPE, _HEADER_BYTES = 24, 25, 33
-_GRAY, _PALETTE = 0, 3
 _KINDS = {2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGB with alpha"}
 _WANTED = "masks are 8-bit gray PNG, each pixel its class index, 255 to ignore"
 _CONVERT = (
@@ -29,9 +26,9 @@ class MaskError(LabelmillError):
 def decode_gray(png: bytes) -> NDArray[np.uint8]:
     """The pixels [H, W] uint8 of an 8-bit gray PNG, as shards hold masks. Raises MaskError, whose message lacks the
     file's name, for any other."""
-    bit_depth, colour_type = _kind(png)
-    if colour_type != _GRAY or bit_depth != 8:
-        raise MaskError(f"is a {bit_depth}-bit {_KINDS.get(colour_type, 'gray')} PNG; {_WANTED}")
+    header = _header(png)
+    if header.colour_type != GRAY or header.bit_depth != 8:
+        raise MaskError(f"is a {_kind(header)} PNG; {_WANTED}")
     return _gray(png).astype(np.uint8, copy=False)
 
 
@@ -39,35 +36,36 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
     """Class indices [H, W] uint8 of a PNG that a person brings: gray of 8 bits, of 1 bit, or of 16 bits whose values
     8 could hold, or a palette's indices. Raises MaskError, whose message lacks the file's name, where pixels may mean
     something else: colours, 2 or 4 bits of gray, which tools make of gray levels, and palettes of grays."""
-    bit_depth, colour_type = _kind(png)
-    if colour_type == _PALETTE:
+    header = _header(png)
+    if header.colour_type == PALETTE:
         return _palette_indices(png)
-    if colour_type != _GRAY or bit_depth not in (1, 8, 16):
-        raise MaskError(f"is a {bit_depth}-bit {_KINDS.get(colour_type, 'gray')} PNG; {_CONVERT}")
+    if header.colour_type != GRAY or header.bit_depth not in (1, 8, 16):
+        raise MaskError(f"is a {_kind(header)} PNG; {_CONVERT}")
     gray_HW = _gray(png)
-    if bit_depth == 1:  # OpenCV's 0 and 255
+    if header.bit_depth == 1:  # OpenCV's 0 and 255
         return (gray_HW != 0).astype(np.uint8)
     if gray_HW.size and gray_HW.max() > IGNORE:
         raise MaskError(f"is a 16-bit gray PNG that holds {gray_HW.max()}; {_CONVERT}")
     return gray_HW.astype(np.uint8, copy=False)
 
 
-def _kind(png: bytes) -> tuple[int, int]:
-    """(bit depth, colour type) of a PNG."""
-    if len(png) < _HEADER_BYTES or not png.startswith(_SIGNATURE):
+def _header(png: bytes) -> PngHeader:
+    header = read_header(png)
+    if header is None:
         raise MaskError(f"is no PNG; {_CONVERT}")
-    return png[_BIT_DEPTH], png[_COLOUR_TYPE]
+    return header
 
 
-def _gray(png: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def _kind(header: PngHeader) -> str:
+    return f"{header.bit_depth}-bit {_KINDS.get(header.colour_type, 'gray')}"
+
+
+def _gray(png: bytes) -> Gray:
     """[H, W] as OpenCV reads a gray PNG: 1 bit as 0 and 255."""
-    try:
-        gray_HW = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # more pixels than OpenCV takes
-        gray_HW = None
-    if gray_HW is None or gray_HW.ndim != 2 or gray_HW.dtype not in (np.uint8, np.uint16):
+    gray_HW = decode_any_gray(png)
+    if gray_HW is None:
         raise MaskError("is a PNG that cannot be decoded to gray: damaged, cut, or too large")
-    return gray_HW  # type: ignore[return-value]
+    return gray_HW
 
 
 def _palette_indices(png: bytes) -> NDArray[np.uint8]:

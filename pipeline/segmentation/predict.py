@@ -5,7 +5,6 @@ Shape suffixes: H height, W width, C channels, K classes; 1 a batch of one.
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.nn import functional
 
 from pipeline.generator.checkpoints.native import write_atomically
 from pipeline.photos.read import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
+from pipeline.pictures.png import encode_gray
 from pipeline.segmentation.models import Segmenter
 from pipeline.speech import say
 from schemas.errors import OutputError
@@ -89,9 +89,7 @@ def predict_folder(segmenter: Segmenter, photos: Path, out: Path, side: int) -> 
 
 
 def _write_mask(path: Path, mask_HW: Pixels, out: Path) -> None:
-    done, png = cv2.imencode(".png", mask_HW)
-    assert done
     try:
-        write_atomically(path, png.tobytes())
+        write_atomically(path, encode_gray(mask_HW))
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error

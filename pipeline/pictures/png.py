@@ -1,0 +1,76 @@
+"""PNG: every lossless picture that labelmill writes, and what a PNG's header says.
+
+Shape suffixes: H, W height and width; C the channels red, green, blue, or gray alone.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Gray = NDArray[np.uint8] | NDArray[np.uint16]
+
+GRAY, PALETTE = 0, 3
+"""Colour types, as a PNG's header numbers them."""
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_WIDTH, _HEIGHT, _BIT_DEPTH, _COLOUR_TYPE = slice(16, 20), slice(20, 24), 24, 25
+HEADER_BYTES = 33
+"""Signature and IHDR, after which a PNG may carry text."""
+
+
+@dataclass(frozen=True)
+class PngHeader:
+    """What a PNG says of its pixels before the first of them."""
+
+    height: int
+    width: int
+    bit_depth: int
+    colour_type: int
+
+
+def encode_picture(image_HWC: NDArray[np.uint8]) -> bytes:
+    """RGB or gray [H, W, C] uint8 as an 8-bit PNG of as many channels."""
+    assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] in (1, 3), image_HWC.shape
+    if image_HWC.shape[2] == 1:
+        return encode_gray(image_HWC[:, :, 0])
+    return _encoded(np.asarray(cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2BGR), np.uint8))
+
+
+def encode_gray(pixels_HW: Gray) -> bytes:
+    """[H, W] uint8 or uint16 as a gray PNG of 8 or 16 bits."""
+    assert pixels_HW.dtype in (np.uint8, np.uint16) and pixels_HW.ndim == 2, (pixels_HW.dtype, pixels_HW.shape)
+    return _encoded(pixels_HW)
+
+
+def read_header(png: bytes | memoryview) -> PngHeader | None:
+    """None for what is no PNG. Nothing is decoded, so a lie about the size costs nothing."""
+    head = bytes(png[:HEADER_BYTES])
+    if len(head) < HEADER_BYTES or not head.startswith(_SIGNATURE):
+        return None
+    return PngHeader(
+        height=int.from_bytes(head[_HEIGHT], "big"),
+        width=int.from_bytes(head[_WIDTH], "big"),
+        bit_depth=head[_BIT_DEPTH],
+        colour_type=head[_COLOUR_TYPE],
+    )
+
+
+def decode_gray(png: bytes | memoryview) -> Gray | None:
+    """[H, W] uint8 or uint16 of a gray PNG, 1 bit as 0 and 255; None for what cannot be decoded to gray."""
+    try:
+        pixels_HW = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
+        return None
+    if pixels_HW is None or pixels_HW.ndim != 2:
+        return None
+    if pixels_HW.dtype == np.uint16:
+        return pixels_HW.astype(np.uint16, copy=False)
+    return pixels_HW.astype(np.uint8, copy=False) if pixels_HW.dtype == np.uint8 else None
+
+
+def _encoded(pixels: Gray) -> bytes:
+    # No parameters: any would double time and size.
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    assert done, f"OpenCV cannot write a PNG of {pixels.shape}"
+    return bytes(encoded.tobytes())
