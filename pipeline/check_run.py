@@ -63,6 +63,7 @@ def check_run(config: RunConfig, open_sampler: Callable[[RunConfig], tuple[Sampl
         tuple(labeler.classes),
         sampler.generator.spec.image_shape,
         config.dataset.image_format,
+        labeler.optional_files,
     )
     return CheckedRun(sampler, checkpoint, fitted, existing_records(store, config, origin, repair=False))
 

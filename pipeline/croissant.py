@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from pipeline.shards.sample_files import IMAGE, METADATA, SampleFile, sample_files
 from schemas.manifest import Index, Manifest
 from schemas.sample import sample_key
 
@@ -11,6 +12,7 @@ Node = dict[str, object]
 
 # As a glob: `*.png` would take masks for images.
 _ANY_KEY = "?" * len(sample_key(0))
+_MEDIA_TYPES = {"jpg": "image/jpeg", "json": "application/json", "png": "image/png", "webp": "image/webp"}
 
 # The context that the format prescribes, word for word.
 _CONTEXT: Node = {
@@ -62,8 +64,8 @@ def croissant(manifest: Manifest, index: Index) -> bytes:
     """The JSON-LD of a dataset: its tars as files, images, masks and classes as records."""
     checkpoint = manifest.checkpoint
     archives = [shard.url for shard in index.shardlist]
-    image_type = f"image/{manifest.image_format.replace('jpg', 'jpeg')}"
-    colours = "RGB." if manifest.image_shape.channels == 3 else "Gray."
+    files = sample_files(manifest.image_format, manifest.optional_files)
+    colours = "RGB" if manifest.image_shape.channels == 3 else "Gray"
     description = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -80,19 +82,10 @@ def croissant(manifest: Manifest, index: Index) -> bytes:
         "version": f"{manifest.format_version}.0.0",
         "distribution": [
             *(_archive(shard.url, shard.sha256, shard.filesize) for shard in index.shardlist),
-            _members("image-files", archives, f"{_ANY_KEY}.{manifest.image_format}", image_type),
-            _members("mask-files", archives, f"{_ANY_KEY}.mask.png", "image/png"),
-            _members("metadata-files", archives, f"{_ANY_KEY}.json", "application/json"),
+            *(_members(file, archives) for file in files),
         ],
         "recordSet": [
-            _files("images", "image-files", manifest.image_format, colours, "sc:ImageObject"),
-            _files(
-                "masks",
-                "mask-files",
-                "mask.png",
-                "8-bit gray: the class of each pixel, 255 ignore.",
-                ["sc:ImageObject", "cr:SegmentationMask"],
-            ),
+            *(_files(file, colours) for file in files if file.field != METADATA.field),
             _classes(manifest.classes),
         ],
     }
@@ -111,19 +104,26 @@ def _archive(url: str, sha256: str, num_bytes: int) -> Node:
     }
 
 
-def _members(name: str, archives: Sequence[str], pattern: str, encoding: str) -> Node:
+def _file_set(file: SampleFile) -> str:
+    return f"{file.name}-files"
+
+
+def _members(file: SampleFile, archives: Sequence[str]) -> Node:
     return {
         "@type": "cr:FileSet",
-        "@id": name,
-        "name": name,
+        "@id": _file_set(file),
+        "name": _file_set(file),
         "containedIn": [{"@id": archive} for archive in archives],
-        "encodingFormat": encoding,
-        "includes": pattern,
+        "encodingFormat": _MEDIA_TYPES[file.ending.rpartition(".")[2]],
+        "includes": file.member(_ANY_KEY),
     }
 
 
-def _files(name: str, file_set: str, ending: str, description: str, data_type: str | list[str]) -> Node:
-    """A record a file: its key, which image and mask of a sample share, and its content."""
+def _files(file: SampleFile, colours: str) -> Node:
+    """A record per file: its key, which the files of a sample share, and its content."""
+    name = f"{file.name.removesuffix('s')}s"
+    description = colours if file.field == IMAGE.field else file.meaning
+    data_type = ["sc:ImageObject", "cr:SegmentationMask"] if file.holds_indices else "sc:ImageObject"
 
     def field(column: str, text: str, column_type: str | list[str], extraction: Node) -> Node:
         return {
@@ -132,10 +132,10 @@ def _files(name: str, file_set: str, ending: str, description: str, data_type: s
             "name": column,
             "description": text,
             "dataType": column_type,
-            "source": {"fileSet": {"@id": file_set}, **extraction},
+            "source": {"fileSet": {"@id": _file_set(file)}, **extraction},
         }
 
-    pattern = rf"^(\d+)\.{re.escape(ending)}$"
+    pattern = rf"^(\d+)\.{re.escape(file.ending)}$"
     name_part: Node = {"extract": {"fileProperty": "filename"}, "transform": {"regex": pattern}}
     content: Node = {"extract": {"fileProperty": "content"}}
     return {
@@ -145,7 +145,7 @@ def _files(name: str, file_set: str, ending: str, description: str, data_type: s
         "key": {"@id": f"{name}/key"},
         "field": [
             field("key", "The sample's seed, ten digits.", "sc:Text", name_part),
-            field("content", description, data_type, content),
+            field("content", f"{description}.", data_type, content),
         ],
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 
+from pipeline.shards.sample_files import sample_files
 from schemas.manifest import Index, Manifest
 
 _TEMPLATE = Path(__file__).with_name("dataset_card.md.j2")
@@ -25,8 +26,11 @@ def dataset_card(manifest: Manifest, index: Index) -> str:
     environment.filters |= {"plain": _plain, "code": _code}
     licence = manifest.checkpoint.licence.lower()
     num_pixels = sum(manifest.class_pixels.values())
+    files = sample_files(manifest.image_format, manifest.optional_files)
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         manifest=manifest,
+        files=files,
+        gray_files=[file for file in files if file.bit_depths],
         licence_id=licence if _KNOWN_LICENCES.fullmatch(licence) else None,
         class_shares=[manifest.class_pixels.get(name, 0) / num_pixels for name in manifest.classes],
         splits={split: urls for split, urls in index.splits.items() if urls},

@@ -180,7 +180,9 @@ class _Check:
         record = stored.content
         if (record.index, record.name, record.num_bytes) != (task.index, task.name, self.files[path].num_bytes):
             return None
-        if record.fingerprint != self.origin.fingerprint or not self._is_as_recorded(path, record, record.sha256):
+        if (record.fingerprint, record.optional_files) != (self.origin.fingerprint, self.origin.optional_files):
+            return None  # the tar itself tells why
+        if not self._is_as_recorded(path, record, record.sha256):
             return None
         is_whole = self._is_as_recorded(parquet_path(task.name), record, record.parquet_sha256)
         return record if is_whole else None

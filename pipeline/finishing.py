@@ -25,7 +25,7 @@ from schemas.errors import OutputError
 from schemas.fingerprint import FORMAT_VERSION, canonical_json
 from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource, Manifest
-from schemas.sample import ImageShape
+from schemas.sample import ImageShape, OptionalFile
 from schemas.shard import Kind, ShardRecord
 
 # Libraries whose version can change a shard's bytes or the meaning of its files.
@@ -45,6 +45,8 @@ class DatasetContext:
     fingerprint: str
     classes: tuple[str, ...]
     image_shape: ImageShape
+    optional_files: tuple[OptionalFile, ...] = ()
+    """What samples have beside image, mask and metadata."""
     findings: LabelerFindings | None = None
     """What `fit` found; None where nobody looked."""
 
@@ -82,6 +84,7 @@ def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetCont
         classes=list(context.classes),
         image_shape=context.image_shape,
         image_format=config.dataset.image_format,
+        optional_files=context.optional_files,
         checkpoint=context.checkpoint,
         labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
         labeler=context.findings,

@@ -1,18 +1,21 @@
 """One shard, start to finish: seeds -> Batch -> Labels -> quality -> Sample -> tar."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline.generator.sampling import Batch, Sampler, to_uint8
-from pipeline.labelers.base import Labeler
+from pipeline.generator.sampling import Sampler, to_uint8
+from pipeline.labelers.base import Labeler, Labels
 from pipeline.quality import judge
 from pipeline.shard_writer import ShardWriter
+from pipeline.shards.sample_files import OPTIONAL_FILES
 from pipeline.stopwatch import Stopwatch
 from schemas.config import RunConfig
 from schemas.errors import ShardError
@@ -89,6 +92,7 @@ def candidates(seeds: Sequence[int], mill: Mill, stopwatch: Stopwatch) -> Iterat
         with stopwatch.stage("copy"):
             images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
             masks_BHW = labels.masks_BHW.cpu().numpy()
+            optional_BHW = _optional_pixels(labels)
             confidences = labels.confidence_B.tolist()
         for row, seed in enumerate(batch.seeds):
             with stopwatch.stage("quality"):
@@ -100,11 +104,16 @@ def candidates(seeds: Sequence[int], mill: Mill, stopwatch: Stopwatch) -> Iterat
                     mill.labeler.classes,
                     mill.config.quality,
                 )
-            yield _sample(mill, batch, candidate, images_BHWC[row], masks_BHW[row])
+            optional_HW = {field: pixels_BHW[row] for field, pixels_BHW in optional_BHW.items()}
+            yield _sample(mill, candidate, images_BHWC[row], masks_BHW[row], optional_HW)
 
 
 def _sample(
-    mill: Mill, batch: Batch, candidate: Candidate, image_HWC: NDArray[np.uint8], mask_HW: NDArray[np.uint8]
+    mill: Mill,
+    candidate: Candidate,
+    image_HWC: NDArray[np.uint8],
+    mask_HW: NDArray[np.uint8],
+    optional_HW: Mapping[str, NDArray[Any]],
 ) -> Sample:
     generator = mill.config.generator
     means, deviations = (values[:, 0] / 255 for values in cv2.meanStdDev(image_HWC))
@@ -121,18 +130,41 @@ def _sample(
         checkpoint_sha256=mill.checkpoint_sha256,
         fingerprint=mill.fingerprint,
     )
-    return Sample(metadata.key, image_HWC, mask_HW, metadata)
+    return Sample(metadata.key, image_HWC, mask_HW, metadata, **optional_HW)
+
+
+def _optional_pixels(labels: Labels) -> dict[str, NDArray[Any]]:
+    """What a batch's optional files hold, by field of Sample; without those that the labeler does not give."""
+    given = ((file, getattr(labels, file.labels_field)) for file in OPTIONAL_FILES)
+    return {
+        file.field: _numbers(values_BHW) if file.holds_indices else _shades(values_BHW)
+        for file, values_BHW in given
+        if values_BHW is not None
+    }
+
+
+def _shades(alpha_BHW: Tensor) -> NDArray[np.uint8]:
+    """[0, 1] as 0 to 255, rounded."""
+    assert bool(((alpha_BHW >= 0) & (alpha_BHW <= 1)).all()), "alpha is from 0 to 1"
+    return (alpha_BHW * 255).round().byte().cpu().numpy()
+
+
+def _numbers(instances_BHW: Tensor) -> NDArray[np.uint16]:
+    least, most = (int(value) for value in instances_BHW.aminmax())
+    assert least >= 0 and most < 2**16, f"instances are from 0 to 65535, not {least} to {most}"
+    return instances_BHW.cpu().numpy().astype(np.uint16)
 
 
 def _accounting_for(sample: Sample, dropped: list[Candidate]) -> Sample:
     """The sample, carrying the candidates dropped since the one before it."""
     metadata = sample.metadata.model_copy(update={"dropped_before": tuple(dropped)})
-    return Sample(sample.key, sample.image_HWC, sample.mask_HW, metadata)
+    return replace(sample, metadata=metadata)
 
 
 def _writer(mill: Mill) -> ShardWriter:
     dataset = mill.config.dataset
-    return ShardWriter(dataset.image_format, dataset.image_quality, mill.encoders)
+    optional_files = mill.labeler.optional_files
+    return ShardWriter(dataset.image_format, dataset.image_quality, mill.encoders, optional_files)
 
 
 def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:

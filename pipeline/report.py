@@ -23,6 +23,7 @@ from pipeline.report_data import (
 )
 from pipeline.report_figures import Histogram, describe_histogram, draw_histogram
 from pipeline.report_pictures import BannerTile, Triple, banner_tile, fitting_edge, show_triple
+from pipeline.shards.sample_files import OPTIONAL_FILES
 from pipeline.store import Store
 from schemas.config import QualityConfig
 from schemas.manifest import Manifest
@@ -80,7 +81,7 @@ def _panels(
 ) -> Panels:
     """Pick, read or redraw, and encode what is shown."""
     sample_rows = spread_rows(store, manifest, records, NUM_SAMPLES)
-    pictures = read_pictures(store, [*sample_rows, *tally.least_confident], manifest.image_format)
+    pictures = read_pictures(store, [*sample_rows, *tally.least_confident], manifest)
     samples = [pictures[row.seed] for row in sample_rows]
     least_confident = [pictures[row.seed] for row in tally.least_confident]
     dropped = _redrawn(tally, redraw) if redraw is not None else []
@@ -115,6 +116,7 @@ def _render(
     quality = QualityConfig.model_validate(manifest.config["quality"])
     return environment.get_template("report.html.j2").render(
         manifest=manifest,
+        optional_files=[file for file in OPTIONAL_FILES if file.ending in manifest.optional_files],
         run_file=yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True),
         panels=panels,
         num_dropped=manifest.num_candidates - manifest.num_samples,

@@ -4,8 +4,9 @@ Shape suffixes: H, W height and width; C the channels red, green, blue.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,10 +15,18 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from pipeline.manifest import read_manifest
-from pipeline.overlay import Pixels, resize, resize_mask, rgb
+from pipeline.overlay import PALETTE, Pixels, resize, resize_mask, rgb
 from pipeline.shard_publisher import parquet_path, read_record, tar_path
-from pipeline.shard_reader import DamagedTarError, members_in
-from pipeline.shard_writer import member_names
+from pipeline.shard_reader import DamagedTarError, Member, members_in
+from pipeline.shards.sample_files import (
+    IMAGE,
+    INSTANCES,
+    MASK,
+    METADATA,
+    OPTIONAL_FILES,
+    SampleFile,
+    sample_files,
+)
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.manifest import Manifest
@@ -54,6 +63,8 @@ class Picture:
     image_HWC: Pixels
     """RGB."""
     mask_HW: Pixels
+    others_HW: tuple[tuple[SampleFile, Pixels], ...] = ()
+    """The optional files. Instances are numbered by the colours of PALETTE, over and over."""
 
 
 @dataclass(frozen=True)
@@ -185,18 +196,19 @@ def interleaved(groups: Iterable[Sequence[Row]], count: int) -> list[Row]:
     return [groups[number][rank] for rank, number in sorted(ranks, key=lambda place: (place[1], place[0]))]
 
 
-def read_pictures(store: Store, rows: Iterable[Row], image_format: str) -> dict[int, Picture]:
+def read_pictures(store: Store, rows: Iterable[Row], manifest: Manifest) -> dict[int, Picture]:
     """Kept samples by seed, from their tars, of which one at a time is in memory.
 
     Raises OutputError when a shard is missing or damaged, or lacks a sample.
     """
+    files = sample_files(manifest.image_format, manifest.optional_files)
     by_shard: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         by_shard[row.shard][row.seed] = row
     pictures: dict[int, Picture] = {}
     for shard, wanted in by_shard.items():
         try:
-            pictures.update(_pictures_in(store.read(tar_path(shard)), wanted, image_format))
+            pictures.update(_pictures_in(store.read(tar_path(shard)), wanted, files))
         except (FileNotFoundError, DamagedTarError) as error:
             raise OutputError(
                 f"{store.url}/{tar_path(shard)}: cannot be shown: {error}. `labelmill verify` tells what is wrong"
@@ -206,29 +218,44 @@ def read_pictures(store: Store, rows: Iterable[Row], image_format: str) -> dict[
 
 def picture(row: Row, sample: Sample) -> Picture:
     """A sample, made no larger than is shown."""
-    edge = min(*sample.mask_HW.shape, MAX_EDGE)
-    return Picture(row, resize(rgb(sample.image_HWC), edge), resize_mask(sample.mask_HW, edge))
+    values = {file: getattr(sample, file.field) for file in (MASK, *OPTIONAL_FILES)}
+    small = {file.field: _shown(pixels, file) for file, pixels in values.items() if pixels is not None}
+    return _picture(row, {**small, IMAGE.field: _shown(rgb(sample.image_HWC), IMAGE)})
 
 
-def _pictures_in(tar: bytes, wanted: dict[int, Row], image_format: str) -> Iterator[tuple[int, Picture]]:
-    names = {name: seed for seed in wanted for name in member_names(sample_key(seed), image_format)[:2]}
-    images: dict[int, Pixels] = {}
-    masks: dict[int, Pixels] = {}
+def _pictures_in(tar: bytes, wanted: dict[int, Row], files: Sequence[SampleFile]) -> Iterator[tuple[int, Picture]]:
+    pictured = [file for file in files if file.field != METADATA.field]
+    names = {file.member(sample_key(seed)): (seed, file) for seed in wanted for file in pictured}
+    found: dict[int, dict[str, Pixels]] = defaultdict(dict)
     for member in members_in(tar):
-        if member.name not in names:
-            continue
-        is_mask = member.name.endswith(".mask.png")
-        pixels = cv2.imdecode(
-            np.frombuffer(member.data, np.uint8), cv2.IMREAD_UNCHANGED if is_mask else cv2.IMREAD_COLOR_RGB
-        )
-        if pixels is None or pixels.ndim != (2 if is_mask else 3):
-            raise DamagedTarError(f"{member.name} is not a readable picture")
-        edge = min(*pixels.shape[:2], MAX_EDGE)
-        if is_mask:
-            masks[names[member.name]] = resize_mask(np.asarray(pixels, dtype=np.uint8), edge)
-        else:
-            images[names[member.name]] = resize(np.asarray(pixels, dtype=np.uint8), edge)
+        if member.name in names:
+            seed, file = names[member.name]
+            found[seed][file.field] = _shown(_decoded(member, file), file)
     for seed, row in wanted.items():
-        if seed not in images or seed not in masks:
-            raise DamagedTarError(f"sample {sample_key(seed)} is missing")
-        yield seed, Picture(row, images[seed], masks[seed])
+        missing = [file.member(sample_key(seed)) for file in pictured if file.field not in found[seed]]
+        if missing:
+            raise DamagedTarError(f"{missing[0]} is missing")
+        yield seed, _picture(row, found[seed])
+
+
+def _decoded(member: Member, file: SampleFile) -> NDArray[Any]:
+    flag = cv2.IMREAD_UNCHANGED if file.bit_depths else cv2.IMREAD_COLOR_RGB
+    pixels = cv2.imdecode(np.frombuffer(member.data, np.uint8), flag)
+    if pixels is None or pixels.ndim != (2 if file.bit_depths else 3):
+        raise DamagedTarError(f"{member.name} is not a readable picture")
+    return np.asarray(pixels)
+
+
+def _shown(pixels: NDArray[Any], file: SampleFile) -> Pixels:
+    """At most MAX_EDGE pixels on the shorter side."""
+    if file == INSTANCES:
+        pixels = np.where(pixels > 0, 1 + (pixels.astype(np.int32) - 1) % (len(PALETTE) - 1), 0)
+    edge = min(*pixels.shape[:2], MAX_EDGE)
+    bytes_HW = pixels.astype(np.uint8, copy=False)
+    return resize_mask(bytes_HW, edge) if file.holds_indices else resize(bytes_HW, edge)
+
+
+def _picture(row: Row, pixels: Mapping[str, Pixels]) -> Picture:
+    """pixels: by field of Sample."""
+    others = tuple((file, pixels[file.field]) for file in OPTIONAL_FILES if file.field in pixels)
+    return Picture(row, pixels[IMAGE.field], pixels[MASK.field], others)

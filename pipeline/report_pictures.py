@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from pipeline.overlay import Pixels, colour_mask, overlay, resize, resize_mask
+from pipeline.overlay import PALETTE, Pixels, class_colours, colour_mask, overlay, resize, resize_mask, rgb
+from pipeline.pictures.png import encode_picture
 from pipeline.report_data import Picture
 from pipeline.shard_writer import encode_image
+from pipeline.shards.sample_files import SampleFile
 from schemas.sample import IGNORE
 
 # The page stays below 10 MB: pictures that take more than this, in base64, are made smaller.
@@ -32,6 +33,8 @@ class Triple:
     overlay: str
     shares: list[tuple[str, float]]
     """Classes in the mask and their shares of it, the largest first."""
+    others: list[tuple[str, str]]
+    """Names and pictures of the optional files."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,20 @@ def fitting_edge(pictures: Sequence[Picture], colours: Pixels) -> int:
 
 
 def _num_bytes(picture: Picture, colours: Pixels, edge: int) -> int:
-    return sum(len(uri) for uri in _views(picture, colours, edge))
+    others = (uri for _, uri in _others(picture, edge))
+    return sum(len(uri) for uri in (*_views(picture, colours, edge), *others))
 
 
 def show_triple(picture: Picture, classes: Sequence[str], colours: Pixels, edge: int) -> Triple:
     counts = np.bincount(picture.mask_HW.ravel(), minlength=IGNORE + 1) / picture.mask_HW.size
     names = {**dict(enumerate(classes)), IGNORE: "ignore"}
     shares = sorted(((name, float(counts[value])) for value, name in names.items()), key=lambda item: -item[1])
-    return Triple(picture, *_views(picture, colours, edge), shares=[item for item in shares if item[1] > 0])
+    return Triple(
+        picture,
+        *_views(picture, colours, edge),
+        shares=[item for item in shares if item[1] > 0],
+        others=_others(picture, edge),
+    )
 
 
 def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]:
@@ -70,6 +79,18 @@ def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]
         _png_uri(colour_mask(mask_HW, colours)),
         _jpeg_uri(overlay(image_HWC, mask_HW, colours)),
     )
+
+
+def _others(picture: Picture, edge: int) -> list[tuple[str, str]]:
+    """Name and data URI of each optional file."""
+    return [(file.name, _png_uri(_painted(pixels_HW, file, edge))) for file, pixels_HW in picture.others_HW]
+
+
+def _painted(pixels_HW: Pixels, file: SampleFile, edge: int) -> Pixels:
+    """Numbers in colours, shades in grays."""
+    if file.holds_indices:
+        return colour_mask(resize_mask(pixels_HW, edge), class_colours(len(PALETTE)))
+    return rgb(resize(pixels_HW, edge)[:, :, None])
 
 
 def banner_tile(picture: Picture, colours: Pixels, edge: int) -> BannerTile:
@@ -85,8 +106,7 @@ def _jpeg_uri(image_HWC: Pixels) -> str:
 
 
 def _png_uri(image_HWC: Pixels) -> str:
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR))
-    return _uri("png", encoded.tobytes())
+    return _uri("png", encode_picture(image_HWC))
 
 
 def _uri(kind: str, data: bytes) -> str:

@@ -1,6 +1,6 @@
 """Whether a shard's tar is what its task and its run ask for, down to the pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -8,14 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.pictures.png import GRAY, Gray, decode_gray, read_header
 from pipeline.shard_reader import DamagedTarError, Member, members_in, parse_metadata
-from pipeline.shard_writer import DIGITAL_SOURCE_TYPE, member_names
-from schemas.sample import IGNORE, Candidate, ImageShape, SampleMetadata, sample_key
+from pipeline.shard_writer import DIGITAL_SOURCE_TYPE
+from pipeline.shards.sample_files import IMAGE, MASK, METADATA, OPTIONAL_FILES, SampleFile, sample_files
+from schemas.sample import IGNORE, Candidate, ImageShape, OptionalFile, SampleMetadata, sample_key
 from schemas.shard import ShardTask
-
-# What a PNG's header says of width and height, then of bit depth (8) and colour type (0: gray).
-_PNG_SIZE, _PNG_DEPTH_AND_COLOUR = slice(16, 24), slice(24, 26)
-_MEMBERS_A_SAMPLE = 3
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,18 @@ class ShardOrigin:
     classes: tuple[str, ...]
     image_shape: ImageShape
     image_format: str
+    optional_files: tuple[OptionalFile, ...] = ()
+
+    @property
+    def files(self) -> tuple[SampleFile, ...]:
+        """What each sample consists of, in order."""
+        return sample_files(self.image_format, self.optional_files)
 
 
 @dataclass(frozen=True)
 class _PackedSample:
-    image: Member
-    mask: Member
+    members: Mapping[str, Member]
+    """By field of Sample."""
     metadata: SampleMetadata
 
 
@@ -42,7 +46,7 @@ def tar_problems(tar: bytes, task: ShardTask, origin: ShardOrigin, decoders: Exe
     decoders: threads that decode images and masks; None leaves pixels unread.
     """
     try:
-        samples = list(_unpack(tar, origin.image_format))
+        samples = list(_unpack(tar, origin.files))
     except DamagedTarError as error:
         return [str(error)]
     problems = [*_count_problems(samples, task)]
@@ -54,17 +58,26 @@ def tar_problems(tar: bytes, task: ShardTask, origin: ShardOrigin, decoders: Exe
     return problems
 
 
-def _unpack(tar: bytes, image_format: str) -> Iterator[_PackedSample]:
+def _unpack(tar: bytes, files: Sequence[SampleFile]) -> Iterator[_PackedSample]:
     """Samples in order. Raises DamagedTarError where members are missing, strange or out of order."""
     members = list(members_in(tar))
-    for start in range(0, len(members), _MEMBERS_A_SAMPLE):
-        key = members[start].name.split(".")[0]
-        found = [member.name for member in members[start : start + _MEMBERS_A_SAMPLE]]
-        expected = list(member_names(key, image_format))
+    for start in range(0, len(members), len(files)):
+        packed, key = members[start : start + len(files)], members[start].key
+        found, expected = [member.name for member in packed], [file.member(key) for file in files]
         if found != expected:
+            _check_optional(key, {member.name for member in members}, files)
             raise DamagedTarError(f"it holds {', '.join(found)} where {', '.join(expected)} should be")
-        image, mask, metadata = members[start : start + _MEMBERS_A_SAMPLE]
-        yield _PackedSample(image, mask, parse_metadata(metadata))
+        by_field = {file.field: member for file, member in zip(files, packed, strict=True)}
+        yield _PackedSample(by_field, parse_metadata(by_field[METADATA.field]))
+
+
+def _check_optional(key: str, names: set[str], files: Sequence[SampleFile]) -> None:
+    """Raises DamagedTarError where a sample lacks an optional file of the dataset, or holds one that is none."""
+    for file in OPTIONAL_FILES:
+        if file in files and file.member(key) not in names:
+            raise DamagedTarError(f"sample {key} lacks {file.member(key)}: the dataset declares {file.ending}")
+        if file not in files and file.member(key) in names:
+            raise DamagedTarError(f"sample {key} holds {file.member(key)}: the dataset does not declare {file.ending}")
 
 
 def _count_problems(samples: list[_PackedSample], task: ShardTask) -> Iterator[str]:
@@ -81,7 +94,7 @@ def _count_problems(samples: list[_PackedSample], task: ShardTask) -> Iterator[s
 
 
 def _metadata_problems(metadata: SampleMetadata, origin: ShardOrigin) -> Iterator[str]:
-    name = f"{metadata.key}.json"
+    name = METADATA.member(metadata.key)
     if metadata.key != sample_key(metadata.candidate.seed):
         yield f"{name}: is of seed {metadata.candidate.seed}, which does not go by this name"
     if not metadata.candidate.kept or any(candidate.kept for candidate in metadata.dropped_before):
@@ -105,23 +118,32 @@ def _class_problems(candidate: Candidate, origin: ShardOrigin) -> Iterator[str]:
 
 
 def _pixel_problems(sample: _PackedSample, origin: ShardOrigin) -> Iterator[str]:
-    """Decode image and mask, and count the mask's pixels."""
-    shape = origin.image_shape
-    if not _is_image(_decoded(sample.image), shape, origin.image_format):
-        yield f"{sample.image.name}: is no {shape.colours} image of {shape.size_in_words}"
-    if DIGITAL_SOURCE_TYPE.encode() not in bytes(sample.image.data):
-        yield f"{sample.image.name}: is not marked as made by an algorithm"
-    mask_HW = _decoded_mask(sample.mask, shape)
-    if mask_HW is None:
-        yield f"{sample.mask.name}: is no 8-bit gray PNG of {shape.size_in_words}"
-        return
+    """Decode image and gray pictures, and count the mask's pixels."""
+    shape, image = origin.image_shape, sample.members[IMAGE.field]
+    if not _is_image(_decoded(image), shape, origin.image_format):
+        yield f"{image.name}: is no {shape.colours} image of {shape.size_in_words}"
+    if DIGITAL_SOURCE_TYPE.encode() not in bytes(image.data):
+        yield f"{image.name}: is not marked as made by an algorithm"
+    for file in origin.files:
+        if file.bit_depths:
+            member = sample.members[file.field]
+            pixels_HW = _decoded_gray(member, file, shape)
+            if pixels_HW is None:
+                depths = " or ".join(f"{bits}-bit" for bits in file.bit_depths)
+                yield f"{member.name}: is no {depths} gray PNG of {shape.size_in_words}"
+            elif file == MASK:
+                yield from _mask_problems(pixels_HW, sample, origin)
+
+
+def _mask_problems(mask_HW: Gray, sample: _PackedSample, origin: ShardOrigin) -> Iterator[str]:
+    name = MASK.member(sample.metadata.key)
     pixels = np.bincount(mask_HW.ravel(), minlength=IGNORE + 1)
     unknown = [int(value) for value in np.flatnonzero(pixels[:IGNORE]) if value >= len(origin.classes)]
     if unknown:
-        yield f"{sample.mask.name}: holds {unknown}, which are no classes"
-    counted = {name: int(pixels[value]) for value, name in enumerate(origin.classes)}
+        yield f"{name}: holds {unknown}, which are no classes"
+    counted = {label: int(pixels[value]) for value, label in enumerate(origin.classes)}
     if {**counted, "ignore": int(pixels[IGNORE])} != sample.metadata.candidate.class_pixels:
-        yield f"{sample.mask.name}: its pixels are not those that {sample.metadata.key}.json counts"
+        yield f"{name}: its pixels are not those that {METADATA.member(sample.metadata.key)} counts"
 
 
 def _is_image(pixels: NDArray[np.uint8] | None, shape: ImageShape, image_format: str) -> bool:
@@ -132,14 +154,15 @@ def _is_image(pixels: NDArray[np.uint8] | None, shape: ImageShape, image_format:
     return pixels.shape == shape.size
 
 
-def _decoded_mask(mask: Member, shape: ImageShape) -> NDArray[np.uint8] | None:
+def _decoded_gray(member: Member, file: SampleFile, shape: ImageShape) -> Gray | None:
     # The header first: OpenCV would widen fewer bits and palettes, and a lie about the size could fill the memory.
-    header = bytes(mask.data[:26])
-    size = shape.width.to_bytes(4, "big") + shape.height.to_bytes(4, "big")
-    if header[_PNG_SIZE] != size or header[_PNG_DEPTH_AND_COLOUR] != b"\x08\x00":
+    header = read_header(member.data)
+    if header is None or (header.height, header.width) != shape.size:
         return None
-    pixels = _decoded(mask)
-    return pixels if pixels is not None and pixels.shape == shape.size else None
+    if header.colour_type != GRAY or header.bit_depth not in file.bit_depths:
+        return None
+    pixels_HW = decode_gray(member.data)
+    return pixels_HW if pixels_HW is not None and pixels_HW.shape == shape.size else None
 
 
 def _decoded(member: Member) -> NDArray[np.uint8] | None:

@@ -16,7 +16,8 @@ import pyarrow.parquet
 
 from pipeline.sealed import Unsealed, seal, unseal
 from pipeline.shard_check import ShardOrigin, tar_problems
-from pipeline.shard_reader import DamagedTarError, candidates_of, metadata_in
+from pipeline.shard_reader import DamagedTarError, candidates_of, members_in, metadata_in
+from pipeline.shards.sample_files import optional_endings
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.sample import Candidate
@@ -143,7 +144,8 @@ def read_record(store: Store, index: int) -> ShardRecord | None:
 
 def derive_sidecars(tar: bytes, index: int, name: str) -> Sidecars:
     """Candidates and record from a tar's JSON members. Raises DamagedTarError."""
-    samples = metadata_in(tar)
+    members = list(members_in(tar))
+    samples = metadata_in(members)
     fingerprints = {sample.fingerprint for sample in samples}
     if len(fingerprints) != 1:
         raise DamagedTarError(f"its samples name {len(fingerprints)} fingerprints instead of one")
@@ -171,6 +173,7 @@ def derive_sidecars(tar: bytes, index: int, name: str) -> Sidecars:
         created=None,
         kind=None,
         parquet_sha256=None,
+        optional_files=optional_endings({member.ending for member in members}),
     )
     return Sidecars(_candidate_table(candidates), record)
 

@@ -3,17 +3,18 @@
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from pipeline.shards.sample_files import METADATA
 from schemas.errors import OutputError
 from schemas.sample import Candidate, SampleMetadata
 
 # TarWriter pads to whole records of 20 blocks.
 _BLOCK_BYTES, _RECORD_BYTES = 512, 10240
-_METADATA_NAME = re.compile(r"\d+\.json")
+_METADATA_NAME = re.compile(rf"\d+\.{re.escape(METADATA.ending)}")
 
 
 class DamagedTarError(OutputError):
@@ -26,6 +27,16 @@ class Member:
 
     name: str
     data: memoryview
+
+    @property
+    def key(self) -> str:
+        """What the files of a sample have in common."""
+        return self.name.partition(".")[0]
+
+    @property
+    def ending(self) -> str:
+        """The rest of the name, after the first dot."""
+        return self.name.partition(".")[2]
 
 
 def members_in(tar: bytes) -> Iterator[Member]:
@@ -51,9 +62,14 @@ def members_in(tar: bytes) -> Iterator[Member]:
         raise DamagedTarError(f"it is cut, or broken, after byte {end} of {len(tar)}")
 
 
-def metadata_in(tar: bytes) -> list[SampleMetadata]:
-    """The metadata of every sample, in order. Raises DamagedTarError."""
-    return [parse_metadata(member) for member in members_in(tar) if _METADATA_NAME.fullmatch(member.name)]
+def metadata_in(members: Iterable[Member]) -> list[SampleMetadata]:
+    """The metadata of every sample among the members of a tar, in order. Raises DamagedTarError."""
+    return [parse_metadata(member) for member in members if is_metadata(member.name)]
+
+
+def is_metadata(name: str) -> bool:
+    """Whether a member's name is that of a sample's metadata."""
+    return _METADATA_NAME.fullmatch(name) is not None
 
 
 def parse_metadata(member: Member) -> SampleMetadata:
@@ -63,14 +79,9 @@ def parse_metadata(member: Member) -> SampleMetadata:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise DamagedTarError(f"{member.name}: {where or 'JSON'}: {error.errors()[0]['msg']}") from error
-    if member.name != f"{metadata.key}.json":
+    if member.name != METADATA.member(metadata.key):
         raise DamagedTarError(f"{member.name} says that it is of sample {metadata.key}")
     return metadata
-
-
-def candidates_in(tar: bytes) -> list[Candidate]:
-    """Every seed that the shard tried, kept or dropped, in order. Raises DamagedTarError."""
-    return candidates_of(metadata_in(tar))
 
 
 def candidates_of(samples: list[SampleMetadata]) -> list[Candidate]:

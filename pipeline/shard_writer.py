@@ -5,14 +5,16 @@ import json
 import struct
 import zlib
 from collections import deque
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, Future
 
 import cv2
 import numpy as np
 import webdataset
-from cv2.typing import MatLike
 from numpy.typing import NDArray
 
+from pipeline.pictures.png import HEADER_BYTES, encode_gray, encode_picture
+from pipeline.shards.sample_files import IMAGE, METADATA, SAMPLE_FILES, SampleFile, sample_files
 from schemas.sample import Sample, SampleMetadata, sample_key
 
 # Samples encoded ahead of the tar: enough to keep the threads busy, little enough to hold in memory.
@@ -30,8 +32,6 @@ _XMP = f"""\
 <?xpacket end="r"?>""".encode()
 # A JPEG's APP1 segment is told to be XMP by this name (XMP specification part 3); OpenCV leaves it out.
 _JPEG_XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
-# Signature and IHDR, after which a PNG may carry text.
-_PNG_HEAD_BYTES = 33
 
 # Names and contents of one sample's members.
 _Members = list[tuple[str, bytes]]
@@ -40,10 +40,13 @@ _Members = list[tuple[str, bytes]]
 class ShardWriter:
     """Builds one shard. Samples keep their order, and equal samples give equal bytes."""
 
-    def __init__(self, image_format: str, image_quality: int, threads: Executor) -> None:
+    def __init__(
+        self, image_format: str, image_quality: int, threads: Executor, optional_files: Collection[str] = ()
+    ) -> None:
+        """optional_files: endings of those that each of the samples has."""
         # OpenCV's own threads would compete with those that encode. The setting holds for the process.
         cv2.setNumThreads(1)
-        self._image_format = image_format
+        self._files = sample_files(image_format, optional_files)
         self._image_quality = image_quality
         self._threads = threads
         self.num_samples = 0
@@ -56,8 +59,8 @@ class ShardWriter:
 
         The sample's arrays must not change afterwards. Raises what encoding an earlier sample raised.
         """
-        _check(sample)
-        self._encoding.append(self._threads.submit(_members, sample, self._image_format, self._image_quality))
+        _check(sample, self._files)
+        self._encoding.append(self._threads.submit(_members, sample, self._files, self._image_quality))
         self.num_samples += 1
         while self._encoding and (len(self._encoding) > _MAX_IN_FLIGHT or self._encoding[0].done()):
             self._collect_oldest()
@@ -88,14 +91,14 @@ def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) 
     Gray images have one channel in the file, too, but for webp, which has no such: there decoders give three that
     differ by one level at most.
     """
+    if image_format == "png":
+        # OpenCV writes XMP as tEXt, where readers do not look for it.
+        png = encode_picture(image_HWC)
+        return png[:HEADER_BYTES] + _png_xmp_chunk() + png[HEADER_BYTES:]
     is_gray = image_HWC.shape[2] == 1
     conversion = cv2.COLOR_GRAY2BGR if is_gray else cv2.COLOR_RGB2BGR
     plain = is_gray and image_format != "webp"
     pixels = image_HWC[:, :, 0] if plain else cv2.cvtColor(np.ascontiguousarray(image_HWC), conversion)
-    if image_format == "png":
-        # OpenCV writes XMP as tEXt, where readers do not look for it.
-        png = _encoded(".png", pixels)
-        return png[:_PNG_HEAD_BYTES] + _png_xmp_chunk() + png[_PNG_HEAD_BYTES:]
     if image_format == "jpg":
         xmp, sampling = _JPEG_XMP_NAME + _XMP, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
         parameters = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
@@ -108,34 +111,24 @@ def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) 
     return bytes(encoded.tobytes())
 
 
-def encode_mask(mask_HW: NDArray[np.uint8]) -> bytes:
-    """HW uint8 as an 8-bit gray PNG, lossless. No parameters: any would double time and size."""
-    return _encoded(".png", np.ascontiguousarray(mask_HW))
-
-
 def encode_metadata(metadata: SampleMetadata) -> bytes:
     """JSON without spaces, keys in the order that schemas.sample declares: classes stay in mask order."""
     return json.dumps(metadata.model_dump(mode="json"), separators=(",", ":"), allow_nan=False).encode()
 
 
-def member_names(key: str, image_format: str) -> tuple[str, str, str]:
-    """A sample's members, in the order in which they stand in the tar."""
-    return f"{key}.{image_format}", f"{key}.mask.png", f"{key}.json"
+def _members(sample: Sample, files: Sequence[SampleFile], quality: int) -> _Members:
+    return [(file.member(sample.key), _content(sample, file, quality)) for file in files]
 
 
-def _members(sample: Sample, image_format: str, quality: int) -> _Members:
-    contents = (
-        encode_image(sample.image_HWC, image_format, quality),
-        encode_mask(sample.mask_HW),
-        encode_metadata(sample.metadata),
-    )
-    return list(zip(member_names(sample.key, image_format), contents, strict=True))
-
-
-def _encoded(ending: str, pixels: MatLike) -> bytes:
-    done, encoded = cv2.imencode(ending, pixels)
-    assert done, f"OpenCV cannot write {ending}"
-    return bytes(encoded.tobytes())
+def _content(sample: Sample, file: SampleFile, quality: int) -> bytes:
+    if file.bit_depths:
+        pixels_HW = getattr(sample, file.field)
+        depth = next(bits for bits in file.bit_depths if pixels_HW.max() < 2**bits)
+        return encode_gray(pixels_HW.astype(np.uint8 if depth == 8 else np.uint16, copy=False))
+    if file.field == METADATA.field:
+        return encode_metadata(sample.metadata)
+    assert file.field == IMAGE.field, file
+    return encode_image(sample.image_HWC, file.ending, quality)
 
 
 def _png_xmp_chunk() -> bytes:
@@ -144,8 +137,15 @@ def _png_xmp_chunk() -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def _check(sample: Sample) -> None:
-    image_HWC, mask_HW, metadata = sample.image_HWC, sample.mask_HW, sample.metadata
+def _check(sample: Sample, files: Sequence[SampleFile]) -> None:
+    image_HWC, metadata = sample.image_HWC, sample.metadata
     assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] in (1, 3), image_HWC.shape
-    assert mask_HW.dtype == np.uint8 and mask_HW.shape == image_HWC.shape[:2], mask_HW.shape
+    for file in SAMPLE_FILES:
+        value = getattr(sample, file.field)
+        if file.is_optional and (value is None) == (file in files):
+            fault = "declares but does not give it" if value is None else "gives but does not declare it"
+            raise AssertionError(f"{file.ending}: the labeler {fault} (optional_files)")
+        if file.bit_depths and value is not None:
+            widest = np.uint16 if file.bit_depths[-1] == 16 else np.uint8
+            assert value.dtype == widest and value.shape == image_HWC.shape[:2], (file.field, value.dtype, value.shape)
     assert sample.key == metadata.key == sample_key(metadata.candidate.seed), sample.key

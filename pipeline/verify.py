@@ -104,6 +104,7 @@ class _Audit:
             tuple(manifest.classes),
             manifest.image_shape,
             manifest.image_format,
+            manifest.optional_files,
         )
         self._indexed_sha256 = indexed_sha256(store)
 

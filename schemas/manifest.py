@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.labeler_findings import LabelerFindings
-from schemas.sample import ChannelValues, ImageShape, with_image_shape
+from schemas.sample import ChannelValues, ImageShape, OptionalFile, with_image_shape
 from schemas.shard import Kind
 
 
@@ -16,7 +16,7 @@ class RunFile(BaseModel):
 
     format: str = "labelmill-run"
     identity: dict[str, Any]
-    """What decides the bytes of shards (schemas.config.identity)."""
+    """What decides the bytes of shards (schemas.fingerprint.identity)."""
 
 
 class Claim(BaseModel):
@@ -90,6 +90,9 @@ class Manifest(BaseModel):
     image_shape: ImageShape
     """Of images; masks have their height and width."""
     image_format: str
+    optional_files: tuple[OptionalFile, ...] = Field((), exclude_if=lambda endings: not endings)
+    """Endings of the files that every sample has beside image, mask and metadata; absent where there are none, as in
+    manifests of earlier versions."""
     num_samples: int
     num_candidates: int
     num_shards: int

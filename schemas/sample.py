@@ -11,6 +11,8 @@ ChannelValues = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 """A number for each channel: red, green and blue, or gray alone."""
 IGNORE = 255
 """Mask value of pixels that belong to no class."""
+OptionalFile = Literal["alpha.png", "instances.png"]
+"""Ending of a file that samples have where their labeler gives it (pipeline/shards/sample_files.py)."""
 
 
 def sample_key(seed: int) -> str:
@@ -127,3 +129,7 @@ class Sample:
     mask_HW: NDArray[np.uint8]
     """Class index of each pixel; 255 is ignore."""
     metadata: SampleMetadata
+    alpha_HW: NDArray[np.uint8] | None = None
+    """How opaque the foreground is, 255 fully; None where the labeler gives none."""
+    instances_HW: NDArray[np.uint16] | None = None
+    """Index of each pixel's instance from 1, 0 for none; None where the labeler gives none."""

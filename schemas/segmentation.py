@@ -113,7 +113,7 @@ class SegmentationTrainingConfig(Section):
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: SegmentationOptimisationConfig = SegmentationOptimisationConfig()
     soft_targets: bool = True
-    """Where shards carry {key}.alpha.png, learn its shares of foreground in place of the mask's two classes."""
+    """Where the dataset has {key}.alpha.png, learn its shares of foreground in place of the mask's two classes."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initial weights, order, augmentation and dropout."""
     shuffle_shards: int = Field(4, ge=1)

@@ -1,8 +1,8 @@
 """A shard as asked for (ShardTask, driver to worker) and as made (ShardRecord, worker to driver)."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.sample import ChannelValues
+from schemas.sample import ChannelValues, OptionalFile
 
 
 class ShardTask(BaseModel):
@@ -74,6 +74,8 @@ class ShardRecord(BaseModel):
     """Of the machine and the libraries; null in records of earlier versions, too."""
     parquet_sha256: str | None = None
     """Of the parquet file beside the tar; null in records of earlier versions."""
+    optional_files: tuple[OptionalFile, ...] = Field((), exclude_if=lambda endings: not endings)
+    """Endings of the files that samples have beside image, mask and metadata; absent where there are none."""
 
 
 def shard_name(run_name: str, index: int) -> str:

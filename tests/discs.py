@@ -1,10 +1,8 @@
 """A dataset that can be learned: discs of two colours on a textured ground, 16 px, three classes."""
 
-import io
-import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -27,7 +25,7 @@ from pipeline.plan import shard_tasks
 from pipeline.store import Store
 from schemas.fingerprint import identity
 from schemas.manifest import RunFile
-from schemas.sample import Sample
+from schemas.sample import OptionalFile, Sample
 from schemas.shard import ShardTask
 
 
@@ -43,23 +41,26 @@ def disc(seed: int, side: int = RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
     return image_HWC.astype(np.uint8), mask_HW
 
 
-def _disc_samples(task: ShardTask, run: str) -> Iterator[Sample]:
+def _disc_samples(task: ShardTask, run: str, with_alpha: bool) -> Iterator[Sample]:
     for painted in samples_of(task, run):
         seed = painted.metadata.candidate.seed
-        yield sample_of(seed, *disc(seed), painted.metadata.dropped_before, run)
+        sample = sample_of(seed, *disc(seed), painted.metadata.dropped_before, run)
+        yield replace(sample, alpha_HW=alpha_of(sample.mask_HW)) if with_alpha else sample
 
 
-def write_discs(folder: Path, samples: int = 39, first_seed: int = 100) -> str:
+def write_discs(folder: Path, samples: int = 39, first_seed: int = 100, with_alpha: bool = False) -> str:
     """A finished dataset in shards of four, the last one shorter."""
     config = config_of(folder, samples=samples)
     config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"first_seed": first_seed})})
-    context, store = context_of(config), Store.open(str(folder))
+    optional_files: tuple[OptionalFile, ...] = ("alpha.png",) if with_alpha else ()
+    context, store = context_of(config, optional_files), Store.open(str(folder))
     store.create("run.json", RunFile(identity=identity(config, CHECKPOINT.sha256)).model_dump_json().encode())
     with ThreadPoolExecutor(2) as threads:
         for task in shard_tasks(config):
-            tar = tar_of(_disc_samples(task, context.fingerprint), threads)
-            publish(store, task, tar, context.fingerprint)
-    finish_dataset(store, records_of(store, config), context)
+            samples_in = _disc_samples(task, context.fingerprint, with_alpha)
+            tar = tar_of(samples_in, threads, optional_files=optional_files)
+            publish(store, task, tar, context.fingerprint, optional_files=optional_files)
+    finish_dataset(store, records_of(store, config, optional_files=optional_files), context)
     return str(folder)
 
 
@@ -83,22 +84,6 @@ class ByColour(nn.Module):
         return images_BCHW[:, [1, 2, 0]]
 
 
-def add_alpha(folder: str, num_shards: int) -> None:
-    """Give the samples of the first shards an alpha.png: the upper half of the disc 200, the lower one 100."""
-    for url in [shard["url"] for shard in json.loads(Path(folder, "index.json").read_text())["shardlist"]][:num_shards]:
-        path, content = Path(folder, url), io.BytesIO()
-        with tarfile.open(path) as old, tarfile.open(fileobj=content, mode="w", format=tarfile.USTAR_FORMAT) as new:
-            for member in old:
-                data = old.extractfile(member).read()  # type: ignore[union-attr]
-                new.addfile(member, io.BytesIO(data))
-                if member.name.endswith(".mask.png"):
-                    mask_HW = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-                    alpha = cv2.imencode(".png", alpha_of(mask_HW))[1].tobytes()
-                    added = tarfile.TarInfo(member.name.replace("mask", "alpha"))
-                    added.size = len(alpha)
-                    new.addfile(added, io.BytesIO(alpha))
-        path.write_bytes(content.getvalue())
-
-
 def alpha_of(mask_HW: np.ndarray) -> np.ndarray:
+    """The upper half of the disc 200, the lower one 100."""
     return (mask_HW * 100).astype(np.uint8)

@@ -18,7 +18,7 @@ from pipeline.store import Store
 from schemas.config import DatasetConfig, GeneratorConfig, RunConfig
 from schemas.fingerprint import fingerprint, identity
 from schemas.manifest import CheckpointSource, Manifest
-from schemas.sample import IGNORE, Candidate, ImageShape, Sample, SampleMetadata, sample_key
+from schemas.sample import IGNORE, Candidate, ImageShape, OptionalFile, Sample, SampleMetadata, sample_key
 from schemas.shard import Kind, ShardRecord, ShardTask
 
 CLASSES = ("background", "skin", "hair")
@@ -95,25 +95,38 @@ def samples_of(task: ShardTask, run: str = "f" * 64, dimmed: int = 1) -> Iterato
             waiting, kept = [], kept + 1
 
 
-def tar_of(samples: Iterator[Sample], threads: Executor, image_format: str = "png") -> bytes:
-    writer = ShardWriter(image_format, 95, threads)
+def tar_of(
+    samples: Iterator[Sample],
+    threads: Executor,
+    image_format: str = "png",
+    optional_files: tuple[OptionalFile, ...] = (),
+) -> bytes:
+    writer = ShardWriter(image_format, 95, threads, optional_files)
     for sample in samples:
         writer.add(sample)
     return writer.finish()
 
 
-def origin_of(run: str = "f" * 64, image_format: str = "png") -> ShardOrigin:
-    return ShardOrigin(run, CHECKPOINT.sha256, CLASSES, IMAGE_SHAPE, image_format)
+def origin_of(
+    run: str = "f" * 64, image_format: str = "png", optional_files: tuple[OptionalFile, ...] = ()
+) -> ShardOrigin:
+    return ShardOrigin(run, CHECKPOINT.sha256, CLASSES, IMAGE_SHAPE, image_format, optional_files)
 
 
 def publish(
-    store: Store, task: ShardTask, tar: bytes, run: str = "f" * 64, host: str = "here", image_format: str = "png"
+    store: Store,
+    task: ShardTask,
+    tar: bytes,
+    run: str = "f" * 64,
+    host: str = "here",
+    image_format: str = "png",
+    optional_files: tuple[OptionalFile, ...] = (),
 ) -> ShardRecord:
     return publish_shard(
         store,
         task,
         tar,
-        origin=origin_of(run, image_format),
+        origin=origin_of(run, image_format, optional_files),
         seconds_by_stage={"synthesise": 1.5},
         attempts=1,
         host=host,
@@ -121,9 +134,11 @@ def publish(
     )
 
 
-def records_of(store: Store, config: RunConfig, run: str | None = None) -> list[ShardRecord]:
+def records_of(
+    store: Store, config: RunConfig, run: str | None = None, optional_files: tuple[OptionalFile, ...] = ()
+) -> list[ShardRecord]:
     """Of the shards that are there, as a run finds them."""
-    origin = origin_of(run or context_of(config).fingerprint, config.dataset.image_format)
+    origin = origin_of(run or context_of(config).fingerprint, config.dataset.image_format, optional_files)
     return existing_records(store, config, origin, repair=True)
 
 
@@ -135,9 +150,9 @@ def config_of(output: Path | str, image_format: str = "png", samples: int = 11) 
     )
 
 
-def context_of(config: RunConfig) -> DatasetContext:
+def context_of(config: RunConfig, optional_files: tuple[OptionalFile, ...] = ()) -> DatasetContext:
     run = fingerprint(identity(config, CHECKPOINT.sha256), hashlib.sha256(FITTED).hexdigest())
-    return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, IMAGE_SHAPE)
+    return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, IMAGE_SHAPE, optional_files)
 
 
 def claim(store: Store, config: RunConfig) -> None:

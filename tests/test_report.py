@@ -27,7 +27,7 @@ from pipeline.report_figures import Histogram, describe_histogram, draw_histogra
 from pipeline.sealed import seal
 from pipeline.shard_check import ShardOrigin
 from pipeline.shard_publisher import publish_shard, read_record
-from pipeline.shard_reader import candidates_in
+from pipeline.shard_reader import candidates_of, members_in, metadata_in
 from pipeline.shard_writer import ShardWriter
 from pipeline.store import Store
 from schemas.config import DatasetConfig, GeneratorConfig, QualityConfig, RunConfig
@@ -200,7 +200,8 @@ class Outline(HTMLParser):
 def rows_of(store: Store) -> list[Candidate]:
     """Every candidate of a dataset, from the tars and not from the parquet files that the report reads."""
     tars = [file.path for file in store.list("shards") if file.path.endswith(".tar")]
-    return [candidate for tar in tars for candidate in candidates_in(store.read(tar))]
+    shards = (metadata_in(members_in(store.read(tar))) for tar in tars)
+    return [candidate for samples in shards for candidate in candidates_of(samples)]
 
 
 # What is on the page

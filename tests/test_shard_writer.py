@@ -19,8 +19,8 @@ from PIL import Image
 from small_dataset import config_of, paint, sample_of, samples_of, tar_of, write_dataset
 
 from pipeline.plan import shard_tasks
-from pipeline.shard_reader import DamagedTarError, candidates_in, members_in, metadata_in
-from pipeline.shard_writer import DIGITAL_SOURCE_TYPE, ShardWriter, encode_image, encode_mask, encode_metadata
+from pipeline.shard_reader import DamagedTarError, candidates_of, members_in, metadata_in
+from pipeline.shard_writer import DIGITAL_SOURCE_TYPE, ShardWriter, encode_image, encode_metadata
 from schemas.sample import Sample
 from schemas.shard import ShardTask
 
@@ -55,7 +55,7 @@ def test_a_tar_gives_back_what_went_in(data: st.DataObject, seeds: list[int]) ->
     for sample, image, mask in zip(samples, members[0::3], members[1::3], strict=True):
         assert np.array_equal(decode_rgb(image.data), sample.image_HWC)
         assert np.array_equal(decode_mask(bytes(mask.data)), sample.mask_HW)
-    assert metadata_in(tar) == [sample.metadata for sample in samples]
+    assert metadata_in(members) == [sample.metadata for sample in samples]
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
@@ -86,14 +86,14 @@ def test_order_is_that_of_adding_though_encoding_times_differ() -> None:
     sizes = [(seed, 400 if seed % 3 == 0 else 8) for seed in range(40)]
     with ThreadPoolExecutor(4) as threads:
         tar = tar_of((sample_of(seed, *paint(seed, size)) for seed, size in sizes), threads)
-    assert [sample.candidate.seed for sample in metadata_in(tar)] == list(range(40))
+    assert [sample.candidate.seed for sample in metadata_in(members_in(tar))] == list(range(40))
 
 
 def test_every_candidate_is_in_the_tar() -> None:
     with ThreadPoolExecutor(1) as threads:
         tar = tar_of(samples_of(TASK), threads)
     # Seeds 100 on; 1 and 2 of every five are dropped; six kept ones end the shard.
-    assert [(c.seed, c.kept) for c in candidates_in(tar)] == [
+    assert [(c.seed, c.kept) for c in candidates_of(metadata_in(members_in(tar)))] == [
         (100, True), (101, False), (102, False), (103, True), (104, True),
         (105, True), (106, False), (107, False), (108, True), (109, True),
     ]  # fmt: skip
@@ -136,7 +136,7 @@ def test_few_samples_are_in_flight() -> None:
         gate.set()
         adder.join()
         assert writer.num_samples == 100
-        assert len(metadata_in(writer.finish())) == 100
+        assert len(metadata_in(members_in(writer.finish()))) == 100
         assert writer.num_samples == 100
         with pytest.raises(AssertionError, match="once"):
             writer.finish()
@@ -187,10 +187,10 @@ def test_jpeg_keeps_full_chroma() -> None:
     assert encode_image(image_HWC, "jpg", 50) != data
 
 
-def test_masks_are_8_bit_gray_png() -> None:
-    data = encode_mask(np.array([[0, 1], [2, 255]], np.uint8))
-    assert data[24:26] == b"\x08\x00"
-    assert decode_mask(data).tolist() == [[0, 1], [2, 255]]
+def test_masks_are_8_bit_gray_png(tar: bytes) -> None:
+    masks = [bytes(member.data) for member in members_in(tar) if member.ending == "mask.png"]
+    assert len(masks) == TASK.num_samples
+    assert {mask[24:26] for mask in masks} == {b"\x08\x00"}
 
 
 def test_metadata_keeps_classes_in_mask_order() -> None:
@@ -241,7 +241,7 @@ def test_only_plain_files_are_read(kind: bytes) -> None:
         header.type, header.linkname = kind, "/etc/passwd"
         archive.addfile(header)
     with pytest.raises(DamagedTarError, match="is not a plain file"):
-        metadata_in(stream.getvalue())
+        metadata_in(members_in(stream.getvalue()))
 
 
 def test_metadata_that_is_none_is_noticed() -> None:
@@ -251,7 +251,7 @@ def test_metadata_that_is_none_is_noticed() -> None:
             header = tarfile.TarInfo(name)
             header.size = len(content)
             archive.addfile(header, io.BytesIO(content))
-        return metadata_in(stream.getvalue())
+        return metadata_in(members_in(stream.getvalue()))
 
     good = encode_metadata(sample_of(0, *paint(0)).metadata)
     assert len(metadata_of(good)) == 1

@@ -63,6 +63,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
             fingerprint=run.fingerprint,
             classes=run.classes,
             image_shape=run.image_shape,
+            optional_files=run.optional_files,
             findings=run.findings,
         )
         manifest = finish_dataset(store, records, context)

@@ -17,7 +17,7 @@ from schemas.errors import ConfigError, OutputError
 from schemas.fingerprint import fingerprint, identity
 from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource
-from schemas.sample import ImageShape
+from schemas.sample import ImageShape, OptionalFile
 from schemas.secrets import plain_address
 from workers.shard_worker import ShardWorker, open_sampler
 
@@ -35,12 +35,19 @@ class PreparedRun:
     fingerprint: str
     classes: tuple[str, ...]
     image_shape: ImageShape
+    optional_files: tuple[OptionalFile, ...]
+    """What the labeler gives beside masks."""
     findings: LabelerFindings
 
     def origin(self, config: RunConfig) -> ShardOrigin:
         """What every shard of the run must say of itself."""
         return ShardOrigin(
-            self.fingerprint, self.checkpoint.sha256, self.classes, self.image_shape, config.dataset.image_format
+            self.fingerprint,
+            self.checkpoint.sha256,
+            self.classes,
+            self.image_shape,
+            config.dataset.image_format,
+            self.optional_files,
         )
 
 
@@ -67,6 +74,7 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         fingerprint=fingerprint(run_identity, labeler_sha256),
         classes=labeler.classes,
         image_shape=sampler.generator.spec.image_shape,
+        optional_files=labeler.optional_files,
         findings=labeler_findings(config.labeler, fitted),
     )
 

@@ -76,6 +76,7 @@ class ShardWorker:
             tuple(self.mill.labeler.classes),
             sampler.generator.spec.image_shape,
             config.dataset.image_format,
+            self.mill.labeler.optional_files,
         )
 
     def synthesise(self, task: ShardTask) -> MadeShard | None:

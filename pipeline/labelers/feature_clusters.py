@@ -40,7 +40,7 @@ from pipeline.labelers.free_memory import free_bytes
 from schemas.cluster_mapping import MOST_CLASSES, ClusterMapping
 from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError
-from schemas.sample import IGNORE
+from schemas.sample import IGNORE, OptionalFile
 
 _DEFAULT_RESOLUTION = 64
 _AUTO_RESOLUTIONS = range(16, 129)
@@ -161,6 +161,8 @@ def _num_classes(config: FeatureClustersConfig, num_clusters: int) -> int:
 
 class FeatureClustersLabeler:
     """Labels batches with what `fit` found."""
+
+    optional_files: tuple[OptionalFile, ...] = ()
 
     def __init__(self, sampler: Sampler, fitted: FittedFeatureClusters) -> None:
         self.fitted = fitted

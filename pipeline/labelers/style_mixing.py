@@ -35,6 +35,7 @@ from pipeline.labelers.readout import Readout, readout_layers
 from pipeline.labelers.variant_clusters import VariantClusterer, pixel_vectors
 from schemas.config import StyleMixingConfig
 from schemas.errors import ConfigError
+from schemas.sample import OptionalFile
 
 __all__ = ["StyleMixingLabeler", "VariantClusterer", "check_style_mixing", "pixel_vectors"]
 
@@ -111,6 +112,8 @@ def found_by_readout(batch: Batch, readout: Readout) -> Found:
 
 class StyleMixingLabeler:
     """Labels batches with what `fit` found."""
+
+    optional_files: tuple[OptionalFile, ...] = ()
 
     def __init__(self, config: StyleMixingConfig, sampler: Sampler, fitted: FittedStyleMixing) -> None:
         self.generator, self.config, self.fitted = sampler.generator, config, fitted

@@ -89,7 +89,7 @@ def _bins(tonight: Measures, live: Measures | None) -> list[tuple[str, float, fl
 def _triples(dataset: Store) -> list[Triple]:
     manifest, records = read_dataset(dataset)
     rows = spread_rows(dataset, manifest, records, NUM_PICTURES)
-    found = read_pictures(dataset, rows, manifest.image_format)
+    found = read_pictures(dataset, rows, manifest)
     pictures: list[Picture] = [found[row.seed] for row in rows]
     colours = class_colours(len(manifest.classes))
     edge = fitting_edge(pictures, colours)

@@ -17,7 +17,7 @@ from pipeline.nightly.perceptual_hash import HASH_BITS, near_duplicate_share, pe
 from pipeline.report_data import read_candidates, read_dataset, spread
 from pipeline.shard_publisher import tar_path
 from pipeline.shard_reader import DamagedTarError, members_in
-from pipeline.shard_writer import member_names
+from pipeline.shards.sample_files import image_file
 from pipeline.store import Store
 from schemas.errors import OutputError
 from schemas.manifest import Manifest
@@ -109,7 +109,7 @@ def _keys(store: Store, manifest: Manifest, record: ShardRecord, positions: NDAr
 
 
 def _hashes_in(tar: bytes, keys: Sequence[str], image_format: str) -> Iterator[NDArray[np.bool_]]:
-    wanted = {member_names(key, image_format)[0] for key in keys}
+    wanted = {image_file(image_format).member(key) for key in keys}
     for member in members_in(tar):
         if member.name not in wanted:
             continue

@@ -4,7 +4,6 @@ Only names, places and sizes are kept; a bucket's shards are held in memory one 
 """
 
 import io
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from pipeline.manifest import MANIFEST_PATH, RUN_PATH, read_index, read_manifest
 from pipeline.photos.read import files_below
 from pipeline.segmentation.mask_png import MaskError, decode_mask
 from pipeline.segmentation.tar_members import TarMember, members_of
-from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
+from pipeline.shard_reader import DamagedTarError, Member, is_metadata, parse_metadata
+from pipeline.shards.sample_files import MASK
 from pipeline.store import Store
 from schemas.user_path import expand_user
 
-MASK_ENDING = ".mask.png"
-_METADATA_NAME = re.compile(r"\d+\.json")
+MASK_ENDING = f".{MASK.ending}"
 # Two empty blocks end a tar; writers fill it up to a record, 20 blocks, or a few of them.
 _LEAST_TAIL_BYTES, _MOST_TAIL_BYTES = 2 * 512, 2**20
 
@@ -165,7 +164,7 @@ def _classes_in(file: BinaryIO, members: Sequence[TarMember]) -> tuple[str, ...]
     """The classes that the first sample's metadata lists; None in a tar that labelmill did not write."""
     for member in members:
         name = member.name.rpartition("/")[2]
-        if _METADATA_NAME.fullmatch(name):
+        if is_metadata(name):
             file.seek(member.offset)
             try:
                 metadata = parse_metadata(Member(name, memoryview(file.read(member.num_bytes))))

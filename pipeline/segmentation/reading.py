@@ -14,7 +14,7 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,7 @@ from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_p
 from pipeline.segmentation.mask_png import MaskError, decode_gray
 from pipeline.segmentation.tar_members import members_of
 from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
+from pipeline.shards.sample_files import ALPHA, IMAGE, MASK, METADATA, OPTIONAL_FILES, SampleFile, sample_files
 from pipeline.store import Store
 from schemas.config import DatasetConfig
 from schemas.errors import OutputError
@@ -41,8 +42,6 @@ from schemas.segmentation import Triple
 
 Pixels = NDArray[np.uint8]
 
-_IMAGE_ENDINGS = ("jpg", "png", "webp")
-_MASK_ENDING, _ALPHA_ENDING, _METADATA_ENDING = "mask.png", "alpha.png", "json"
 _AUGMENT_PURPOSE = 2
 
 
@@ -55,7 +54,7 @@ class LabeledPixels:
     mask_HW: Pixels
     """Class index of each pixel; 255 is ignore."""
     alpha_HW: Pixels | None
-    """Share of foreground, 0 to 255, where the shard has it."""
+    """Share of foreground, 0 to 255, where the dataset has it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Batch:
     masks_BHW: Tensor
     """uint8 class indices; 255 is ignore."""
     alphas_BHW: Tensor | None
-    """uint8 share of foreground, 0 to 255, where shards have it."""
+    """uint8 share of foreground, 0 to 255, where the dataset has it."""
     metadata: tuple[SampleMetadata, ...]
 
     def pin_memory(self) -> "Batch":
@@ -125,6 +124,8 @@ class Split:
     """Of red, green and blue in [0, 1], over the whole dataset; equal ones where images are gray."""
     std: Triple
     fingerprint: str
+    files: tuple[SampleFile, ...]
+    """Those that each sample consists of."""
     checkpoint_sha256: str
     """Of the generator: with a seed, it says which image a sample is."""
     dataset: DatasetConfig
@@ -163,6 +164,7 @@ def open_split(url: str, split: str | None) -> Split:
         mean=_of_rgb(manifest.mean),
         std=_of_rgb(manifest.std),
         fingerprint=manifest.fingerprint,
+        files=sample_files(manifest.image_format, manifest.optional_files),
         checkpoint_sha256=manifest.checkpoint.sha256,
         dataset=validate(manifest.config["dataset"], f"{url}/{MANIFEST_PATH}: config.dataset", DatasetConfig),
     )
@@ -235,18 +237,30 @@ def _grouped(tar: bytes) -> list[dict[str, Member]]:
 
 def _decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
     """Raises DamagedTarError, or MaskError, naming the file in the tar."""
-    first = next(iter(files.values()))
-    key = first.name.partition(".")[0]
-    image = next((files[ending] for ending in _IMAGE_ENDINGS if ending in files), None)
-    if image is None or _MASK_ENDING not in files or _METADATA_ENDING not in files:
-        raise DamagedTarError(f"sample {key} lacks an image, a mask or metadata: it has {', '.join(files)}")
-    image_HWC, num_classes = _decode_image(image, split.image_shape), len(split.classes)
-    mask_HW = _decode_gray(files[_MASK_ENDING], image_HWC)
+    key = next(iter(files.values())).key
+    _check_files(key, files, split.files)
+    members = {file.field: files[file.ending] for file in split.files}
+    image_HWC, num_classes = _decode_image(members[IMAGE.field], split.image_shape), len(split.classes)
+    mask_HW = _decode_gray(members[MASK.field], image_HWC)
     strange = mask_HW[(mask_HW >= num_classes) & (mask_HW != IGNORE)]
     if strange.size:
-        raise MaskError(f"{key}.{_MASK_ENDING} holds {strange[0]}, but there are {num_classes} classes")
-    alpha_HW = _decode_gray(files[_ALPHA_ENDING], image_HWC) if _ALPHA_ENDING in files else None
-    return LabeledImage(image_HWC, mask_HW, alpha_HW, key, parse_metadata(files[_METADATA_ENDING]))
+        raise MaskError(f"{MASK.member(key)} holds {strange[0]}, but there are {num_classes} classes")
+    alpha_HW = _decode_gray(members[ALPHA.field], image_HWC) if ALPHA.field in members else None
+    return LabeledImage(image_HWC, mask_HW, alpha_HW, key, parse_metadata(members[METADATA.field]))
+
+
+def _check_files(key: str, found: Mapping[str, Member], files: Sequence[SampleFile]) -> None:
+    """Raises DamagedTarError where a sample lacks a file of the dataset, or has an optional one that the dataset has
+    not: what was trained on must not depend on who packed the shards. Other files are left alone, as webdataset does.
+    """
+    lacking = [file.member(key) for file in files if file.ending not in found]
+    if lacking:
+        raise DamagedTarError(f"sample {key} lacks {', '.join(lacking)}: it has {', '.join(found)}")
+    for file in OPTIONAL_FILES:
+        if file.ending in found and file not in files:
+            raise DamagedTarError(
+                f"sample {key} holds {file.member(key)}: {MANIFEST_PATH} does not declare {file.ending}"
+            )
 
 
 def _decode_image(member: Member, shape: ImageShape) -> Pixels:
@@ -313,12 +327,9 @@ class TrainingBatches:
 
 
 def collate(samples: list[LabeledImage]) -> Batch:
-    """Stack samples of one size. Raises OutputError where only some of them have alpha."""
+    """Stack samples of one size, which all have alpha, or none has it."""
     alphas = [sample.alpha_HW for sample in samples if sample.alpha_HW is not None]
-    if alphas and len(alphas) != len(samples):
-        with_alpha = [sample.alpha_HW is not None for sample in samples]
-        lacking, having = (samples[with_alpha.index(value)].key for value in (False, True))
-        raise OutputError(f"sample {having} has {having}.{_ALPHA_ENDING}, sample {lacking} has none; train on a whole")
+    assert len(alphas) in (0, len(samples))
     return _batch_of_arrays(
         keys=tuple(sample.key for sample in samples),
         images_BHWC=np.stack([sample.image_HWC for sample in samples]),

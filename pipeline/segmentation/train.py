@@ -37,6 +37,7 @@ from pipeline.segmentation.progress import TrainingPace, say_what_was_found
 from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
 from pipeline.segmentation.seed_overlap import check_apart
+from pipeline.shards.sample_files import ALPHA
 from schemas.errors import ConfigError, LabelmillError
 from schemas.fingerprint import differing_keys
 from schemas.segmentation import (
@@ -192,7 +193,7 @@ class Trainer:
             group["lr"] = rate
         images_BCHW = batch.images_BCHW.to(device, non_blocking=True).float() / 255
         masks_BHW = batch.masks_BHW.to(device, non_blocking=True).long()
-        alphas_BHW = self._soft_targets(batch)
+        alphas_BHW = batch.alphas_BHW if self.config.soft_targets else None
         self.parallel.train()
         with (
             self._seeded(),
@@ -214,16 +215,6 @@ class Trainer:
         self.log.add("learning_rate", torch.tensor(rate))
         if self.ranks.is_first:
             self.log.step(self.num_steps, self.num_images, self.seconds)
-
-    def _soft_targets(self, batch: Batch) -> Tensor | None:
-        if batch.alphas_BHW is None or not self.config.soft_targets:
-            return None
-        if len(self.split.classes) != 2:
-            raise ConfigError(
-                f"soft_targets: {self.split.url} carries alpha, which is of two classes, but masks of "
-                f"{len(self.split.classes)}; set soft_targets: false"
-            )
-        return batch.alphas_BHW
 
     @property
     def num_images(self) -> int:
@@ -378,6 +369,11 @@ def _check(config: SegmentationTrainingConfig, split: Split, device: torch.devic
     held_out, precision = config.held_out, config.optimisation.precision
     if precision != "float32" and device.type == "cpu":
         raise ConfigError(f"optimisation.precision: {precision} needs a GPU; on a CPU use float32")
+    if config.soft_targets and ALPHA in split.files and len(split.classes) != 2:
+        raise ConfigError(
+            f"soft_targets: {split.url} has {ALPHA.ending}, which is of two classes, but masks of "
+            f"{len(split.classes)}; set soft_targets: false"
+        )
     if isinstance(held_out, PhotoFolder):
         check_photos(held_out, split.classes)
     if isinstance(held_out, DatasetSplit):
