@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub import DatasetCard
 from small_dataset import CHECKPOINT, CLASSES, RESOLUTION, paint, write_dataset
 
 from pipeline.croissant import croissant
@@ -38,6 +39,14 @@ def test_the_header_is_what_hugging_face_reads(dataset: tuple[Store, Manifest]) 
     assert header["size_categories"] == ["n<1K"]
     listed = {files["split"]: files["path"] for files in header["configs"][0]["data_files"]}
     assert listed == {split: urls for split, urls in read_index(store).splits.items() if urls}
+
+
+def test_hugging_face_hub_takes_the_header_for_its_own(dataset: tuple[Store, Manifest]) -> None:
+    text = dataset[0].read("README.md").decode()
+    card = DatasetCard(text)
+    assert card.data.to_dict() == header_of(text)
+    assert (card.data.license, card.data.pretty_name) == ("apache-2.0", "painted")
+    assert card.data.task_categories == ["image-segmentation"]
 
 
 @pytest.mark.parametrize(
