@@ -394,30 +394,29 @@ def benchmark(
     """Measure labelmill on this machine: what the options name, or everything."""
     from pipeline.benchmark.downstream import FULL, QUICK, benchmark_downstream
     from pipeline.benchmark.masks import benchmark_masks
+    from pipeline.process.device import choose_device
     from pipeline.store import Store
-    from schemas.config import ExecutionConfig
-    from workers.shard_worker import choose_device
 
     if not (masks or downstream or speed or classes):
         masks = downstream = speed = classes = True
     if speed:
         from pipeline.benchmark.speed import benchmark_speed, speed_plan
 
-        device = choose_device(ExecutionConfig()).type
+        device = choose_device().type
         benchmark_speed(Store.open(out), speed_plan(device, quick=quick), tell=print)
         print(f"{out.rstrip('/')}/speed.md")
     if masks:
-        benchmark_masks(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+        benchmark_masks(Store.open(out), checkpoint, choose_device(), quick, tell=print)
         print(f"{out.rstrip('/')}/masks.md")
     if downstream:
         extent = QUICK if quick else FULL
         extent = replace(extent, num_seeds=training_seeds or extent.num_seeds)
-        benchmark_downstream(Store.open(out), checkpoint, choose_device(ExecutionConfig()), extent, tell=print)
+        benchmark_downstream(Store.open(out), checkpoint, choose_device(), extent, tell=print)
         print(f"{out.rstrip('/')}/downstream.md")
     if classes:
         from pipeline.benchmark.classes import benchmark_classes
 
-        benchmark_classes(Store.open(out), checkpoint, choose_device(ExecutionConfig()), quick, tell=print)
+        benchmark_classes(Store.open(out), checkpoint, choose_device(), quick, tell=print)
         print(f"{out.rstrip('/')}/classes.md")
 
 
@@ -453,12 +452,11 @@ def predict(
     ] = None,
 ) -> None:
     """Label a folder of photos with a trained network."""
+    from pipeline.process.device import choose_device
     from pipeline.segmentation.models import load_segmenter
     from pipeline.segmentation.predict import predict_folder
-    from schemas.config import ExecutionConfig
-    from workers.shard_worker import choose_device
 
-    segmenter, card = load_segmenter(model, choose_device(ExecutionConfig()))
+    segmenter, card = load_segmenter(model, choose_device())
     count = predict_folder(segmenter, photos, out, side or min(card.image_shape.size))
     classes = ", ".join(f"{value} {name}" for value, name in enumerate(card.classes))
     print(f"{out}: {count} masks of {classes}")

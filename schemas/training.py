@@ -220,7 +220,7 @@ class TrainGeneratorConfig(Section):
     """Stop after this many training images."""
     max_seconds: float | None = Field(None, gt=0)
     """Stop, resumable, after this many seconds of this run."""
-    device: str = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
     """Threads of PyTorch on a CPU. null: PyTorch's choice."""

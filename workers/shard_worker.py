@@ -12,21 +12,13 @@ from pipeline.generator.sampling import Sampler
 from pipeline.labelers import check_labeler, open_labeler
 from pipeline.machine_kind import machine_kind
 from pipeline.make_shard import MadeShard, Mill, make_shard
+from pipeline.process.device import choose_device
 from pipeline.shard_check import ShardOrigin
 from pipeline.shard_publisher import adopt_shard, publish_shard, tar_path
 from pipeline.store import Store
-from schemas.config import ExecutionConfig, RunConfig
-from schemas.errors import ConfigError
+from schemas.config import RunConfig
 from schemas.manifest import CheckpointSource
 from schemas.shard import ShardRecord, ShardTask
-
-
-def choose_device(execution: ExecutionConfig) -> torch.device:
-    """The device that `execution.device` names. Raises ConfigError when it is not there."""
-    available = torch.cuda.is_available()
-    if execution.device == "cuda" and not available:
-        raise ConfigError("execution.device: cuda, but PyTorch finds no GPU here; auto or cpu works")
-    return torch.device("cuda" if available and execution.device != "cpu" else "cpu")
 
 
 def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
@@ -34,7 +26,7 @@ def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
 
     Raises CheckpointError or ConfigError when the two do not go together.
     """
-    device = choose_device(config.execution)
+    device = choose_device(config.execution.device, key="execution.device")
     torch.set_num_threads(config.numerics.threads)
     loaded = open_checkpoint(config.generator.checkpoint, device)
     sampler = Sampler(loaded.generator, config.generator, config.numerics, device)

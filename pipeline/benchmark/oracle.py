@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from pipeline.benchmark.oracle_data import RESOLUTION
 from pipeline.benchmark.oracle_networks import ARCHITECTURES, DilatedNet, Sight, UNet
-from pipeline.generator.checkpoints.native import write_atomically
-from pipeline.generator.sampling import repeatable_kernels
+from pipeline.process.device import repeatable_kernels
+from pipeline.process.files import write_atomically
 from schemas.errors import LabelmillError
 
 OracleName = Literal["a", "b"]

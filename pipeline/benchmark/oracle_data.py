@@ -8,8 +8,6 @@ Shape suffixes: N images, B batch, H, W height and width, C channels.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.benchmark.avatar_svg import rasterise_classes
 from pipeline.benchmark.avatars import draw_figure, render
+from pipeline.process.files import made_whole
 
 RESOLUTION = 32
 """Of the first judges' images, in pixels, and of structure by `domain_distance`."""
@@ -73,13 +72,9 @@ def load_renders(seeds: range, cache: Path, num_processes: int = 1, *, resolutio
     """The renders of a range of seeds, memory-mapped from `cache`, drawn there first when they are missing."""
     folder = cache / f"avatars-{resolution}-{seeds.start}-{len(seeds)}"
     if not folder.is_dir():
-        unfinished = cache / f".{folder.name}.{os.getpid()}"
-        unfinished.mkdir(parents=True)
-        try:
+        with made_whole(folder) as unfinished:
+            unfinished.mkdir()
             _draw(seeds, unfinished, num_processes, resolution)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     return Renders(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _shapes(resolution)})
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pipeline.benchmark import baseline, multiply_adds
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Batch, Sampler, repeatable_kernels
+from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.labelers.mixing import variants_per_pass
 from pipeline.labelers.style_mixing import StyleMixingLabeler
+from pipeline.process.device import repeatable_kernels
 from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
 
 BASELINE_BATCHES = (1, 4, 8, 16, 32)

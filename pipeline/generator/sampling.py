@@ -8,8 +8,7 @@ Shape suffixes: B batch, C channels, H height, W width, Z latent or classes, D s
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
+from pipeline.process.device import repeatable_kernels
 from schemas.config import SEED_LIMIT, GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 from schemas.secrets import plain_address
@@ -94,14 +94,6 @@ def to_uint8(images_BCHW: Tensor) -> Tensor:
     """Images in [-1, 1] to bytes [B, H, W, C]: x * 127.5 + 128, cut off at 0 and 255, as NVIDIA's tools do."""
     scaled = images_BCHW.float() * 127.5 + 128
     return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-@contextmanager
-def repeatable_kernels() -> Iterator[None]:
-    """No autotuned kernels, no atomic additions, full float32: what two runs need to agree to the bit."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with flags, torch.no_grad():
-        yield
 
 
 class ClassChooser:

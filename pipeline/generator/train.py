@@ -49,6 +49,7 @@ from pipeline.generator.training_state import (
     write_state,
 )
 from pipeline.interruption import Interrupted
+from pipeline.process.device import choose_device
 from pipeline.speech import say
 from schemas.training import FolderData, TrainGeneratorConfig
 
@@ -150,7 +151,9 @@ class Trainer:
 
     def __init__(self, config: TrainGeneratorConfig, start: Start, data: TrainingImages) -> None:
         self.config, self.start, self.data = config, start, data
-        self.device = choose_device(config.device, config.optimisation.precision)
+        self.device = choose_device(config.device)
+        if self.device.type == "cpu" and config.optimisation.precision == "float16":
+            raise TrainingStateError("optimisation.precision: float16 needs a GPU; on a CPU choose float32 or bfloat16")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = Generator(start.spec).to(self.device)
@@ -469,18 +472,3 @@ class Latents:
     """Twice as many as samples: first latents, then second ones."""
     crossover_B: Tensor
     """The first row of w that is the second latent's."""
-
-
-def choose_device(name: str, precision: str) -> torch.device:
-    """`auto` takes a GPU where there is one. Raises TrainingStateError for what this machine does not have."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise TrainingStateError(f"device: {name!r} is none; auto, cpu, cuda and cuda:N are possible") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TrainingStateError(f"device: {name} is not there; this machine has {torch.cuda.device_count()} GPUs")
-    if device.type == "cpu" and precision == "float16":
-        raise TrainingStateError("optimisation.precision: float16 needs a GPU; on a CPU choose float32 or bfloat16")
-    return device

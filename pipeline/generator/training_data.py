@@ -5,7 +5,6 @@ Shape suffixes: N images, B batch, C channels, H height, W width.
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.process.files import made_whole, write_atomically
 from pipeline.speech import say
 from schemas.errors import LabelmillError
 from schemas.training import DomainData, FolderData, ShardsData, TrainingData
@@ -82,14 +81,8 @@ def load_images(data: TrainingData, resolution: int, cache: Path) -> LoadedImage
     path = cache / f"{_cache_name(data, resolution)}.npy"
     told = path.with_suffix(".json")
     if not told.exists():  # written last
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-        try:
-            with ImageFile(temporary, resolution) as file:
-                notes = _draw(data, file) if isinstance(data, DomainData) else _decode_all(data, file)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with made_whole(path) as unfinished, ImageFile(unfinished, resolution) as file:
+            notes = _draw(data, file) if isinstance(data, DomainData) else _decode_all(data, file)
         write_atomically(told, json.dumps({"notes": notes, "sha256": file.sha256}).encode())
     images_NHWC = np.load(path, mmap_mode="r")
     known = json.loads(told.read_text())

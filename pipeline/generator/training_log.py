@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.process.files import write_atomically
 
 
 class TrainingLog:

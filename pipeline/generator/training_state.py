@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.process.files import write_atomically
 from schemas.errors import LabelmillError, LockedError
 
 PROGRESS_FILE = "progress.json"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.generator.networks import Generator
-from pipeline.generator.sampling import Batch, repeatable_kernels
+from pipeline.generator.sampling import Batch
 from pipeline.generator.spec import num_rows
 from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.foreground import (
@@ -29,6 +29,7 @@ from pipeline.labelers.foreground import (
 from pipeline.labelers.kmeans import Clusters, PixelClusters
 from pipeline.labelers.mixing import mix_in_passes
 from pipeline.labelers.variant_clusters import VariantClusterer
+from pipeline.process.device import repeatable_kernels
 
 # Images that are all alike, as with a psi of 0, leave nothing between strangers and an image itself to measure by.
 _LEAST_STRANGENESS = 1e-6

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.generator.sampling import Batch, Sampler, repeatable_kernels
+from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers.choose_clustering import (
     START_POINTS,
     PixelSample,
@@ -35,6 +35,7 @@ from pipeline.labelers.kmeans import KMeans
 from pipeline.labelers.naming import ClusterPool, ClusterShares, by_mapping, by_number, by_prompts, coverage, of_sample
 from pipeline.labelers.pixel_reading import some_pixels
 from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
+from pipeline.process.device import repeatable_kernels
 from pipeline.prompt_models.base import PromptModel
 from schemas.cluster_mapping import ClusterMapping
 from schemas.config import DiscoverConfig, FeatureClustersConfig

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.generator.sampling import Batch, Sampler, repeatable_kernels
+from pipeline.generator.sampling import Batch, Sampler
 from pipeline.generator.spec import GeneratorSpec, num_rows
 from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.confidence import ConfidenceModel, fit_confidence
@@ -29,6 +29,7 @@ from pipeline.labelers.parts import PartsModel, fit_parts
 from pipeline.labelers.readout import Readout, ReadoutFit, readout_layers, readout_size
 from pipeline.labelers.style_mixing import Found, check_style_mixing, class_maps, found_by_clusters, found_by_readout
 from pipeline.labelers.variant_clusters import VariantClusterer
+from pipeline.process.device import repeatable_kernels
 from schemas.config import StyleMixingConfig
 
 # Images and donors that `crossover: auto` is measured on, and images for `variant_resolution: auto`.

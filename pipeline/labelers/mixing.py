@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.generator.networks import Generator
-from pipeline.generator.sampling import Batch, BatchNoise, repeatable_kernels
+from pipeline.generator.sampling import Batch, BatchNoise
+from pipeline.process.device import repeatable_kernels
 
 # Bounds of one synthesis: in images, past which a CPU gains nothing, and in pixels, for memory (a full-width generator
 # needs a few hundred bytes a pixel). Fixed numbers, because the size of a batch decides bits.

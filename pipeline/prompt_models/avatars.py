@@ -20,8 +20,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.generator.checkpoints.native import write_atomically
-from pipeline.generator.sampling import repeatable_kernels
+from pipeline.process.device import repeatable_kernels
+from pipeline.process.files import write_atomically
 from pipeline.prompt_models.avatars_networks import (
     IMAGE_SIZE,
     MAX_WORDS,

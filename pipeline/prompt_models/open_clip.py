@@ -32,7 +32,7 @@ from torch.nn import functional
 from pipeline.generator.checkpoints.inert import Budget, UnreadableError, describe_value, text_of
 from pipeline.generator.checkpoints.tensors import StoredTensor
 from pipeline.generator.checkpoints.torch_archive import read_saved
-from pipeline.generator.sampling import repeatable_kernels
+from pipeline.process.device import repeatable_kernels
 from pipeline.prompt_models.base import PromptModelError, check_images
 from pipeline.segmentation.torchvision_import import import_torchvision
 from schemas.user_path import expand_user

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.process.files import write_atomically
 from pipeline.segmentation.torchvision_import import import_torchvision, missing_extra
 from schemas.errors import CheckpointError
 from schemas.segmentation import LUMINANCE, Architecture, SegmentationModelCard, SegmentationModelConfig, Triple

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from pipeline.generator.checkpoints.native import write_atomically
+from pipeline.process.files import write_atomically
 from pipeline.segmentation.models import Segmenter
 from schemas.errors import ConfigError, LabelmillError
 from schemas.segmentation import SegmentationModelCard

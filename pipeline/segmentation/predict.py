@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.generator.checkpoints.native import write_atomically
 from pipeline.photos.read import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
 from pipeline.pictures.png import encode_gray
+from pipeline.process.files import write_atomically
 from pipeline.segmentation.models import Segmenter
 from pipeline.speech import say
 from schemas.errors import OutputError

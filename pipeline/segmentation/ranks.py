@@ -12,7 +12,7 @@ import torch
 import torch.distributed.nn.functional
 from torch import distributed
 
-from schemas.errors import ConfigError
+from pipeline.process.device import choose_device
 
 # Rank 0 scores and saves while the others wait for it.
 _TIMEOUT = timedelta(hours=2)
@@ -70,9 +70,9 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
 
 
 def _choose(device: str, local_rank: int | None) -> torch.device:
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    number = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
-    if number >= torch.cuda.device_count():
-        raise ConfigError(f"device: {device} asks for GPU {number}; there are {torch.cuda.device_count()}")
-    return torch.device("cuda", number)
+    """A GPU by its number; a rank's own one, whatever number `device` gives."""
+    kind = device if local_rank is None else device.partition(":")[0]
+    chosen = choose_device(kind)
+    if chosen.type == "cpu":
+        return chosen
+    return choose_device(f"cuda:{(chosen.index or 0) if local_rank is None else local_rank}")

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.generator.checkpoints.native import write_atomically
 from pipeline.generator.training_log import TrainingLog
 from pipeline.generator.training_state import (
     TrainingStateError,
@@ -27,6 +26,7 @@ from pipeline.generator.training_state import (
     write_state,
 )
 from pipeline.interruption import postponed
+from pipeline.process.files import write_atomically
 from pipeline.segmentation.augment import Augmentation
 from pipeline.segmentation.curves import draw_curves
 from pipeline.segmentation.held_out import check_photos, open_held_out_split, score

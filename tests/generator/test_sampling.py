@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import (
-    Batch,
-    ClassChooser,
-    Sampler,
-    latents,
-    noise_of_seeds,
-    repeatable_kernels,
-    to_uint8,
-)
+from pipeline.generator.sampling import Batch, ClassChooser, Sampler, latents, noise_of_seeds, to_uint8
+from pipeline.process.device import repeatable_kernels
 from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 

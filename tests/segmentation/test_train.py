@@ -394,7 +394,7 @@ def test_alpha_is_read_as_stored(tmp_path: Path) -> None:
         ({"held_out": "train"}, "are of the same checkpoint and seeds"),
         ({"held_out": "nowhere"}, "split 'nowhere' holds no sample"),
         ({"held_out": {"kind": "photos", "photos": "typo", "masks": "typo"}}, "typo: cannot be read: No such file"),
-        ({"device": "cuda:7"}, "device: cuda:7 asks for GPU 7"),
+        ({"device": "cuda:7"}, "device: cuda:7(, but PyTorch finds no GPU here| is not there)"),
         ({"augmentation": {"scale": [2, 1]}}, "the smaller one first"),
         ({"model": {"architecture": "vgg"}}, "model.architecture"),
         ({"optimisation": {"optimizer": "sgd"}}, "did you mean optimiser"),

@@ -6,7 +6,6 @@ The metadata entry `labelmill` is JSON: {"format": "labelmill-generator", "versi
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.generator.checkpoints.assemble import check_generator_size
 from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, describe_value, text_of
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator, GeneratorSpec
+from pipeline.process.files import write_atomically
 from schemas.errors import CheckpointError
 
 FORMAT = "labelmill-generator"
@@ -53,17 +53,6 @@ class LoadedCheckpoint:
     info: CheckpointInfo
     discriminator: Discriminator | None = None
     """Only when it was asked for and the file has one."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the new content is there, also after power loss."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def save_generator(
