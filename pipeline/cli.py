@@ -506,9 +506,7 @@ def train_prompt_model(
 
     asked: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "threads": threads}
     config = PromptTraining(**{key: value for key, value in asked.items() if value is not None})
-    stopped_by = train_avatars_prompts(config, out, cache or out / "cache")
-    if stopped_by is not None:
-        raise Interrupted(stopped_by)
+    train_avatars_prompts(config, out, cache or out / "cache")
     print(out / WEIGHTS_FILE)
 
 

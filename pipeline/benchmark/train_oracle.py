@@ -27,12 +27,12 @@ from pipeline.benchmark.oracle_images import as_images
 from pipeline.benchmark.oracle_networks import DilatedNet, UNet
 from pipeline.benchmark.training_on_avatars import AdamWTrainer, AdamWTraining
 from pipeline.generator.training_state import locked
+from pipeline.interruption import Interrupted, interrupted_words
 from pipeline.segmentation.metrics import MaskEvaluator
-from schemas.errors import LabelmillError
+from schemas.errors import EXIT_RESUMABLE, LabelmillError
 from schemas.scores import Scores
 
 ARCHITECTURE_OF = {"a": "u-net", "b": "dilated"}
-EXIT_INTERRUPTED = 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,8 @@ def score(oracle: Oracle, renders: Renders) -> Scores:
     return evaluator.scores()
 
 
-def train_oracle(config: OracleTraining, folder: Path, cache: Path) -> bool:
-    """Train or resume until the last step, SIGTERM or SIGINT; whether it is finished."""
+def train_oracle(config: OracleTraining, folder: Path, cache: Path) -> None:
+    """Train or resume until the last step, or until a signal. Raises Interrupted then: the same call goes on."""
     if config.resolution < RESOLUTION or config.resolution & (config.resolution - 1):
         raise LabelmillError(f"--resolution: {RESOLUTION} or a power of two above it, got {config.resolution}")
     torch.set_num_threads(config.threads)
@@ -128,7 +128,7 @@ def train_oracle(config: OracleTraining, folder: Path, cache: Path) -> bool:
         for seeds in (TRAINING_SEEDS[config.oracle], VALIDATION_SEEDS)
     )
     with locked(folder):
-        return OracleTrainer(config, folder, renders, validation).run() is None
+        OracleTrainer(config, folder, renders, validation).run()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,13 +143,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     out, cache = given.pop("out"), given.pop("cache")
     try:
-        finished = train_oracle(OracleTraining(**given), out, cache or out / "cache")
+        train_oracle(OracleTraining(**given), out, cache or out / "cache")
     except LabelmillError as error:
         print(f"train_oracle: {error}", file=sys.stderr)
         return error.exit_code
-    if not finished:
-        print("train_oracle: interrupted; the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except Interrupted as error:
+        print(f"train_oracle: {interrupted_words(str(error))}", file=sys.stderr)
+        return EXIT_RESUMABLE
     return 0
 
 

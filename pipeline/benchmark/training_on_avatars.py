@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.generator.train import StopSignals
 from pipeline.generator.training_log import TrainingLog
 from pipeline.generator.training_resume import changes
 from pipeline.generator.training_state import (
@@ -27,6 +26,7 @@ from pipeline.generator.training_state import (
     read_tensors,
     write_state,
 )
+from pipeline.training.stop import stop_on_signals
 
 _FREE_FIELDS = ("threads", "checkpoint_interval_seconds")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -111,18 +111,18 @@ class AdamWTrainer(ABC, Generic[Config, Network]):
         share = (step - config.warm_up_steps) / max(1, config.steps - config.warm_up_steps)
         return config.peak_rate * 0.5 * (1 + float(np.cos(np.pi * min(1.0, share))))
 
-    def run(self) -> str | None:
-        """Train until the last step, or until a signal, whose name is returned: made anew, the trainer goes on."""
+    def run(self) -> None:
+        """Train until the last step, or until a signal. Raises Interrupted then: made anew, the trainer goes on."""
         next_save = time.monotonic() + self.config.checkpoint_interval_seconds
-        with StopSignals() as stop:
-            while self.num_steps < self.config.steps and stop.requested is None:
+        with stop_on_signals() as stop:
+            while self.num_steps < self.config.steps and not stop.is_due:
                 self.step()
                 if time.monotonic() > next_save:
                     self.save()
                     next_save = time.monotonic() + self.config.checkpoint_interval_seconds
             if self.num_steps > 0:  # a signal may come before the first step
                 self.save()
-        return None if self.num_steps >= self.config.steps else stop.requested
+            stop.is_finished = self.num_steps >= self.config.steps
 
     def save(self) -> None:
         """Publish the network and the state of this step."""

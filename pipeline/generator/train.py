@@ -8,11 +8,9 @@ Shape suffixes: B batch, C channels, H height, W width, Z latent, L rows of w, D
 
 import copy
 import hashlib
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +46,9 @@ from pipeline.generator.training_state import (
     update_average,
     write_state,
 )
-from pipeline.interruption import Interrupted
 from pipeline.process.device import choose_device
 from pipeline.speech import say
+from pipeline.training.stop import Stop, stop_on_signals
 from schemas.training import FolderData, TrainGeneratorConfig
 
 GENERATOR_FILE = "generator.safetensors"
@@ -90,46 +88,21 @@ def _train(config: TrainGeneratorConfig) -> None:
     trainer = Trainer(config, start, data)
     trainer.restore()
     introduce(config, start, loaded.summary, trainer.images_seen, str(trainer.device), augmented=trainer.augmented)
-    with StopSignals() as stop:
+    with stop_on_signals(config.max_seconds) as stop:
         run(trainer, stop)
     if trainer.images_seen >= config.total_images:
         told = ", ".join(f"{name} {value:.3g}" for name, value in trainer.distances().items())
         say(f"quality: {told} (distances from the data, {config.monitor.num_images:,} images)")
         say(f"done: {config.output / GENERATOR_FILE}, which a run file's generator.checkpoint takes")
-    elif stop.requested is not None:
-        raise Interrupted(stop.requested)
     else:
         say(f"stopped after {trainer.images_seen:,} of {config.total_images:,} images; the same command resumes")
 
 
-class StopSignals:
-    """SIGTERM and SIGINT ask for a stop after the step in progress, instead of killing the process."""
-
-    def __init__(self) -> None:
-        self.requested: str | None = None
-        """Name of the signal that asked."""
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _request(self, number: int, _frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-
-
-def run(trainer: "Trainer", stop: StopSignals) -> None:
+def run(trainer: "Trainer", stop: Stop) -> None:
     """The loop: step; log, sample and save when due; save at the end."""
-    config, started, pace = trainer.config, time.monotonic(), Pace(trainer.config, trainer.num_steps)
-    next_save = started + config.checkpoint_interval_seconds
-    while trainer.images_seen < config.total_images and stop.requested is None:
-        if config.max_seconds is not None and time.monotonic() - started > config.max_seconds:
-            break
+    config, pace = trainer.config, Pace(trainer.config, trainer.num_steps)
+    next_save = time.monotonic() + config.checkpoint_interval_seconds
+    while trainer.images_seen < config.total_images and not stop.is_due:
         before = trainer.images_seen // config.sample_interval_images
         trainer.step()
         pace.step(trainer.num_steps, trainer.images_seen)
@@ -144,6 +117,7 @@ def run(trainer: "Trainer", stop: StopSignals) -> None:
             next_save = time.monotonic() + config.checkpoint_interval_seconds
     trainer.save()
     write_sheet(config.output / "samples" / "latest.png", trainer.average)
+    stop.is_finished = trainer.images_seen >= config.total_images
 
 
 class Trainer:

@@ -138,11 +138,11 @@ def validate(model: AvatarsPrompts, validation: CaptionedRenders) -> str:
     )
 
 
-def train_avatars_prompts(config: PromptTraining, folder: Path, cache: Path) -> str | None:
-    """Train or resume until the last step, or until a signal, whose name is returned: the same call goes on."""
+def train_avatars_prompts(config: PromptTraining, folder: Path, cache: Path) -> None:
+    """Train or resume until the last step, or until a signal. Raises Interrupted then: the same call goes on."""
     torch.set_num_threads(config.threads)
     captioned, validation = (
         load_captioned(seeds, cache, config.threads) for seeds in (TRAINING_SEEDS, VALIDATION_SEEDS)
     )
     with locked(folder):
-        return PromptTrainer(config, folder, captioned, validation).run()
+        PromptTrainer(config, folder, captioned, validation).run()

@@ -25,7 +25,6 @@ from pipeline.generator.training_state import (
     read_tensors,
     write_state,
 )
-from pipeline.interruption import postponed
 from pipeline.process.files import write_atomically
 from pipeline.segmentation.augment import Augmentation
 from pipeline.segmentation.curves import draw_curves
@@ -38,6 +37,7 @@ from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
 from pipeline.segmentation.seed_overlap import check_apart
 from pipeline.shards.sample_files import ALPHA
+from pipeline.training.stop import Stop, stop_on_signals
 from schemas.errors import ConfigError, LabelmillError
 from schemas.fingerprint import differing_keys
 from schemas.segmentation import (
@@ -72,12 +72,11 @@ def train(config: SegmentationTrainingConfig) -> TrainingMetrics:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     split = open_split(config.data.dataset, config.data.split)
-    stop = Stop(config.max_seconds)
-    with joined_ranks(config.device) as ranks, postponed(stop.request):
+    with joined_ranks(config.device) as ranks, stop_on_signals(config.max_seconds) as stop:
         return _train(config, split, ranks, stop)
 
 
-def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop: "Stop") -> TrainingMetrics:
+def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop: Stop) -> TrainingMetrics:
     """The trainer ends with this function: see joined_ranks."""
     trainer = Trainer(config, split, ranks)
     if ranks.is_first:
@@ -86,21 +85,6 @@ def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop:
         trainer.restore()
         trainer.run(stop)
         return trainer.metrics()
-
-
-class Stop:
-    """When to end before the last step."""
-
-    def __init__(self, max_seconds: float | None) -> None:
-        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
-        self._requested = False
-
-    def request(self) -> None:
-        self._requested = True
-
-    @property
-    def is_due(self) -> bool:
-        return self._requested or (self._deadline is not None and time.monotonic() > self._deadline)
 
 
 class Trainer:
@@ -166,8 +150,9 @@ class Trainer:
         if self.is_done and not self._is_scored:
             self.evaluate()
         self.save()
+        stop.is_finished = self.is_done
 
-    def _batches(self, stop: "Stop") -> Generator[Batch, None, None]:
+    def _batches(self, stop: Stop) -> Generator[Batch, None, None]:
         config, optimisation, crop = self.config, self.config.optimisation, self.config.augmentation.crop
         return training_loader(
             self.split,

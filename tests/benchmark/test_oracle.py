@@ -38,7 +38,7 @@ from pipeline.benchmark.oracle_images import (
 from pipeline.benchmark.oracle_networks import DilatedNet, UNet
 from pipeline.benchmark.train_oracle import OracleTrainer, OracleTraining, segmentation_loss
 from pipeline.generator.training_state import TrainingStateError
-from schemas.errors import LabelmillError
+from schemas.errors import EXIT_RESUMABLE, LabelmillError
 
 FRESH_SEEDS = range(7_000_000, 7_000_064)
 BUNDLED = Path(train_oracle.__file__).parent / "bundled"
@@ -369,7 +369,7 @@ def test_a_stopped_command_goes_on_to_the_same_weights(tmp_path: Path, monkeypat
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(OracleTrainer, "step", step_then_terminate)
-    assert train_oracle.main([*command, "--out", str(tmp_path / "stopped")]) == train_oracle.EXIT_INTERRUPTED
+    assert train_oracle.main([*command, "--out", str(tmp_path / "stopped")]) == EXIT_RESUMABLE
     monkeypatch.setattr(OracleTrainer, "step", step)
     for name in ("stopped", "whole"):
         assert train_oracle.main([*command, "--out", str(tmp_path / name)]) == 0

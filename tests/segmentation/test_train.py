@@ -24,7 +24,8 @@ from pipeline.generator.training_state import TrainingStateError
 from pipeline.photos.read import PhotoError
 from pipeline.segmentation.ranks import Ranks
 from pipeline.segmentation.reading import open_split, read_samples, training_loader
-from pipeline.segmentation.train import Stop, Trainer, train
+from pipeline.segmentation.train import Trainer, train
+from pipeline.training.stop import Stop
 from schemas.errors import ConfigError, OutputError, StalledError
 from schemas.run_file import load_config, validate
 from schemas.segmentation import SegmentationTrainingConfig, TrainingMetrics
