@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,13 +23,13 @@ from pipeline.benchmark.oracle_data import RESOLUTION
 from pipeline.benchmark.oracle_networks import ARCHITECTURES, DilatedNet, Sight, UNet
 from pipeline.process.device import repeatable_kernels
 from pipeline.process.files import write_atomically
+from pipeline.process.safetensors_json import load_with_json, save_with_json
 from schemas.errors import LabelmillError
 
 OracleName = Literal["a", "b"]
 
 FORMAT = "labelmill-oracle"
 VERSION = 1
-_METADATA_KEY = "labelmill"
 _BUNDLED_FOLDER = Path(__file__).resolve().parent / "bundled"
 _BATCH_SIZE = 32
 """Images at once, always: the size of a batch chooses kernels and thereby bits."""
@@ -78,12 +76,11 @@ def oracle_file(name: OracleName, resolution: int) -> str:
 
 def load_oracle(path: Path, device: str | torch.device = "cpu") -> Oracle:
     """An oracle from a file that `save_oracle` wrote. Raises OracleError, which names it; executes nothing."""
-    info = _read_info(path)
+    info, tensors = _read(path)
     network = build_network(info)
     try:
-        tensors = {name: tensor.float() for name, tensor in load(path.read_bytes()).items()}
-        network.load_state_dict({**_counters(network), **tensors})
-    except (OSError, SafetensorError, RuntimeError) as error:
+        network.load_state_dict({**_counters(network), **{name: tensor.float() for name, tensor in tensors.items()}})
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise OracleError(
             f"{path}: not the weights of a {info.architecture} oracle ({reason}); install again"
@@ -113,7 +110,7 @@ def save_oracle(path: Path, network: UNet | DilatedNet, info: OracleInfo) -> Non
         "resolution": info.resolution,
         "provenance": info.provenance,
     }
-    write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header, sort_keys=True)}))
+    write_atomically(path, save_with_json(tensors, json.dumps(header, sort_keys=True)))
 
 
 class Oracle:
@@ -159,18 +156,17 @@ class Oracle:
             yield Sight(sight.logits_BNHW[:num], sight.features_BD[:num])
 
 
-def _read_info(path: Path) -> OracleInfo:
+def _read(path: Path) -> tuple[OracleInfo, dict[str, Tensor]]:
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[_METADATA_KEY])
+        header, tensors = load_with_json(path.read_bytes())
         found = header["format"], header["version"]
         resolution = header.get("resolution", RESOLUTION)  # which the first oracles' files do not say
         info = OracleInfo(header["architecture"], tuple(header["classes"]), resolution, dict(header["provenance"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise OracleError(f"{path}: not an oracle's weights ({error}); install labelmill again") from error
     if found != (FORMAT, VERSION) or info.architecture not in ARCHITECTURES:
         raise OracleError(f"{path}: holds {found} {info.architecture!r}; this labelmill reads {(FORMAT, VERSION)}")
-    return info
+    return info, tensors
 
 
 def _counters(network: torch.nn.Module) -> Mapping[str, Tensor]:

@@ -5,18 +5,16 @@ Every method has its own provenance and tensors; what is common to writing, read
 
 import json
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from pipeline.generator.spec import GeneratorSpec
+from pipeline.process.safetensors_json import DamagedFileError, ForeignFileError, load_with_json, save_with_json
 from schemas.errors import LabelmillError
 
-METADATA_KEY = "labelmill"
 REMEDY = "Fit again with `labelmill fit` in a new output"
 
 
@@ -45,27 +43,22 @@ def write_fitted(provenance: FileProvenance, tensors: Mapping[str, Tensor]) -> b
     """The file. Equal contents give equal bytes."""
     stored = {name: tensor.detach().float().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     text = json.dumps(provenance.model_dump(mode="json"), sort_keys=True, allow_nan=False)
-    return save(stored, metadata={METADATA_KEY: text})
+    return save_with_json(stored, text)
 
 
 def read_fitted(content: bytes, kind: type[Provenance]) -> tuple[Provenance, dict[str, Tensor]]:
     """What `write_fitted` wrote, tensors on the CPU. Raises FittedLabelerError for anything else."""
     try:
-        tensors = load(content)
-    except SafetensorError as error:
+        values, tensors = load_with_json(content)
+    except DamagedFileError as error:
         raise FittedLabelerError(f"fitted labeler: damaged safetensors file ({error}). {REMEDY}") from error
-    return _read_provenance(content, kind), tensors
-
-
-def _read_provenance(content: bytes, kind: type[Provenance]) -> Provenance:
-    """A safetensors file begins with the length of its header (8 bytes) and the header."""
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    try:
-        values = json.loads(metadata[METADATA_KEY])
-        found = values["format"], values["version"]
-    except (KeyError, TypeError, ValueError) as error:
+    except ForeignFileError as error:
         raise FittedLabelerError(f"fitted labeler: a safetensors file, but not of labelmill. {REMEDY}") from error
+    return _provenance(values, kind), tensors
+
+
+def _provenance(values: Mapping[str, Any], kind: type[Provenance]) -> Provenance:
+    found = values.get("format"), values.get("version")
     expected = kind.model_fields["format"].default, kind.model_fields["version"].default
     if found != expected:
         raise FittedLabelerError(

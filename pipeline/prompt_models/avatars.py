@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.process.device import repeatable_kernels
 from pipeline.process.files import write_atomically
+from pipeline.process.safetensors_json import load_with_json, save_with_json
 from pipeline.prompt_models.avatars_networks import (
     IMAGE_SIZE,
     MAX_WORDS,
@@ -35,7 +35,6 @@ from pipeline.prompt_models.words import split_words
 
 FORMAT = "labelmill-prompt-model"
 VERSION = 1
-_METADATA_KEY = "labelmill"
 _BATCH_SIZE = 32
 """Images, or prompts, at once, always: the size of a batch chooses kernels and thereby bits."""
 
@@ -138,19 +137,20 @@ def load_avatars_prompts(path: Path, device: str | torch.device = "cpu", name: s
     """A model that `save_avatars_prompts` wrote. Raises PromptModelError, which names the file; executes nothing."""
     try:
         content = path.read_bytes()
-        info = _read_info(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, PromptModelError):
-            raise
+        header, stored = load_with_json(content)
+        info = _info(path, header)
+    except PromptModelError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise PromptModelError(
             f"{path}: not the weights of an avatars prompt model ({error}); install labelmill again"
         ) from error
     network = PromptNetwork(len(info.words) + 1, info.shape)
     try:
-        tensors = {key: tensor.float() for key, tensor in load(content).items()}
+        tensors = {key: tensor.float() for key, tensor in stored.items()}
         counters = {key: value for key, value in network.state_dict().items() if not value.is_floating_point()}
         network.load_state_dict({**counters, **tensors})
-    except (SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise PromptModelError(f"{path}: damaged weights ({reason}); install labelmill again") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -173,12 +173,10 @@ def save_avatars_prompts(path: Path, network: PromptNetwork, info: PromptModelIn
         "words": list(info.words),
         "provenance": info.provenance,
     }
-    write_atomically(path, save(tensors, metadata={_METADATA_KEY: json.dumps(header, sort_keys=True)}))
+    write_atomically(path, save_with_json(tensors, json.dumps(header, sort_keys=True)))
 
 
-def _read_info(path: Path) -> PromptModelInfo:
-    with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {})[_METADATA_KEY])
+def _info(path: Path, header: Mapping[str, Any]) -> PromptModelInfo:
     found = header["format"], header["version"]
     if found != (FORMAT, VERSION):
         raise PromptModelError(f"{path}: holds {found}; this labelmill reads {(FORMAT, VERSION)}")

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.process.files import write_atomically
+from pipeline.process.safetensors_json import DamagedFileError, ForeignFileError, load_with_json, save_with_json
 from pipeline.segmentation.torchvision_import import import_torchvision, missing_extra
 from schemas.errors import CheckpointError
 from schemas.segmentation import LUMINANCE, Architecture, SegmentationModelCard, SegmentationModelConfig, Triple
 
 # Sides that every network divides by; its own padding is taken off again.
 _STRIDE = 32
-_CARD_KEY = "labelmill"
 # PyTorch's default. MobileNetV3's own 0.01 leaves half of the initial statistics in after 70 steps.
 _AVERAGE_MOMENTUM = 0.1
 
@@ -175,7 +173,7 @@ def _resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
 def save_segmenter(path: Path, segmenter: Segmenter, card: SegmentationModelCard) -> None:
     """Write weights and card as one safetensors file, which appears whole."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.state_dict().items()}
-    write_atomically(path, save(tensors, {_CARD_KEY: card.model_dump_json()}))
+    write_atomically(path, save_with_json(tensors, card.model_dump_json()))
 
 
 def load_segmenter(path: Path, device: torch.device) -> tuple[Segmenter, SegmentationModelCard]:
@@ -184,15 +182,15 @@ def load_segmenter(path: Path, device: torch.device) -> tuple[Segmenter, Segment
     Raises CheckpointError for what `labelmill train` did not write.
     """
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_CARD_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
+        values, tensors = load_with_json(path.read_bytes())
+    except (OSError, DamagedFileError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
-    if text is None:
-        raise CheckpointError(f"{path}: is no segmentation model; give the model.safetensors of `labelmill train`")
+    except ForeignFileError as error:
+        raise CheckpointError(
+            f"{path}: is no segmentation model; give the model.safetensors of `labelmill train`"
+        ) from error
     try:
-        card = SegmentationModelCard.model_validate_json(text)
+        card = SegmentationModelCard.model_validate(values)
         segmenter = build(
             card.model,
             num_classes=len(card.classes),

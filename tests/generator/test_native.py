@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.generator.checkpoints import bundled_names, open_checkpoint
-from pipeline.generator.checkpoints.native import METADATA_KEY, load_generator, save_generator
+from pipeline.generator.checkpoints.native import load_generator, save_generator
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from pipeline.process.safetensors_json import METADATA_KEY
 from schemas.errors import CheckpointError
 
 SPEC = GeneratorSpec(

@@ -1,6 +1,6 @@
-"""labelmill's own generator format: one safetensors file whose metadata says what the tensors are.
+"""labelmill's own generator format: one safetensors file with JSON that says what the tensors are.
 
-The metadata entry `labelmill` is JSON: {"format": "labelmill-generator", "version": 1, "spec": {...},
+The JSON: {"format": "labelmill-generator", "version": 1, "spec": {...},
 "provenance": {...}}. Tensors carry NVIDIA's names, float16 or float32, and are read as float32.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.generator.checkpoints.assemble import check_generator_size
@@ -21,11 +21,18 @@ from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, des
 from pipeline.generator.discriminator import Discriminator
 from pipeline.generator.networks import Generator, GeneratorSpec
 from pipeline.process.files import write_atomically
+from pipeline.process.safetensors_json import (
+    METADATA_KEY,
+    DamagedFileError,
+    ForeignFileError,
+    json_of,
+    read_header,
+    save_with_json,
+)
 from schemas.errors import CheckpointError
 
 FORMAT = "labelmill-generator"
 VERSION = 1
-METADATA_KEY = "labelmill"
 
 _AGAIN = "Fetch the file again, or write it again with `labelmill inspect --convert`"
 _TENSOR_TYPES = ("F16", "BF16", "F32")
@@ -76,7 +83,7 @@ def save_generator(
         "spec": asdict(generator.spec),
         "provenance": dict(provenance),
     }
-    write_atomically(path, save(tensors, metadata={METADATA_KEY: json.dumps(header, sort_keys=True)}))
+    write_atomically(path, save_with_json(tensors, json.dumps(header, sort_keys=True)))
 
 
 def load_generator(path: Path) -> LoadedCheckpoint:
@@ -119,42 +126,36 @@ def is_native(content: bytes) -> bool:
 
 
 def _read_header(name: str, content: bytes) -> tuple[dict[str, object], int]:
-    """The JSON under METADATA_KEY and the number of tensors.
-
-    A safetensors file begins with its header's length (8 bytes) and the header.
-    """
+    """The file's JSON and its number of tensors."""
     try:
-        length = int.from_bytes(content[:8], "little")
-        entries = json.loads(content[8 : 8 + length]) if length < len(content) else {}
-        header = json.loads(entries.pop("__metadata__")[METADATA_KEY])
-        _check_entries(name, entries)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        if length >= len(content):
-            raise CheckpointError(f"{name}: truncated: {len(content):,} bytes. {_AGAIN}") from error
+        entries = read_header(content)
+        header = json_of(entries)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{name}: {error}. {_AGAIN}") from error
+    except ForeignFileError as error:
         raise CheckpointError(
             f"{name}: not a labelmill generator: it has no `{METADATA_KEY}` metadata of a safetensors file. "
             f"Files that work are written by `labelmill train-generator` and `labelmill inspect --convert`"
         ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else header
-        raise CheckpointError(
-            f"{name}: holds {describe_value(found)}, not a {FORMAT!r}. Give a file of `labelmill train-generator`"
-        )
+    if header.get("format") != FORMAT:
+        found = describe_value(header.get("format"))
+        raise CheckpointError(f"{name}: holds {found}, not a {FORMAT!r}. Give a file of `labelmill train-generator`")
     if header.get("version") != VERSION:
         raise CheckpointError(
             f"{name}: written in version {describe_value(header.get('version'))} of the format; this labelmill reads "
             f"version {VERSION}. Install a newer labelmill"
         )
-    return header, len(entries)
+    tensors = {key: entry for key, entry in entries.items() if key != "__metadata__"}
+    _check_entries(name, tensors)
+    return header, len(tensors)
 
 
-def _check_entries(name: str, entries: Mapping[str, Mapping[str, object]]) -> None:
+def _check_entries(name: str, entries: Mapping[str, object]) -> None:
     for tensor, entry in entries.items():
-        shape = entry["shape"]
-        if entry["dtype"] not in _TENSOR_TYPES or not isinstance(shape, list) or 0 in shape:
-            found = describe_value(entry["dtype"])
+        fields = entry if isinstance(entry, dict) else {}
+        dtype, shape = fields.get("dtype"), fields.get("shape")
+        if dtype not in _TENSOR_TYPES or not isinstance(shape, list) or 0 in shape:
+            found = describe_value(dtype)
             raise CheckpointError(f"{name}: {tensor[:80]} is no float16 or float32 tensor (type {found}). {_AGAIN}")
 
 
