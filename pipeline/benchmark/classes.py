@@ -219,9 +219,7 @@ class ClassSweep:
 
     def _batches(self, sampler: Sampler, split: str, layers: Collection[str] = ()) -> Iterator[Batch]:
         count = self.extent.num_dev if split == "dev" else self.extent.num_test
-        first, size = _FIRST_SEED[split], sampler.numerics.batch_size
-        for start in range(0, count, size):
-            yield sampler.sample(range(first + start, first + min(count, start + size)), layers)
+        return sampler.batches(range(_FIRST_SEED[split], _FIRST_SEED[split] + count), layers)
 
     def _seconds(self, sampler: Sampler, labeler: FeatureClustersLabeler) -> tuple[float, float]:
         """Seconds an image from seed to mask on the host, and of bare synthesis: the quickest of batches, in turns.

@@ -4,7 +4,7 @@ Shape suffixes: N images, B batch, H height, W width, C channels.
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -75,7 +75,7 @@ def labeled_pairs(sampler: Sampler, labeler: Labeler, count: int) -> Pairs:
     """Generated images with the masks of a labeler, as it makes them: no quality rule, no selection."""
     images, masks = [], []
     seeds = range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)
-    for batch in _batches(sampler, seeds, labeler.layers):
+    for batch in sampler.batches(seeds, labeler.layers):
         images.append(to_uint8(batch.images_BCHW).cpu().numpy())
         masks.append(labeler.label(batch).masks_BHW.cpu().numpy())
     return Pairs(np.concatenate(images), np.concatenate(masks).astype(np.uint8), tuple(labeler.classes))
@@ -86,18 +86,13 @@ def single_image_pairs(sampler: Sampler, config: StyleMixingConfig, count: int) 
     by_clusters = config.model_copy(update={"masks_from": "clusters"})
     row = MaskRow(name="single-image", title="one image's colours", kind="single_image", labeler=by_clusters)
     fit_seeds = range(config.fit_first_seed, config.fit_first_seed + config.fit_samples)
-    fit = [_without_truth(batch) for batch in _batches(sampler, fit_seeds)]
+    fit = [_without_truth(batch) for batch in sampler.batches(fit_seeds)]
     method = fitted_method(row, PicturesAlone(sampler.device, {"fit": fit}))
     images, masks = [], []
-    for batch in _batches(sampler, range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)):
+    for batch in sampler.batches(range(FIRST_SYNTHETIC_SEED, FIRST_SYNTHETIC_SEED + count)):
         images.append(to_uint8(batch.images_BCHW).cpu().numpy())
         masks.append(method.label(_without_truth(batch)).masks_BHW.cpu().numpy())
     return Pairs(np.concatenate(images), np.concatenate(masks).astype(np.uint8))
-
-
-def _batches(sampler: Sampler, seeds: range, layers: Collection[str] = ()) -> Iterator[Batch]:
-    size = sampler.numerics.batch_size
-    return (sampler.sample(seeds[start : start + size], layers) for start in range(0, len(seeds), size))
 
 
 def _without_truth(batch: Batch) -> Pictures:

@@ -154,9 +154,7 @@ class GeneratorSubject:
         return torch.cat([variants_BNCHW for _, variants_BNCHW in passes])[: len(batch)]
 
     def _pictures(self, seeds: range) -> list[Pictures]:
-        size = self.sampler.numerics.batch_size
-        batches = [self.sampler.sample(seeds[start : start + size]) for start in range(0, len(seeds), size)]
-        return [Pictures(batch, self._judge(batch.images_BCHW)) for batch in batches]
+        return [Pictures(batch, self._judge(batch.images_BCHW)) for batch in self.sampler.batches(seeds)]
 
 
 class DrawingsSubject:

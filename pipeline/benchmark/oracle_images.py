@@ -73,9 +73,7 @@ def generated_images(seeds: Sequence[int], checkpoint: str = GENERATOR, truncati
     settings = {} if truncation_psi is None else {"truncation_psi": truncation_psi}
     config, numerics = GeneratorConfig(checkpoint=checkpoint, noise="const", **settings), NumericsConfig()
     sampler = Sampler(open_checkpoint(checkpoint).generator, config, numerics, "cpu")
-    size = numerics.batch_size
-    parts = [sampler.sample(seeds[start : start + size]).images_BCHW for start in range(0, len(seeds), size)]
-    return torch.cat(parts)
+    return torch.cat([batch.images_BCHW for batch in sampler.batches(seeds)])
 
 
 def rendered_images(seeds: Sequence[int], resolution: int = RESOLUTION) -> tuple[Tensor, NDArray[np.uint8]]:

@@ -8,7 +8,7 @@ Shape suffixes: B batch, C channels, H height, W width, Z latent or classes, D s
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -214,6 +214,13 @@ class Sampler:
             synthesis = self.generator.synthesize(ws_BLD, noise, taps=tuple(layers))
         whole = Batch(tuple(_padded(seeds, size)), class_ids, ws_BLD, synthesis.images_BCHW, noise, synthesis.features)
         return whole if len(seeds) == size else whole.select(range(len(seeds)))
+
+    def batches(
+        self, seeds: Sequence[int], layers: Collection[str] = (), edit_D: Tensor | None = None
+    ) -> Iterator[Batch]:
+        """Synthesise any number of seeds in order, batch_size of them at once; see `sample`."""
+        size = self.numerics.batch_size
+        return (self.sample(seeds[start : start + size], layers, edit_D) for start in range(0, len(seeds), size))
 
     def noise(self, seeds: Sequence[int]) -> BatchNoise:
         """The noise that the configuration gives these seeds."""

@@ -83,9 +83,7 @@ def _looked_at(
     for edit_D in (None, *fitted.edits_QD):
         first = config.fit_first_seed
         count = min(_IMAGES, config.fit_samples) if edit_D is None else min(_SHOWN, len(edited_seeds(config)))
-        for start in range(0, count, sampler.numerics.batch_size):
-            seeds = range(first + start, first + min(count, start + sampler.numerics.batch_size))
-            batch = sampler.sample(seeds, fitted.model.layers, edit_D)
+        for batch in sampler.batches(range(first, first + count), fitted.model.layers, edit_D):
             images.append(to_uint8(batch.images_BCHW).cpu().numpy())
             nearest.append(fitted.model.nearest(batch.features).cpu().numpy())
     return np.concatenate(images), np.concatenate(nearest)
@@ -105,10 +103,8 @@ def _edit_sheet(
     """Images before and after the edit, and the labels of these."""
     labeler, seeds = FeatureClustersLabeler(sampler, fitted), edited_seeds(config)[:_SHOWN]
     colours, rows = class_colours(len(labeler.classes)), []
-    size = sampler.numerics.batch_size
-    for start in range(0, len(seeds), size):
-        some = seeds[start : start + size]
-        before, after = sampler.sample(some), sampler.sample(some, labeler.layers, edit_D)
+    pairs = zip(sampler.batches(seeds), sampler.batches(seeds, labeler.layers, edit_D), strict=True)
+    for before, after in pairs:
         masks_BHW = labeler.label(after).masks_BHW.cpu().numpy()
         first, second = (to_uint8(batch.images_BCHW).cpu().numpy() for batch in (before, after))
         for one_HWC, other_HWC, mask_HW in zip(first, second, masks_BHW, strict=True):

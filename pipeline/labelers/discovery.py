@@ -63,9 +63,8 @@ def find_edits(config: FeatureClustersConfig, sampler: Sampler, model: PromptMod
     wide = sampler.config.model_copy(update={"truncation_psi": config.discovery_truncation_psi})
     wide_sampler = Sampler(sampler.generator, wide, sampler.numerics, sampler.device)
     images_NE = _embedded(wide_sampler, model, seeds)
-    size = sampler.numerics.batch_size
-    parts = [sampler.ws(seeds[start : start + size], psi=1.0)[0][:, 0] for start in range(0, len(seeds), size)]
-    finder = _Finder(config, sampler, model, images_NE, torch.cat(parts))
+    ws_NLD, _ = sampler.ws(seeds, psi=1.0)
+    finder = _Finder(config, sampler, model, images_NE, ws_NLD[:, 0].contiguous())
     return [finder.find(rare) for rare in config.discover]
 
 
@@ -158,13 +157,12 @@ def starts_of_rare(
     none, of those that it changes most.
     """
     found = []
-    seeds, size = edited_seeds(config), sampler.numerics.batch_size
-    for start in range(0, len(seeds), size):
-        some = seeds[start : start + size]
-        before, after = sampler.sample(some, layers), sampler.sample(some, layers, edit.edit_D)
+    seeds = edited_seeds(config)
+    for before, after in zip(sampler.batches(seeds, layers), sampler.batches(seeds, layers, edit.edit_D), strict=True):
         height, width = highest_size(before.features, layers)
-        pixels = [some_pixels(height * width, start + index).to(sampler.device) for index in range(len(some))]
-        rises = _rises(before, after, pixels, (height, width), margins) if margins else [None] * len(some)
+        places = [seeds.index(seed) for seed in before.seeds]
+        pixels = [some_pixels(height * width, place).to(sampler.device) for place in places]
+        rises = _rises(before, after, pixels, (height, width), margins) if margins else [None] * len(before)
         for index, (pixels_S, rise_S) in enumerate(zip(pixels, rises, strict=True)):
             x_SD, y_SD = (read_layers(b.features, index, layers, pixels_S) * scales_D for b in (before, after))
             score_S = (y_SD - x_SD).square().sum(dim=1) if rise_S is None else rise_S
@@ -188,12 +186,8 @@ def _rises(
 
 def _embedded(sampler: Sampler, model: PromptModel, seeds: range, edit_D: Tensor | None = None) -> Tensor:
     """Whole images as the model sees them [N, E] float32 on the CPU."""
-    size = sampler.numerics.batch_size
-    parts = [
-        model.embed_images(sampler.sample(seeds[start : start + size], (), edit_D).rgb()).float().cpu()
-        for start in range(0, len(seeds), size)
-    ]
-    return torch.cat(parts)
+    batches = sampler.batches(seeds, edit_D=edit_D)
+    return torch.cat([model.embed_images(batch.rgb()).float().cpu() for batch in batches])
 
 
 def _scores(images_NE: Tensor, prompts_2E: Tensor) -> Tensor:

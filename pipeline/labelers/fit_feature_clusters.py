@@ -310,16 +310,12 @@ class _Fit:
 
     def _images(self, layers: tuple[str, ...], count: int | None = None) -> Iterator[Batch]:
         """The images of `fit` in their order. They are too many to keep: every pass draws them anew."""
-        first, size = self.config.fit_first_seed, self.sampler.numerics.batch_size
-        seeds = range(first, first + (count or self.config.fit_samples))
-        for start in range(0, len(seeds), size):
-            yield self.sampler.sample(seeds[start : start + size], layers)
+        first = self.config.fit_first_seed
+        return self.sampler.batches(range(first, first + (count or self.config.fit_samples)), layers)
 
     def _edited(self, layers: tuple[str, ...], edit: Edit) -> Iterator[Batch]:
         """The edited images."""
-        seeds, size = edited_seeds(self.config), self.sampler.numerics.batch_size
-        for start in range(0, len(seeds), size):
-            yield self.sampler.sample(seeds[start : start + size], layers, edit.edit_D)
+        return self.sampler.batches(edited_seeds(self.config), layers, edit.edit_D)
 
 
 def _check_clustering(mapping: ClusterMapping, model: ClusterModel) -> None:

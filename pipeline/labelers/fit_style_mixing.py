@@ -133,14 +133,13 @@ class _Fit:
 
     def _samples(self, count: int) -> Iterator[Batch]:
         """The first images, in batches."""
-        seeds, size = self._seeds(count), self.sampler.numerics.batch_size
-        return (self.sampler.sample(seeds[start : start + size]) for start in range(0, count, size))
+        return self.sampler.batches(self._seeds(count))
 
     def _batches(self, clusters: PixelClusters, layers: tuple[str, ...] = ()) -> Iterator[tuple[PixelClusters, Batch]]:
         """The images that were clustered, again, in batches: variants were too many to keep, and so are features."""
-        size, seeds = self.sampler.numerics.batch_size, self._seeds(len(clusters))
-        for start in range(0, len(clusters), size):
-            yield clusters[start : start + size], self.sampler.sample(seeds[start : start + size], layers)
+        size = self.sampler.numerics.batch_size
+        for number, batch in enumerate(self.sampler.batches(self._seeds(len(clusters)), layers)):
+            yield clusters[number * size : (number + 1) * size], batch
 
     def _fit_parts(self, clusters: PixelClusters, foreground: ForegroundModel) -> PartsModel | None:
         config = self.config

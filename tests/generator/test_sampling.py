@@ -90,6 +90,17 @@ def test_ws_of_more_seeds_than_a_batch_holds() -> None:
     assert torch.equal(ws_BLD[6], sampler.ws([6])[0][0])
 
 
+def test_any_number_of_seeds_comes_in_batches() -> None:
+    sampler, layers, edit_D = make_sampler(noise="per_seed"), ["b16.conv1"], torch.linspace(-1, 1, SPEC.w_dim)
+    batches = list(sampler.batches(range(3, 13), layers, edit_D))
+    assert [batch.seeds for batch in batches] == [(3, 4, 5, 6), (7, 8, 9, 10), (11, 12)]
+    for batch in batches:
+        alone = sampler.sample(batch.seeds, layers, edit_D)
+        assert torch.equal(batch.images_BCHW, alone.images_BCHW)
+        assert torch.equal(batch.features["b16.conv1"], alone.features["b16.conv1"])
+    assert list(sampler.batches([])) == []
+
+
 def test_psi_zero_is_the_average_and_can_be_given_apart() -> None:
     sampler = make_sampler(truncation_psi=0.7)
     ws_BLD, _ = sampler.ws([1, 2], psi=0.0)
