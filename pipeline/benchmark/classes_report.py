@@ -1,8 +1,9 @@
 """The class benchmark as tables for people: `classes.md`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, ClassBenchmark, ClassResult, StudentResult
+from pipeline.benchmark.markdown import markdown_table
 
 _GROUPS = {
     "reference": "How far the judges agree",
@@ -70,7 +71,7 @@ def _iou_table(rows: Sequence[ClassResult]) -> str:
         ious = [result.scores.iou[name] for name in CLASS_PROMPTS]
         figures = [result.scores.miou, truly, result.agreed.miou, *ious]
         body.append([_title(result), *map(_percent, figures)])
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def _cost_table(rows: Sequence[ClassResult]) -> str:
@@ -101,7 +102,7 @@ def _cost_table(rows: Sequence[ClassResult]) -> str:
                 *(["", "", ""] if not seconds or not bare else _speed(seconds, bare)),
             ]
         )
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def _speed(seconds: float, bare: float) -> list[str]:
@@ -122,9 +123,8 @@ def _changes(rows: Sequence[ClassResult]) -> str:
         )
     if not body:
         return ""
-    return f"Change in points of IoU against {base.row.title}; rare on purpose: {', '.join(RARE)}.\n\n" + _table(
-        ["", *CLASS_PROMPTS], body
-    )
+    about = f"Change in points of IoU against {base.row.title}; rare on purpose: {', '.join(RARE)}."
+    return f"{about}\n\n{markdown_table(['', *CLASS_PROMPTS], body)}"
 
 
 def _found(rows: Sequence[ClassResult]) -> list[str]:
@@ -143,7 +143,7 @@ def _found(rows: Sequence[ClassResult]) -> list[str]:
         for result in rows
         for record in result.discoveries
     ]
-    return [_table(head, body)] if body else []
+    return [markdown_table(head, body)] if body else []
 
 
 def _clusters(result: ClassResult) -> str:
@@ -160,7 +160,7 @@ def _clusters(result: ClassResult) -> str:
         ]
         for number, cluster in enumerate(result.clusters)
     ]
-    return _table(head, body)
+    return markdown_table(head, body)
 
 
 def _students(students: Sequence[StudentResult]) -> str:
@@ -182,16 +182,11 @@ def _students(students: Sequence[StudentResult]) -> str:
         f"for {first.steps} steps (the recipe: 1000) and with images enlarged {first.upscale} times (to the recipe's "
         f"128 px it would be 4), tested on {first.scores.num_images} drawings that nothing has seen, with exact masks."
     )
-    return f"{about}\n\n{_table(head, body)}"
+    return f"{about}\n\n{markdown_table(head, body)}"
 
 
 def _title(result: ClassResult) -> str:
     return f"{result.row.title} (`{result.row.name}`)"
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _percent(value: float | None) -> str:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.benchmark.detail_distance import detail_distance
+from pipeline.benchmark.markdown import markdown_table
 from pipeline.benchmark.oracle import Oracle, open_oracle
 from pipeline.benchmark.oracle_data import DISTANCE_SEEDS, RESOLUTION
 from pipeline.benchmark.oracle_images import GENERATOR, generated_images, open_portraits, rendered_images
@@ -141,13 +142,14 @@ def _enlarged(images_BCHW: Tensor, resolution: int) -> Tensor:
 def as_markdown(found: DomainDistance) -> str:
     """Two tables: distances, and class shares in per cent of the pixels."""
     size = f"{found.resolution} px"
-    lines = [f"| distance of {found.num_images:,} renders to as many, {size} | structure | detail |", "|---|---|---|"]
-    lines += [f"| {name} | {one.structure:.3f} | {one.detail:.2f} |" for name, one in found.distances.items()]
-    lines += ["", f"| % of pixels | {' | '.join(found.shares)} |", "|---" * (len(found.shares) + 1) + "|"]
-    for index, name in enumerate(found.classes):
-        figures = " | ".join(f"{100 * shares_K[index]:.2f}" for shares_K in found.shares.values())
-        lines.append(f"| {name} | {figures} |")
-    return "\n".join(lines)
+    head = (f"distance of {found.num_images:,} renders to as many, {size}", "structure", "detail")
+    distances = [(name, f"{one.structure:.3f}", f"{one.detail:.2f}") for name, one in found.distances.items()]
+    shares = [
+        (name, *(f"{100 * shares_K[index]:.2f}" for shares_K in found.shares.values()))
+        for index, name in enumerate(found.classes)
+    ]
+    tables = (markdown_table(head, distances), markdown_table(("% of pixels", *found.shares), shares))
+    return "\n\n".join(tables)
 
 
 def main(arguments: list[str] | None = None) -> int:

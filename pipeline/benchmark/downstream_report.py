@@ -1,6 +1,7 @@
 """The downstream benchmark as tables for people: `downstream.md`."""
 
 from pipeline.benchmark.downstream_results import DownstreamBenchmark, RowResult
+from pipeline.benchmark.markdown import markdown_table
 
 COLUMNS = ("fg", "bg", "mIoU", "trimap fg", "trimap bg", "trimap mIoU")
 
@@ -48,7 +49,7 @@ def _preamble(benchmark: DownstreamBenchmark) -> str:
 
 def _table(benchmark: DownstreamBenchmark) -> str:
     head = ("learns from", "pairs", *COLUMNS, "pairs, s", "training, s")
-    return _lines([head, ("---", *["---:"] * (len(head) - 1)), *(_cells(row) for row in benchmark.rows)])
+    return markdown_table(head, [_cells(row) for row in benchmark.rows])
 
 
 def _cells(row: RowResult) -> tuple[str, ...]:
@@ -90,8 +91,4 @@ def _what_labels_are_worth(benchmark: DownstreamBenchmark) -> str:
 def _published_table() -> str:
     head = ("masks by", *COLUMNS)
     rows = [(name, *(f"{100 * value:.0f}" for value in figures)) for name, figures in PUBLISHED.items()]
-    return _lines([head, ("---", *["---:"] * len(COLUMNS)), *rows])
-
-
-def _lines(rows: list[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(head, rows)

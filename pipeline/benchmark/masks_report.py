@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.benchmark.markdown import markdown_table
 from pipeline.benchmark.masks_results import ConfidenceCurve, MaskBenchmark, RowResult
 from pipeline.benchmark.masks_rows import MODES, Axis, Kind, as_text, axes_of, base_of, default_of
 from pipeline.benchmark.masks_subjects import BATCH_SIZE
@@ -111,18 +112,14 @@ def _published_table(benchmark: MaskBenchmark) -> str:
     """Our rows first, in the same columns."""
     images = f"{benchmark.circumstances.checkpoint}, {benchmark.num_test} images"
     learned = f"{benchmark.num_fit} generated images, no label"
-    rows: list[tuple[str, ...]] = [("masks by", "learns from", "on", "fg", "bg", "mIoU"), ("---",) * 3 + ("---:",) * 3]
+    rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys((benchmark.default, "paper")):
         result = benchmark.result(name)
         scores = result.test.scores
         figures = (scores.iou["foreground"], scores.iou["background"], scores.miou)
         rows.append((_title(result), learned, images, *map(_percent, figures)))
     rows += [(*keys, *(f"{100 * value:.0f}" for value in figures)) for keys, figures in PUBLISHED.items()]
-    return _lines(rows)
-
-
-def _lines(rows: Sequence[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(("masks by", "learns from", "on", "fg", "bg", "mIoU"), rows, num_texts=3)
 
 
 def _preamble(benchmark: MaskBenchmark) -> str:
@@ -140,7 +137,7 @@ def _preamble(benchmark: MaskBenchmark) -> str:
 
 
 def _table(results: Sequence[RowResult], benchmark: MaskBenchmark) -> str:
-    return _lines([_HEAD, ("---", *["---:"] * (len(_HEAD) - 1)), *(_cells(result, benchmark) for result in results)])
+    return markdown_table(_HEAD, [_cells(result, benchmark) for result in results])
 
 
 def _cells(result: RowResult, benchmark: MaskBenchmark) -> tuple[str, ...]:
@@ -177,23 +174,20 @@ def _against_default(result: RowResult, benchmark: MaskBenchmark) -> str:
 def _confidence(curve: ConfidenceCurve) -> str:
     correlation = "none" if curve.rank_correlation is None else f"{curve.rank_correlation:.2f}"
     title = f"mIoU of the images that are kept, `{curve.row}`; rank correlation of confidence and mIoU {correlation}."
-    dropped = _across(
+    dropped = markdown_table(
         ("dropped", *(f"{share:.0%}" for share in curve.dropped_share)),
-        ("least confident", *map(_percent, curve.by_confidence)),
-        ("lowest mIoU (the most any confidence can reach)", *map(_percent, curve.at_best)),
+        [
+            ("least confident", *map(_percent, curve.by_confidence)),
+            ("lowest mIoU (the most any confidence can reach)", *map(_percent, curve.at_best)),
+        ],
     )
     if not curve.bins:
         return f"{title}\n\n{dropped}"
-    predicted = _across(
+    predicted = markdown_table(
         ("confidence, tenths of the images", *(_percent(group.confidence) for group in curve.bins)),
-        ("mean of their mIoU", *(_percent(group.miou) for group in curve.bins)),
+        [("mean of their mIoU", *(_percent(group.miou) for group in curve.bins))],
     )
     return f"{title}\n\n{dropped}\n\n{predicted}"
-
-
-def _across(head: tuple[str, ...], *rows: tuple[str, ...]) -> str:
-    """A table whose first column says what the others hold."""
-    return _lines([head, ("---", *["---:"] * (len(head) - 1)), *rows])
 
 
 def _percent(value: float | None) -> str:

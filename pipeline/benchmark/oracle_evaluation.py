@@ -7,7 +7,7 @@ generated images (the ceiling of any comparison with one of them), and how close
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.benchmark.markdown import markdown_table
 from pipeline.benchmark.oracle import Oracle, OracleName, open_oracle
 from pipeline.benchmark.oracle_data import HELD_OUT_SEEDS, RESOLUTION
 from pipeline.benchmark.oracle_images import HandLabel, as_images, generated_images, hand_labels, rendered_images
@@ -77,12 +78,11 @@ def masks_of(oracle: Oracle, images_BCHW: Tensor) -> NDArray[np.uint8]:
 def table(corner: str, columns: dict[str, Scores]) -> str:
     """A Markdown table: a class a row, then means; a comparison a column."""
     scores = list(columns.values())
-    rows: list[Iterable[str]] = [[corner, *columns], ["---"] * (len(columns) + 1)]
-    rows += [[name, *(_figure(score.iou[name]) for score in scores)] for name in scores[0].iou]
+    rows = [[name, *(_figure(score.iou[name]) for score in scores)] for name in scores[0].iou]
     rows.append(["mean", *(_figure(score.miou) for score in scores)])
     rows.append(["mean within 3 px of boundaries", *(_figure(score.trimap_3px.miou) for score in scores)])
     rows.append(["images", *(f"{score.num_images:,}" for score in scores)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table([corner, *columns], rows)
 
 
 def _figure(value: float | None) -> str:

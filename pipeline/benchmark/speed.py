@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.benchmark.markdown import markdown_table
 from pipeline.benchmark.speed_side import SideRequest, SideResult
 from pipeline.process_settings import PROCESS_SETTINGS
 from pipeline.store import Store
@@ -128,7 +129,7 @@ def benchmark_speed(store: Store, plan: SpeedPlan, tell: Callable[[str], None]) 
         rows=rows,
     )
     store.replace(JSON_PATH, results.model_dump_json(indent=1).encode() + b"\n")
-    store.replace(TABLE_PATH, "\n".join(table(results)).encode() + b"\n")
+    store.replace(TABLE_PATH, f"{table(results)}\n".encode())
     return results
 
 
@@ -174,21 +175,16 @@ def _best(rounds: Sequence[SideResult]) -> SideResult:
     return min(rounds, key=lambda result: result.labeled_seconds)
 
 
-def table(results: SpeedResults) -> list[str]:
+def table(results: SpeedResults) -> str:
     """The results as Markdown."""
     head = (
         f"Random weights; {results.variants} variants from row {_CROSSOVER} of w at {_VARIANT_RESOLUTION} px, "
         f"{results.threads} threads, PyTorch {results.torch}, {results.hardware}."
     )
-    lines = [
-        head,
-        "",
-        "| px | widths | images/s | labeled/s, read-out | labeled/s, clusters | labeled/s, straightforward | "
-        "faster, read-out / clusters | saving, counted / timed | clustering / variants |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results.rows:
-        cells = [
+    columns = ("px", "widths", "images/s", "labeled/s, read-out", "labeled/s, clusters", "labeled/s, straightforward",
+               "faster, read-out / clusters", "saving, counted / timed", "clustering / variants")  # fmt: skip
+    cells = [
+        (
             f"{row.resolution}",
             row.widths,
             f"{1 / row.readout.bare_seconds:.1f}",
@@ -196,18 +192,11 @@ def table(results: SpeedResults) -> list[str]:
             f"{row.speedup(row.readout):.1f} / {row.speedup(row.clusters):.1f}",
             f"{row.predicted_saving:.1%} / {row.realised_saving:.1%}",
             f"{row.clustering_share:.1%}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    assumed = ", ".join(f"{row.resolution} px: {row.clusters_speedup_at_full_size:.1f} times" for row in results.rows)
-    lines += [
-        "",
-        f"{_ASSUMPTION} {assumed}.",
-        "",
-        "Milliseconds a labeled image, by stage:",
-        "",
-        "| px | side | batch | stages |",
-        "|---|---|---|---|",
+        )
+        for row in results.rows
     ]
+    assumed = ", ".join(f"{row.resolution} px: {row.clusters_speedup_at_full_size:.1f} times" for row in results.rows)
+    stage_cells = []
     for row in results.rows:
         sides = {"read-out": row.readout, "clusters": row.clusters, "straightforward": row.baseline}
         for name, side in sides.items():
@@ -215,8 +204,16 @@ def table(results: SpeedResults) -> list[str]:
                 f"{stage} {seconds * 1e3:.1f} ({seconds / side.labeled_seconds:.0%})"
                 for stage, seconds in side.seconds_by_stage.items()
             )
-            lines.append(f"| {row.resolution} | {name} | {side.batch_size} | {stages} |")
-    return lines
+            stage_cells.append((f"{row.resolution}", name, f"{side.batch_size}", stages))
+    return "\n\n".join(
+        (
+            head,
+            markdown_table(columns, cells, num_texts=2),
+            f"{_ASSUMPTION} {assumed}.",
+            "Milliseconds per labeled image, by stage:",
+            markdown_table(("px", "side", "batch", "stages"), stage_cells, num_texts=4),
+        )
+    )
 
 
 def _hardware(device: str) -> str:

@@ -9,7 +9,7 @@ Shape suffixes: B images, C channels, H, W height and width, E embedding, N clas
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from pipeline.benchmark.avatar_svg import CLASSES, HATS
 from pipeline.benchmark.avatars import draw_figure
+from pipeline.benchmark.markdown import markdown_table
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.benchmark.oracle_data import HELD_OUT_SEEDS
 from pipeline.benchmark.oracle_images import generated_images, rendered_images
@@ -119,7 +120,7 @@ def report(model: AvatarsPrompts, render_seeds: Sequence[int], generated_seeds: 
     """The card's tables, as Markdown."""
     images_BCHW, masks_BHW = rendered_images(render_seeds)
     images_BE = model.embed_images(images_BCHW).cpu()
-    rows = [("prompt", "renders with it", "balanced accuracy, with against without", "AUC of with")]
+    head, rows = ("prompt", "renders with it", "balanced accuracy, with against without", "AUC of with"), []
     for words, has_B in accessories_of(render_seeds).items():
         scores = score_accessory(model, images_BE, has_B, words)
         figures = (f"{scores.balanced_accuracy:.3f}", f"{scores.auc:.3f}")
@@ -128,12 +129,13 @@ def report(model: AvatarsPrompts, render_seeds: Sequence[int], generated_seeds: 
     seen_BCHW = generated_images(generated_seeds)
     judged_BHW = open_oracle("b", seen_BCHW.shape[-1]).segment(seen_BCHW).numpy()
     generated = [name_regions(model, seen_BCHW, judged_BHW, template) for template in TEMPLATES]
-    return "\n\n".join((_table(rows), _naming_table(renders, generated)))
+    return "\n\n".join((markdown_table(head, rows), _naming_table(renders, generated)))
 
 
 def _naming_table(renders: list[RegionNaming], generated: list[RegionNaming]) -> str:
-    rows = [("class", *(f'renders, "{t}"' for t in TEMPLATES), "regions",
-             *(f'generated, "{t}"' for t in TEMPLATES), "regions", "named together")]  # fmt: skip
+    head = ("class", *(f'renders, "{t}"' for t in TEMPLATES), "regions",
+            *(f'generated, "{t}"' for t in TEMPLATES), "regions", "named together")  # fmt: skip
+    rows = []
     for name in CLASSES:
         row = [name]
         for namings in (renders, generated):
@@ -143,12 +145,7 @@ def _naming_table(renders: list[RegionNaming], generated: list[RegionNaming]) ->
         rows.append(tuple(row))
     means = [[f"{naming.mean:.3f}" for naming in namings] for namings in (renders, generated)]
     rows.append(("mean", *means[0], "", *means[1], "", ""))
-    return _table(rows)
-
-
-def _table(rows: Sequence[Iterable[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(list(rows[0])), *lines[1:]])
+    return markdown_table(head, rows)
 
 
 def main() -> None:

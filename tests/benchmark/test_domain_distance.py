@@ -46,7 +46,7 @@ def test_generated_avatars_are_farther_from_renders_than_other_renders() -> None
     text = as_markdown(found)
     assert f"| other renders | {floor.structure:.3f} | {floor.detail:.2f} |" in text
     assert "| % of pixels | renders, exact | renders | other renders | generated, psi 0.7 |" in text
-    assert text.count("\n| ") == 14
+    assert text.count("\n| ") == 16
 
 
 def test_a_small_generator_enlarged_has_the_structure_and_lacks_the_detail() -> None:

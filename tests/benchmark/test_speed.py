@@ -48,7 +48,7 @@ def test_ratios_are_of_what_they_say() -> None:
     assert row.predicted_saving == pytest.approx(0.75)
     assert row.realised_saving == pytest.approx(0.7)
     assert row.clustering_share == pytest.approx(0.2)
-    page = "\n".join(table(SpeedResults(hardware="a machine", torch="2", variants=16, threads=2, rows=[row])))
+    page = table(SpeedResults(hardware="a machine", torch="2", variants=16, threads=2, rows=[row]))
     assert "| 128 | narrow | 100.0 | 50.00 | 12.20 | 2.50 | 20.0 / 4.9 | 75.0% / 70.0% | 20.0% |" in page
     assert "with variants of the images' size, from the stages' times: 128 px: 1.8 times." in page
     assert "| 128 | straightforward | 16 | synthesise 20.0 (5%), variants 300.0 (75%), cluster 80.0 (20%) |" in page
@@ -80,7 +80,7 @@ def test_both_sides_are_measured_and_written(tmp_path: Path) -> None:
     plan = SpeedPlan("cpu", (32,), widths=(256, 16), rounds=1, repeats=1)
     results = benchmark_speed(store, plan, told.append)
     assert SpeedResults.model_validate_json(store.read("speed.json")) == results
-    assert store.read("speed.md").decode() == "\n".join(table(results)) + "\n"
+    assert store.read("speed.md").decode() == f"{table(results)}\n"
     (row,) = results.rows
     assert (row.resolution, row.clusters.crossover, row.clusters.variant_resolution) == (32, 3, 32)
     assert set(row.readout.seconds_by_stage) == {"synthesise", "read out"}
