@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from nightly_runs import ANYTHING_PASSES, nightly_config
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.manifest import MANIFEST_PATH
 from pipeline.nightly.latest import change_latest, succeed
@@ -83,3 +84,19 @@ def test_a_change_that_is_undone_ends_the_alert(tmp_path: Path, tiny_checkpoint:
     assert passed() == "0.0"
     assert run_night(config, date(2026, 11, 3), lambda: NOON + 200).kind == "unchanged"
     assert passed() == "1.0"
+
+
+def test_what_prometheus_reads(tmp_path: Path) -> None:
+    """Every sample carries the root, whatever its name; what is not known is left out."""
+    root = Store.open(str(tmp_path / 'a "root"'))
+    add(root, FIRST, NOON, passed=False)
+    text = prometheus_text(nightly_status(root, NOON + 0.5))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert all(family.type == "gauge" and family.documentation for family in families.values())
+    assert {sample.labels["root"] for family in families.values() for sample in family.samples} == {root.url}
+    values = {name: [sample.value for sample in family.samples] for name, family in families.items()}
+    assert values["labelmill_nightly_status_timestamp_seconds"] == [NOON + 0.5]
+    assert values["labelmill_nightly_gates_passed"] == [0.0]
+    states = {sample.labels["state"]: sample.value for sample in families["labelmill_nightly_snapshots"].samples}
+    assert states == {"unfinished": 0.0, "complete": 0.0, "passed": 0.0, "rejected": 1.0}
+    assert "labelmill_nightly_success_timestamp_seconds" not in values

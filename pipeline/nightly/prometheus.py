@@ -4,8 +4,13 @@ Points in time, not ages: the collector goes on serving a file that nobody write
 still for ever.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import get_args
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from pipeline.nightly.snapshots import State, night_of
 from pipeline.nightly.status import NightlyStatus
@@ -23,7 +28,7 @@ def prometheus_text(status: NightlyStatus) -> str:
     gates = status.newest_gates
     results = () if gates is None else gates.results
     states = [snapshot.state for snapshot in status.snapshots]
-    families: list[tuple[str, str, list[_Sample]]] = [
+    gauges: list[tuple[str, str, list[_Sample]]] = [
         ("status_timestamp_seconds", "When this was found out.", [({}, status.unix_time)]),
         ("success_timestamp_seconds", "When a night last ended well.", [({}, when(status.success_age_seconds))]),
         ("live_timestamp_seconds", "When the live snapshot became live.", [({}, when(status.live_age_seconds))]),
@@ -43,16 +48,23 @@ def prometheus_text(status: NightlyStatus) -> str:
         ("gate_value", "A gate's value.", [({"gate": result.name}, result.value) for result in results]),
         ("gate_limit", "Its highest value that passes.", [({"gate": result.name}, result.limit) for result in results]),
     ]
-    lines = []
-    for name, description, samples in families:
-        known = [(labels, value) for labels, value in samples if value is not None]
-        if known:
-            lines += [f"# HELP labelmill_nightly_{name} {description}", f"# TYPE labelmill_nightly_{name} gauge"]
-        for labels, value in known:
-            pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in {"root": status.root, **labels}.items())
-            lines.append(f"labelmill_nightly_{name}{{{pairs}}} {float(value)!r}")
-    return "\n".join(lines) + "\n"
+    families = []
+    for name, description, samples in gauges:
+        family = GaugeMetricFamily(f"labelmill_nightly_{name}", description)
+        for labels, value in samples:
+            if value is not None:
+                family.add_sample(family.name, {"root": status.root, **labels}, value)
+        families += [family] if family.samples else []
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return generate_latest(registry).decode()
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+class _Families(Collector):
+    """Metrics that are known already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
