@@ -150,9 +150,10 @@ def _shades(alpha_BHW: Tensor) -> NDArray[np.uint8]:
 
 
 def _numbers(instances_BHW: Tensor) -> NDArray[np.uint16]:
-    least, most = (int(value) for value in instances_BHW.aminmax())
+    numbers_BHW = instances_BHW.cpu().numpy()
+    least, most = numbers_BHW.min(), numbers_BHW.max()
     assert least >= 0 and most < 2**16, f"instances are from 0 to 65535, not {least} to {most}"
-    return instances_BHW.cpu().numpy().astype(np.uint16)
+    return numbers_BHW.astype(np.uint16)
 
 
 def _accounting_for(sample: Sample, dropped: list[Candidate]) -> Sample:
