@@ -80,12 +80,6 @@ class ClassResult(_Record):
         """Clusters that got a name and cover anything."""
         return [cluster for cluster in self.clusters if not cluster.is_unsure and cluster.share > 0]
 
-    @property
-    def naming_accuracy(self) -> float | None:
-        """Share of those whose name is what most of their pixels are."""
-        named = self.named
-        return sum(cluster.name == cluster.truth for cluster in named) / len(named) if named else None
-
 
 class StudentResult(_Record):
     """`classes-students/<name>.json`: a network that learned masks, on drawings that nothing has seen."""

@@ -81,8 +81,6 @@ class RememberingGenerator(Generator):
         super().__init__(generator.spec)
         self.load_state_dict(generator.state_dict())
         self.compute_dtype = generator.compute_dtype
-        self.num_syntheses = 0
-        """Syntheses of variants that were computed, not remembered."""
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._is_remembering = True
 
@@ -99,7 +97,6 @@ class RememberingGenerator(Generator):
             return super().synthesize(ws_BLD, noise, resolution=resolution, taps=taps, trunk=trunk)
         key = _digest(f"{noise} {resolution} {trunk.row}", ws_BLD, trunk.x_BCHW, trunk.images_BCHW, trunk.shortcut_BCHW)
         if key not in self._kept:
-            self.num_syntheses += len(ws_BLD)
             made = super().synthesize(ws_BLD, noise, resolution=resolution, trunk=trunk)
             self._kept[key] = made.images_BCHW
             while sum(images.nbytes for images in self._kept.values()) > _MOST_BYTES:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.labelers.agreement import soft_iou
-from pipeline.labelers.base import Labels
 from pipeline.labelers.decision import Decision, decide
 from pipeline.labelers.joint_upsampling import resize
 from pipeline.labelers.kmeans import PixelClusters, one_hot
@@ -55,17 +54,6 @@ class ForegroundModel:
 def separation_of(sharpness: Tensor) -> float:
     """How far apart the evidence of foreground's and background's clusters lies, 0 to 1."""
     return 2 * _TYPICAL_LOG_ODDS / float(sharpness)
-
-
-def merge(clusters: PixelClusters, model: ForegroundModel, num_variants: int, images_BCHW: Tensor) -> Labels:
-    """Clusters to masks of background (0) and foreground (1) of the images, and the confidence in them, not calibrated.
-
-    The clusters may be of a lower resolution than the images float32 in [-1, 1]. Confidence is how sharp the
-    foreground's probability is, less where a mask is unlike those of calibration.
-    """
-    probability_BK = cluster_probability(clusters, border_affinity(clusters, num_variants), model)
-    decision = decide_by_clusters(on_pixels(clusters, probability_BK)[:, None], images_BCHW)
-    return Labels(decision.masks_BHW, decision.sharpness() * familiarity(decision.masks_BHW, model))
 
 
 def decide_by_clusters(maps_BKHW: Tensor, images_BCHW: Tensor) -> Decision:

@@ -71,11 +71,6 @@ class AvatarsPrompts:
         """What cosines are multiplied with before a softmax over prompts, as learned."""
         return float(self.network.log_scale.exp())
 
-    @property
-    def logit_offset(self) -> float:
-        """What is added to a scaled cosine to make the log odds that prompt and image fit, as learned."""
-        return float(self.network.offset)
-
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompts as vectors [P, E] float32 of unit length.
 

@@ -21,8 +21,6 @@ from pipeline.convolution_blocks import Residual, convolution
 
 IMAGE_SIZE = 64
 """Side that images are brought to."""
-MAP_SIZE = 32
-"""Side of the map of dense features."""
 MAX_WORDS = 24
 PADDING = 0
 """Id of no word."""

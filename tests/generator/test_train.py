@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer, write_discs
 
-from pipeline.generator.checkpoints.native import load_generator
+from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.networks import Generator
 from pipeline.generator.train import Trainer, train_generator
 from pipeline.generator.training_data import TrainingImages
@@ -58,7 +58,7 @@ def test_training_brings_the_generator_closer_to_the_data(folder: Path, tmp_path
     config = make_config(folder, tmp_path / "run", total_images=8 * 300)
     before = pixel_distance(discs(256), Generator(spec_of(config.network)))
     train_generator(config)
-    after = pixel_distance(discs(256), load_generator(config.output / "generator.safetensors").generator)
+    after = pixel_distance(discs(256), open_checkpoint(str(config.output / "generator.safetensors")).generator)
     assert after < 0.5 * before, (before, after)
     assert (config.output / "samples" / "latest.png").is_file()
     assert losses(config.output)[-1]["images"] == 8 * 300
@@ -94,7 +94,7 @@ def test_kills_at_random_moments_lose_little_and_break_nothing(folder: Path, tmp
         assert state is not None
         trainer = open_trainer(config)
         assert trainer.num_steps == int(state.name)
-        load_generator(output / "generator.safetensors")
+        open_checkpoint(str(output / "generator.safetensors"))
         steps = [line["step"] for line in losses(output)]
         assert steps == sorted(set(steps))
 
@@ -204,7 +204,7 @@ def test_a_training_that_diverges_keeps_its_last_good_state(folder: Path, tmp_pa
     with pytest.raises(TrainingFailedError, match=r"after 16 images .* is not finite: the training has diverged"):
         trainer.save()
     assert open_trainer(config).num_steps == 1
-    load_generator(config.output / "generator.safetensors")
+    open_checkpoint(str(config.output / "generator.safetensors"))
 
 
 def test_an_output_among_the_images_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.generator import training_growth
-from pipeline.generator.checkpoints.native import load_generator, save_generator
+from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.checkpoints.native import save_generator
 from pipeline.generator.discriminator import Discriminator, with_detail
 from pipeline.generator.networks import Generator
 from pipeline.generator.train import train_generator
@@ -56,7 +57,7 @@ def states_equal(first: Path, second: Path) -> bool:
 
 def test_it_first_shows_the_images_of_the_small_generator(folder: Path, small: Path, tmp_path: Path) -> None:
     trainer = open_trainer(growing(folder, small, tmp_path / "large"))
-    trained = load_generator(small / "generator.safetensors").generator
+    trained = open_checkpoint(str(small / "generator.safetensors")).generator
     z = torch.randn(3, 16)
     with torch.no_grad():
         expected = trained.synthesize(trained.map(z)).images_BCHW
@@ -125,7 +126,7 @@ def test_the_anchor_holds_the_images(folder: Path, small: Path, tmp_path: Path) 
         trainer = open_trainer(growing(folder, small, tmp_path / f"anchor-{anchor}", growth=growth))
         for _ in range(30):
             trainer.step()
-        trained = load_generator(small / "generator.safetensors").generator
+        trained = open_checkpoint(str(small / "generator.safetensors")).generator
         with torch.no_grad():
             images = trainer.generator.synthesize(trainer.generator.map(z), "none").images_BCHW
             expected = trained.synthesize(trained.map(z), "none").images_BCHW
@@ -266,7 +267,7 @@ def test_four_lines_grow_on_a_folder(small: Path, tmp_path: Path) -> None:
     (tmp_path / "grow.yaml").write_text(yaml.safe_dump(lines))
     result = CliRunner().invoke(app, ["train-generator", str(tmp_path / "grow.yaml")])
     assert result.exit_code == 0, result.output
-    generator = load_generator(tmp_path / "grown/generator.safetensors").generator
+    generator = open_checkpoint(str(tmp_path / "grown/generator.safetensors")).generator
     assert generator.spec.resolution == RESOLUTION
     assert dict(generator.spec.channels) == {4: 32, 8: 32, 16: 16}
     assert bool(generator.get_parameter("synthesis.b16.torgb.weight").any())  # which began at zero

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from pipeline.benchmark.avatars import recolourings
 from pipeline.labelers.base import Labels
-from pipeline.labelers.foreground import ForegroundModel, border_affinity, border_share, calibrate, familiarity
-from pipeline.labelers.foreground import merge as merge_with
+from pipeline.labelers.foreground import (
+    ForegroundModel,
+    border_affinity,
+    border_share,
+    calibrate,
+    cluster_probability,
+    decide_by_clusters,
+    familiarity,
+    on_pixels,
+)
 from pipeline.labelers.joint_upsampling import downsample
 from pipeline.labelers.kmeans import PixelClusters, one_hot
 from pipeline.labelers.variant_clusters import VariantClusterer
@@ -52,8 +60,13 @@ def cluster(variants_BNCHW: Tensor, **settings: object) -> PixelClusters:
     return VariantClusterer(config)(variants_BNCHW)
 
 
-def merge(clusters: PixelClusters, model: ForegroundModel, images_BCHW: Tensor) -> Labels:
-    return merge_with(clusters, model, NUM_VARIANTS, images_BCHW)
+def merge(
+    clusters: PixelClusters, model: ForegroundModel, images_BCHW: Tensor, num_variants: int = NUM_VARIANTS
+) -> Labels:
+    """As a labeler does it: masks of background (0) and foreground (1), and confidence, not calibrated."""
+    probability_BK = cluster_probability(clusters, border_affinity(clusters, num_variants), model)
+    decision = decide_by_clusters(on_pixels(clusters, probability_BK)[:, None], images_BCHW)
+    return Labels(decision.masks_BHW, decision.sharpness() * familiarity(decision.masks_BHW, model))
 
 
 def mean_iou(masks_BHW: Tensor, truth_BHW: Tensor) -> float:
@@ -238,7 +251,7 @@ def test_one_cluster_for_all_gives_finite_numbers() -> None:
         (8, 8),
     )
     model = calibrate(clusters, 4)
-    labels = merge_with(clusters, model, 4, torch.zeros(2, 3, 8, 8))
+    labels = merge(clusters, model, torch.zeros(2, 3, 8, 8), num_variants=4)
     assert bool(torch.isfinite(labels.confidence_B).all())
     for name, shape in ForegroundModel.shapes((8, 8)).items():
         assert tuple(getattr(model, name).shape) == shape

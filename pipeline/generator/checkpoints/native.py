@@ -86,15 +86,6 @@ def save_generator(
     write_atomically(path, save_with_json(tensors, json.dumps(header, sort_keys=True)))
 
 
-def load_generator(path: Path) -> LoadedCheckpoint:
-    """Read a labelmill .safetensors file onto the CPU. Raises CheckpointError; executes nothing."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read the checkpoint: {error.strerror or error}") from error
-    return parse_generator(str(path), content)
-
-
 def parse_generator(name: str, content: bytes) -> LoadedCheckpoint:
     """Read the content of a labelmill .safetensors file; `name` is for messages. Raises CheckpointError."""
     header, num_tensors = _read_header(name, content)
