@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.generator.train import Trainer
+from pipeline.generator.training.trainer import Trainer
 from pipeline.generator.training_data import TrainingImages
 from pipeline.generator.training_start import find_start
 from schemas.training import TrainGeneratorConfig

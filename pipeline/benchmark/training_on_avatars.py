@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.generator.training_log import TrainingLog
-from pipeline.generator.training_resume import changes
+from pipeline.generator.training_resume import refuse_changes
 from pipeline.generator.training_state import (
-    TrainingStateError,
     latest_state,
     read_progress,
     read_tensors,
@@ -159,11 +158,7 @@ class AdamWTrainer(ABC, Generic[Config, Network]):
             self.log.truncate(0, {})
             return
         progress = read_progress(state)
-        differing = changes(progress["config"], self.config.fixed())
-        if differing:
-            raise TrainingStateError(
-                f"{state}: trained with other settings: {'; '.join(differing)}; choose another --out"
-            )
+        refuse_changes(state, progress["config"], self.config.fixed(), way_out="choose another --out")
         self.network.load_state_dict(read_tensors(state, "network"))
         moments = read_tensors(state, "moments")
         numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}

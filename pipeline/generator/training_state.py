@@ -1,4 +1,4 @@
-"""What a training remembers: weights, second moments and counters, in small files that appear all at once.
+"""What a training remembers: weights, moments and counters, in small files that appear all at once.
 
 A state is a folder named after its step. It is written under a hidden name and renamed when complete, so a kill
 at any moment leaves the previous state, and no file passes 16 MiB at the sizes labelmill trains. Its progress file
@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.process.files import write_atomically
 from schemas.errors import LabelmillError, LockedError
 
 PROGRESS_FILE = "progress.json"
+GENERATOR_FILE = "generator.safetensors"
+"""What a generator's training leaves beside its states: the one kind that can start again from its weights."""
 _LOCK_FILE = ".lock"
 _HASHES = "sha256"
 """Of the progress file: the other files' hashes, by name."""
@@ -30,58 +32,6 @@ _HASHES = "sha256"
 
 class TrainingStateError(LabelmillError):
     """A saved training cannot be continued as asked."""
-
-
-class SecondMomentAdam:
-    """Adam with beta1 = 0 (Kingma & Ba 2015): no first moment, so half of Adam's state."""
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        *,
-        rate: float,
-        beta2: float,
-        epsilon: float = 1e-8,
-        may_overflow: bool = False,
-    ) -> None:
-        self.parameters, self.rate, self.beta2, self.epsilon = dict(parameters), rate, beta2, epsilon
-        self.may_overflow = may_overflow
-        self.num_steps = 0
-        self.moments = {name: torch.zeros_like(tensor) for name, tensor in self.parameters.items()}
-
-    @torch.no_grad()
-    def step(self, rate_scale: float = 1.0) -> None:
-        """Apply and clear the gradients; parameters without one stay. With `may_overflow` (float16), NaN counts
-        as 0 and infinity as 1e5."""
-        names = [name for name, tensor in self.parameters.items() if tensor.grad is not None]
-        if not names:  # all frozen: the bias correction of the first step that moves them is still to come
-            return
-        self.num_steps += 1
-        gradients = [_gradient(self.parameters[name]) for name in names]
-        if self.may_overflow:
-            gradients = [torch.nan_to_num_(gradient, posinf=1e5, neginf=-1e5) for gradient in gradients]
-        moments = [self.moments[name] for name in names]
-        torch._foreach_mul_(moments, self.beta2)
-        torch._foreach_addcmul_(moments, gradients, gradients, 1 - self.beta2)
-        scales = torch._foreach_div(moments, 1 - self.beta2**self.num_steps)
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, self.epsilon)
-        torch._foreach_addcdiv_([self.parameters[name] for name in names], gradients, scales, -self.rate * rate_scale)
-        self.clear()
-
-    def requires_grad_(self, needed: bool) -> None:
-        """Freeze the parameters, or no longer."""
-        for tensor in self.parameters.values():
-            tensor.requires_grad_(needed)
-
-    def clear(self) -> None:
-        for tensor in self.parameters.values():
-            tensor.grad = None
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
 
 
 @contextmanager
@@ -154,10 +104,9 @@ def read_progress(state: Path) -> dict[str, object]:
 
 def _damaged(path: Path, reason: str) -> TrainingStateError:
     state = path.parent
-    return TrainingStateError(
-        f"{path}: damaged ({reason}). Restore it, or remove {state} and start again with initialise_from: "
-        f"{state.parent.parent / 'generator.safetensors'}, or without it"
-    )
+    weights = state.parent.parent / GENERATOR_FILE
+    start = f" with initialise_from: {weights}, or without it" if weights.exists() else ""
+    return TrainingStateError(f"{path}: damaged ({reason}). Restore it, or remove {state} and start again{start}")
 
 
 def read_tensors(state: Path, name: str, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -178,23 +127,14 @@ def read_tensors(state: Path, name: str, like: Mapping[str, Tensor] | None = Non
     if like is not None:
         odd = sorted(key for key in tensors.keys() | like.keys() if _shape(tensors, key) != _shape(like, key))
         if odd:
+            weights = state.parent.parent / GENERATOR_FILE
+            start = f" with initialise_from: {state.parent} to keep the weights" if weights.exists() else ""
             raise TrainingStateError(
                 f"{path}: does not fit this training in {len(odd)} tensors, the first is {odd[0]!r}; another version "
-                f"of labelmill saved it. Train into another `output` with initialise_from: {state.parent} to keep the "
-                f"weights, or finish with that version"
+                f"of labelmill saved it. Train into another output{start}, or finish with that version"
             )
     return tensors
 
 
 def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size | None:
     return tensors[key].shape if key in tensors else None
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """Move each parameter of `average` towards `current`: p <- decay p + (1 - decay) q; copy the buffers."""
-    pairs: Iterable[tuple[Tensor, Tensor]] = zip(average.parameters(), current.parameters(), strict=True)
-    ours, theirs = (list(side) for side in zip(*pairs, strict=True))
-    torch._foreach_lerp_(ours, theirs, 1 - decay)
-    for own, other in zip(average.buffers(), current.buffers(), strict=True):
-        own.copy_(other)

@@ -6,7 +6,6 @@ was killed and resumed takes the same steps as one that was not.
 Shape suffixes: B batch, C channels, H height, W width, K classes.
 """
 
-import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.generator.training_log import TrainingLog
+from pipeline.generator.training_resume import refuse_changes
 from pipeline.generator.training_state import (
-    TrainingStateError,
     latest_state,
     locked,
     read_progress,
@@ -37,9 +36,9 @@ from pipeline.segmentation.ranks import Ranks, joined_ranks
 from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
 from pipeline.segmentation.seed_overlap import check_apart
 from pipeline.shards.sample_files import ALPHA
+from pipeline.training.randomness import seed_of
 from pipeline.training.stop import Stop, stop_on_signals
 from schemas.errors import ConfigError, LabelmillError
-from schemas.fingerprint import differing_keys
 from schemas.segmentation import (
     DatasetSplit,
     Evaluation,
@@ -212,11 +211,9 @@ class Trainer:
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Dropout draws from PyTorch's global generators: they are lent to this step, and follow from it."""
-        text = f"{self.config.seed}/{self.ranks.rank}/{self.num_steps}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         device = self.ranks.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+            torch.manual_seed(seed_of(self.config.seed, self.ranks.rank, self.num_steps))
             yield
 
     # Scores.
@@ -287,12 +284,9 @@ class Trainer:
                 self.log.truncate(0, {})
             return
         progress: Mapping[str, Any] = read_progress(state)
-        stored = {key: value for key, value in progress["identity"].items() if key not in _FREE_FIELDS}
-        differences = differing_keys(self._identity(), stored)
-        if differences:
-            raise TrainingStateError(
-                "\n  ".join([f"{state}: is of another training; use a new output, or change back:", *differences])
-            )
+        refuse_changes(
+            state, progress["identity"], self._identity(), free=_FREE_FIELDS, way_out="choose another output"
+        )
         self.segmenter.load_state_dict(read_tensors(state, "model"))
         self._load_optimiser(read_tensors(state, "optimiser"))
         self.scaler.load_state_dict(progress["scaler"])

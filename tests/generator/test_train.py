@@ -21,12 +21,13 @@ from small_trainings import RESOLUTION, discs, losses, make_config, open_trainer
 
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.networks import Generator
-from pipeline.generator.train import Trainer, train_generator
+from pipeline.generator.train import train_generator
+from pipeline.generator.training.optimiser import SecondMomentAdam
+from pipeline.generator.training.trainer import Trainer
 from pipeline.generator.training_data import TrainingImages
 from pipeline.generator.training_growth import TrainingFailedError
 from pipeline.generator.training_start import find_start, spec_of
 from pipeline.generator.training_state import (
-    SecondMomentAdam,
     TrainingStateError,
     latest_state,
     locked,
@@ -266,6 +267,13 @@ class TestState:
             path.write_bytes(content[: len(content) // 2])
         with pytest.raises(TrainingStateError, match=rf"{path}: damaged .* remove {state} .* initialise_from"):
             train_generator(make_config(folder, tmp_path / "run", total_images=16))
+
+    def test_only_generators_are_told_of_initialise_from(self, tmp_path: Path) -> None:
+        write_state(tmp_path / "state", 5, {"model": {"x": torch.ones(2)}}, {"num_steps": 5})
+        state = tmp_path / "state" / "000000005"
+        (state / "model.safetensors").write_bytes(b"")
+        with pytest.raises(TrainingStateError, match=rf"Restore it, or remove {state} and start again$"):
+            read_tensors(state, "model")
 
     def test_one_training_at_a_time(self, folder: Path, tmp_path: Path) -> None:
         config = make_config(folder, tmp_path / "run", total_images=8 * 100_000)

@@ -209,7 +209,9 @@ def test_what_it_learns_from_is_not_held_out(dataset: str, tmp_path: Path) -> No
 
 def test_another_training_in_the_output_is_refused(dataset: str, tmp_path: Path) -> None:
     train(_config(dataset, tmp_path, steps=1))
-    with pytest.raises(TrainingStateError, match=r"seed: 9 in the run file, 0 in the output"):
+    with pytest.raises(
+        TrainingStateError, match=r"settings: seed was 0, now 9\. Restore them, or choose another output"
+    ):
         train(_config(dataset, tmp_path, steps=1, seed=9))
 
 
