@@ -10,7 +10,7 @@ Shape suffixes: B batch, C channels, H height, W width, N classes, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,6 +24,7 @@ from pipeline.benchmark.oracle_networks import ARCHITECTURES, DilatedNet, Sight,
 from pipeline.process.device import repeatable_kernels
 from pipeline.process.files import write_atomically
 from pipeline.process.safetensors_json import load_with_json, save_with_json
+from pipeline.training.half_weights import half_weights, load_half_weights
 from schemas.errors import LabelmillError
 
 OracleName = Literal["a", "b"]
@@ -79,11 +80,10 @@ def load_oracle(path: Path, device: str | torch.device = "cpu") -> Oracle:
     info, tensors = _read(path)
     network = build_network(info)
     try:
-        network.load_state_dict({**_counters(network), **{name: tensor.float() for name, tensor in tensors.items()}})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        load_half_weights(network, tensors)
+    except ValueError as error:
         raise OracleError(
-            f"{path}: not the weights of a {info.architecture} oracle ({reason}); install again"
+            f"{path}: not the weights of a {info.architecture} oracle ({error}); install again"
         ) from error
     return Oracle(network, info, device)
 
@@ -95,13 +95,6 @@ def build_network(info: OracleInfo) -> UNet | DilatedNet:
 
 def save_oracle(path: Path, network: UNet | DilatedNet, info: OracleInfo) -> None:
     """Write weights as float16 with what they are, atomically."""
-    tensors = {
-        name: tensor.detach().to(torch.float16).contiguous()
-        for name, tensor in network.state_dict().items()
-        if tensor.is_floating_point()
-    }
-    for name, tensor in tensors.items():
-        assert bool(torch.isfinite(tensor).all()), f"{name} does not fit float16"
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -110,7 +103,7 @@ def save_oracle(path: Path, network: UNet | DilatedNet, info: OracleInfo) -> Non
         "resolution": info.resolution,
         "provenance": info.provenance,
     }
-    write_atomically(path, save_with_json(tensors, json.dumps(header, sort_keys=True)))
+    write_atomically(path, save_with_json(half_weights(network), json.dumps(header, sort_keys=True)))
 
 
 class Oracle:
@@ -167,8 +160,3 @@ def _read(path: Path) -> tuple[OracleInfo, dict[str, Tensor]]:
     if found != (FORMAT, VERSION) or info.architecture not in ARCHITECTURES:
         raise OracleError(f"{path}: holds {found} {info.architecture!r}; this labelmill reads {(FORMAT, VERSION)}")
     return info, tensors
-
-
-def _counters(network: torch.nn.Module) -> Mapping[str, Tensor]:
-    """Batch normalisation's counts of batches, which nothing reads: they are not stored."""
-    return {name: tensor for name, tensor in network.state_dict().items() if not tensor.is_floating_point()}

@@ -32,6 +32,7 @@ from pipeline.prompt_models.avatars_networks import (
 )
 from pipeline.prompt_models.base import PromptModelError, check_images
 from pipeline.prompt_models.words import split_words
+from pipeline.training.half_weights import half_weights, load_half_weights
 
 FORMAT = "labelmill-prompt-model"
 VERSION = 1
@@ -142,25 +143,15 @@ def load_avatars_prompts(path: Path, device: str | torch.device = "cpu", name: s
         ) from error
     network = PromptNetwork(len(info.words) + 1, info.shape)
     try:
-        tensors = {key: tensor.float() for key, tensor in stored.items()}
-        counters = {key: value for key, value in network.state_dict().items() if not value.is_floating_point()}
-        network.load_state_dict({**counters, **tensors})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise PromptModelError(f"{path}: damaged weights ({reason}); install labelmill again") from error
+        load_half_weights(network, stored)
+    except ValueError as error:
+        raise PromptModelError(f"{path}: damaged weights ({error}); install labelmill again") from error
     digest = hashlib.sha256(content).hexdigest()
     return AvatarsPrompts(network, info, device, name=name or str(path), sha256=digest)
 
 
 def save_avatars_prompts(path: Path, network: PromptNetwork, info: PromptModelInfo) -> None:
     """Write weights as float16 with what they are, atomically."""
-    tensors = {
-        key: tensor.detach().to(torch.float16).contiguous()
-        for key, tensor in network.state_dict().items()
-        if tensor.is_floating_point()
-    }
-    for key, tensor in tensors.items():
-        assert bool(torch.isfinite(tensor).all()), f"{key} does not fit float16"
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -168,7 +159,7 @@ def save_avatars_prompts(path: Path, network: PromptNetwork, info: PromptModelIn
         "words": list(info.words),
         "provenance": info.provenance,
     }
-    write_atomically(path, save_with_json(tensors, json.dumps(header, sort_keys=True)))
+    write_atomically(path, save_with_json(half_weights(network), json.dumps(header, sort_keys=True)))
 
 
 def _info(path: Path, header: Mapping[str, Any]) -> PromptModelInfo:
