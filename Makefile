@@ -21,7 +21,7 @@ demo: .venv/demo
 	$(BIN)/labelmill report out/demo
 
 test: .venv/dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import settings
 from ray_runs import shards_of
 from s3_server import S3Server
+from spread import FileScheduling, long_ones_first, scheduling
 from tiny_run import save_tiny_generator, tiny_run
 
 from pipeline.interruption import keep_exit_status
@@ -29,6 +30,16 @@ settings.load_profile("labelmill")
 
 # The suite shares two cores with Ray, browsers and subprocesses; more threads only get in each other's way.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        long_ones_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FileScheduling:
+    return scheduling(config, log)
 
 
 def pytest_unconfigure() -> None:
