@@ -8,19 +8,14 @@ which then rebuilds what follows from their tars.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.existing_shards import check_strangers, existing_records
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import (
-    FittedLabelerError,
-    Labeler,
-    check_labeler,
-    check_prompts,
-    labeler_findings,
-    open_labeler,
-)
-from pipeline.output_claim import check_claim, check_labeler_claim
-from pipeline.quality import check_rules
+from pipeline.labelers.base import FittedLabeler
+from pipeline.labelers.fitted_file import FittedLabelerError
+from pipeline.labelers.methods import method_of, open_fitted
+from pipeline.output_claim import check_claim, check_labeler_claim, claimed_identity
 from pipeline.shard_check import ShardOrigin
 from pipeline.speech import say
 from pipeline.splits import check_splits, empty_splits
@@ -34,44 +29,65 @@ from schemas.shard import ShardRecord
 
 
 @dataclass(frozen=True)
+class OutputLabeler:
+    """The fitted labeler that an output holds, read once."""
+
+    sha256: str
+    opened: FittedLabeler
+
+
+@dataclass(frozen=True)
+class CheckedOutput:
+    """An output that goes together with generator and labeler."""
+
+    identity: dict[str, Any]
+    """What the run is to the output (schemas.fingerprint.identity)."""
+    labeler: OutputLabeler | None
+    """None where `generate` has yet to fit one."""
+
+
+@dataclass(frozen=True)
 class CheckedRun:
     """A run that `generate` would not refuse."""
 
     sampler: Sampler
     checkpoint: CheckpointSource
-    fitted: bytes | None
-    """The output's fitted labeler; None where `generate` has yet to fit one."""
+    labeler: FittedLabeler | None
+    """The output's; None where `generate` has yet to fit one."""
     records: list[ShardRecord]
     """Of the shards that are there, by index."""
 
 
 def check_run(config: RunConfig, open_sampler: Callable[[RunConfig], tuple[Sampler, CheckpointSource]]) -> CheckedRun:
     """Everything that can be known before work. Raises LabelmillError kinds as `generate` would; writes nothing."""
-    check_settings(config)
-    sampler, checkpoint = open_sampler(config)
-    fitted = check_output(config, sampler, checkpoint.sha256)
     store = Store.open(config.output)
-    if fitted is None:
-        check_prompts(config.labeler, sampler)
-        check_strangers(store, config)
+    check_settings(config)
+    warn_of_empty_splits(config)
+    sampler, checkpoint = open_sampler(config)
+    output = check_output(config, sampler, checkpoint.sha256)
+    if output.labeler is None:
         return CheckedRun(sampler, checkpoint, None, [])
-    labeler = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
-    check_strength(config, labeler_findings(config.labeler, fitted))
+    fitted = output.labeler.opened
+    check_strength(config, fitted.findings)
     origin = ShardOrigin(
-        fingerprint(identity(config, checkpoint.sha256), hashlib.sha256(fitted).hexdigest()),
+        fingerprint(output.identity, output.labeler.sha256),
         checkpoint.sha256,
-        tuple(labeler.classes),
+        tuple(fitted.labeler.classes),
         sampler.generator.spec.image_shape,
         config.dataset.image_format,
-        labeler.optional_files,
+        fitted.labeler.optional_files,
     )
     return CheckedRun(sampler, checkpoint, fitted, existing_records(store, config, origin, repair=False))
 
 
 def check_settings(config: RunConfig) -> None:
-    """What the run file alone tells. Raises ConfigError; warns of splits that stay empty."""
-    check_rules(config)
+    """What the run file alone tells. Raises ConfigError."""
+    method_of(config.labeler).check_rules(config.labeler, config.quality)
     check_splits(config.dataset)
+
+
+def warn_of_empty_splits(config: RunConfig) -> None:
+    """Warns of splits that were asked for and get no shard."""
     empty = empty_splits(config.dataset)
     if empty:
         say(
@@ -79,31 +95,35 @@ def check_settings(config: RunConfig) -> None:
             f"{', '.join(empty)} stays empty. A smaller dataset.samples_per_shard makes more shards",
             level="warning",
         )
-    Store.open(config.output)
 
 
-def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> bytes | None:
-    """Whether generator, labeler and output go together. The output's fitted labeler; None if it has none yet.
+def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> CheckedOutput:
+    """Whether generator, labeler and output go together, and what `fit` reads is there where it has yet to run.
 
-    Raises ConfigError, OutputError or FittedLabelerError.
+    Writes nothing. Raises LabelmillError kinds.
     """
-    check_labeler(config.labeler, sampler)
+    method = method_of(config.labeler)
+    method.check(config.labeler, sampler)
     store = Store.open(config.output)
-    run_identity = identity(config, checkpoint_sha256)
+    run_identity = claimed_identity(store, identity(config, checkpoint_sha256, method.inputs(config.labeler)))
     check_claim(store, run_identity)
     path = labeler_path(config)
     try:
         fitted = store.read(path)
     except FileNotFoundError:
-        return None
-    check_labeler_claim(store, run_identity, path, hashlib.sha256(fitted).hexdigest())
-    return fitted
+        method.check_inputs(config.labeler, sampler)
+        check_strangers(store, config)
+        return CheckedOutput(run_identity, None)
+    labeler_sha256 = hashlib.sha256(fitted).hexdigest()
+    check_labeler_claim(store, run_identity, path, labeler_sha256)
+    opened = open_output_labeler(config, sampler, fitted, checkpoint_sha256)
+    return CheckedOutput(run_identity, OutputLabeler(labeler_sha256, opened))
 
 
-def open_output_labeler(config: RunConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str) -> Labeler:
+def open_output_labeler(config: RunConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str) -> FittedLabeler:
     """The labeler that the output holds. Raises OutputError naming its file where it cannot be used."""
     try:
-        return open_labeler(config.labeler, sampler, fitted, checkpoint_sha256)
+        return open_fitted(config.labeler, sampler, fitted, checkpoint_sha256)
     except FittedLabelerError as error:
         raise OutputError(
             f"{config.output}/{labeler_path(config)}: {error}; or delete it and run `labelmill generate` again"

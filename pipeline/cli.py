@@ -159,7 +159,7 @@ def inspect(
 def fit(run_file: RunFile, overrides: Overrides = None) -> None:
     """Fit the labeler and publish it in the output, which `generate` then uses."""
     config = load_config(run_file, RunConfig, overrides or ())
-    from pipeline.labelers import guide_marker
+    from pipeline.labelers.methods import method_of
     from workers.generate import fit as run_fit
 
     run = run_fit(config)
@@ -168,8 +168,8 @@ def fit(run_file: RunFile, overrides: Overrides = None) -> None:
         print(line)
     if run.findings.verdict == "weak" and not config.quality.allow_weak_labeler:
         print("`labelmill generate` refuses this labeler unless quality.allow_weak_labeler: true")
-    if marker := guide_marker(config.labeler):
-        print(f"{config.output}/labeler/{marker} says which cluster is which class; a picture of each is beside it")
+    if guide := method_of(config.labeler).guide_file:
+        print(f"{config.output}/labeler/{guide.name} {guide.meaning}")
 
 
 @app.command()

@@ -8,7 +8,6 @@ one's shards, which are all there before the first of its files. A run has finis
 own.
 """
 
-import hashlib
 import platform
 import random
 import time
@@ -40,8 +39,8 @@ class DatasetContext:
 
     config: RunConfig
     checkpoint: CheckpointSource
-    fitted: bytes
-    """The fitted labeler's file."""
+    labeler_sha256: str
+    """Of the fitted labeler's file."""
     fingerprint: str
     classes: tuple[str, ...]
     image_shape: ImageShape
@@ -86,7 +85,7 @@ def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetCont
         image_format=config.dataset.image_format,
         optional_files=context.optional_files,
         checkpoint=context.checkpoint,
-        labeler_sha256=hashlib.sha256(context.fitted).hexdigest(),
+        labeler_sha256=context.labeler_sha256,
         labeler=context.findings,
         versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
         kinds=_kinds(store, records),

@@ -39,6 +39,16 @@ def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
         store.replace(RUN_PATH, content)
 
 
+def claimed_identity(store: Store, run_identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity that an output is held against: the run's, but of an output of earlier versions, whose identities
+    did not mention what `fit` reads beside the generator, the run's without it."""
+    if "inputs" not in run_identity:
+        return dict(run_identity)
+    former = {key: value for key, value in run_identity.items() if key != "inputs"}
+    is_former = next(_fingerprints_by_hash(store, former), None) is not None or _is_claimed_by(store, former)
+    return former if is_former else dict(run_identity)
+
+
 def check_claim(store: Store, run_identity: Mapping[str, Any]) -> None:
     """Whether the output is this run's, or free; writes nothing. Raises OutputError where it is neither."""
     if next(_fingerprints_by_hash(store, run_identity), None) is not None:

@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.config import FeatureClustersConfig, QualityConfig, RunConfig
-from schemas.errors import ConfigError
+from schemas.config import QualityConfig
 from schemas.sample import IGNORE, Candidate
 
 Rule = Callable[[Candidate, float, QualityConfig], bool]
@@ -37,19 +36,6 @@ RULES: dict[str, Rule] = {
     "fragmented": _fragmented,
 }
 """Drop reasons in the order in which they are tried."""
-
-
-def check_rules(config: RunConfig) -> None:
-    """Raises ConfigError where the rules cannot judge the run's masks: clusters without names have no foreground."""
-    labeler = config.labeler
-    if not isinstance(labeler, FeatureClustersConfig) or labeler.names is not None or labeler.mapping is not None:
-        return
-    if config.quality.enabled:
-        raise ConfigError(
-            "quality: clusters without names have no foreground to judge, so that the rules would drop nearly every "
-            "sample; name the clusters with labeler.names or labeler.mapping (`labelmill fit` writes clusters.yaml to "
-            "edit), or set quality.enabled: false"
-        )
 
 
 def judge(

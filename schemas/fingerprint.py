@@ -11,13 +11,18 @@ from schemas.config import RunConfig
 FORMAT_VERSION = 2
 
 
-def identity(config: RunConfig, checkpoint_sha256: str) -> dict[str, Any]:
+def identity(config: RunConfig, checkpoint_sha256: str, inputs: Mapping[str, str]) -> dict[str, Any]:
     """What decides a shard's bytes, as JSON-ready values: the configuration without `output`, `execution`,
-    `dataset.samples` and `quality.allow_weak_labeler`, the checkpoint by its content instead of its place, and the
-    format version."""
+    `dataset.samples` and `quality.allow_weak_labeler`, the checkpoint by its content instead of its place, the
+    content of what `fit` reads beside it, and the format version.
+
+    inputs: SHA-256 by name of what the labeling method's `fit` reads. Without any, the identity does not mention them.
+    """
     values = config.model_dump(mode="json", exclude={"output", "execution"})
     del values["dataset"]["samples"], values["quality"]["allow_weak_labeler"]
     values["generator"]["checkpoint"] = f"sha256:{checkpoint_sha256}"
+    if inputs:
+        values["inputs"] = {name: f"sha256:{digest}" for name, digest in inputs.items()}
     return {"format_version": FORMAT_VERSION, **values}
 
 

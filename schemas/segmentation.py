@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.config import PRINTABLE, Section
 from schemas.sample import ImageShape, with_image_shape
 from schemas.scores import Scores
+from schemas.section import PRINTABLE, Section
 from schemas.user_path import UserPath
 
 Architecture = Literal[

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.config import PRINTABLE, Section
+from schemas.section import PRINTABLE, Section
 from schemas.user_path import UserPath, UserPattern
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from schemas.config import FeatureClustersConfig
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 
 SMALL = {"method": "feature_clusters", "clusters": 5, "restarts": 2, "iterations": 5, "passes": 2, "fit_samples": 16}
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0), "grey": (0.1, 0.1, 0.1)}

@@ -54,7 +54,7 @@ def write_discs(folder: Path, samples: int = 39, first_seed: int = 100, with_alp
     config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"first_seed": first_seed})})
     optional_files: tuple[OptionalFile, ...] = ("alpha.png",) if with_alpha else ()
     context, store = context_of(config, optional_files), Store.open(str(folder))
-    store.create("run.json", RunFile(identity=identity(config, CHECKPOINT.sha256)).model_dump_json().encode())
+    store.create("run.json", RunFile(identity=identity(config, CHECKPOINT.sha256, {})).model_dump_json().encode())
     with ThreadPoolExecutor(2) as threads:
         for task in shard_tasks(config):
             samples_in = _disc_samples(task, context.fingerprint, with_alpha)

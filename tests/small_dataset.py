@@ -151,13 +151,14 @@ def config_of(output: Path | str, image_format: str = "png", samples: int = 11) 
 
 
 def context_of(config: RunConfig, optional_files: tuple[OptionalFile, ...] = ()) -> DatasetContext:
-    run = fingerprint(identity(config, CHECKPOINT.sha256), hashlib.sha256(FITTED).hexdigest())
-    return DatasetContext(config, CHECKPOINT, FITTED, run, CLASSES, IMAGE_SHAPE, optional_files)
+    labeler_sha256 = hashlib.sha256(FITTED).hexdigest()
+    run = fingerprint(identity(config, CHECKPOINT.sha256, {}), labeler_sha256)
+    return DatasetContext(config, CHECKPOINT, labeler_sha256, run, CLASSES, IMAGE_SHAPE, optional_files)
 
 
 def claim(store: Store, config: RunConfig) -> None:
     """run.json, labeler and fingerprint.json."""
-    ours = identity(config, CHECKPOINT.sha256)
+    ours = identity(config, CHECKPOINT.sha256, {})
     claim_output(store, ours)
     store.create(LABELER_PATH, FITTED)
     claim_fingerprint(store, ours, LABELER_PATH, hashlib.sha256(FITTED).hexdigest(), KIND)

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app, run_command
-from schemas.config import SEED_LIMIT
 from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError
+from schemas.section import SEED_LIMIT
 
 RunFileWriter = Callable[..., Path]
 

@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_new_output_is_claimed_once(store: Store, tmp_path: Path) -> None:
-    ours = identity(config_of(tmp_path), CHECKPOINT.sha256)
+    ours = identity(config_of(tmp_path), CHECKPOINT.sha256, {})
     claim_output(store, ours)
     assert read_run_file(store).identity == ours
     before = store.read("run.json")
@@ -42,7 +42,7 @@ def test_a_new_output_is_claimed_once(store: Store, tmp_path: Path) -> None:
 
 def test_an_output_of_another_configuration_is_refused_with_the_differences(store: Store, tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    claim_output(store, identity(config, CHECKPOINT.sha256))
+    claim_output(store, identity(config, CHECKPOINT.sha256, {}))
     before = store.read("run.json")
     changed = config.model_copy(
         update={
@@ -51,7 +51,7 @@ def test_an_output_of_another_configuration_is_refused_with_the_differences(stor
         }
     )
     with pytest.raises(OutputError) as error:
-        claim_output(store, identity(changed, CHECKPOINT.sha256))
+        claim_output(store, identity(changed, CHECKPOINT.sha256, {}))
     assert str(error.value).splitlines()[1:] == [
         "  dataset.first_seed: 7 in the run file, 100 in the output",
         "  generator.truncation_psi: 0.5 in the run file, 0.7 in the output",
@@ -63,7 +63,7 @@ def test_a_foreign_folder_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "out" / "papers").mkdir(parents=True)
     (tmp_path / "out" / "papers" / "thesis.tex").write_text("mine")
     with pytest.raises(OutputError, match=r"holds files that are not labelmill's, such as papers/thesis\.tex"):
-        claim_output(store, identity(config_of(tmp_path), CHECKPOINT.sha256))
+        claim_output(store, identity(config_of(tmp_path), CHECKPOINT.sha256, {}))
     assert [file.path for file in store.list()] == ["papers/thesis.tex"]
 
 
@@ -71,14 +71,14 @@ def test_a_foreign_folder_is_refused(store: Store, tmp_path: Path) -> None:
 def test_a_foreign_run_file_is_refused(store: Store, tmp_path: Path, content: bytes) -> None:
     store.create("run.json", content)
     with pytest.raises(OutputError, match=r"out/run\.json: is not what labelmill writes"):
-        claim_output(store, identity(config_of(tmp_path), CHECKPOINT.sha256))
+        claim_output(store, identity(config_of(tmp_path), CHECKPOINT.sha256, {}))
 
 
 def test_of_two_claims_at_once_one_stands(tmp_path: Path) -> None:
     def claim(output: Path, psi: float) -> bool:
         config = config_of(output)
         generator = GeneratorConfig(checkpoint="bundled:painted", truncation_psi=psi)
-        ours = identity(config.model_copy(update={"generator": generator}), CHECKPOINT.sha256)
+        ours = identity(config.model_copy(update={"generator": generator}), CHECKPOINT.sha256, {})
         try:
             claim_output(Store.open(str(output)), ours)
         except OutputError as error:

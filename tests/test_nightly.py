@@ -36,8 +36,8 @@ from pipeline.nightly.status import nightly_status, status_lines
 from pipeline.nightly.webhook import Notice, Webhook
 from pipeline.prompt_models import PromptModelError
 from pipeline.store import Store
-from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError, GateError, LabelmillError, LockedError, OutputError
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.nightly import NightlyConfig
 from workers import nightly
 from workers.nightly import Outcome, check_night, prune_root, run_night

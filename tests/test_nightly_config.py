@@ -12,9 +12,9 @@ from nightly_runs import nightly_config
 from pipeline.nightly.gates import GATES
 from pipeline.nightly.seeds import first_seed, nights_left, run_of
 from pipeline.plan import shard_tasks
-from schemas.config import SEED_LIMIT
 from schemas.errors import ConfigError
 from schemas.nightly import GatesConfig, NightlyConfig, load_nightly_config
+from schemas.section import SEED_LIMIT
 
 SINCE = date(2026, 1, 1)
 

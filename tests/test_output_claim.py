@@ -45,7 +45,7 @@ def store(sound: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def ours(store: Store) -> Mapping[str, Any]:
-    return identity(config_of(store.url), CHECKPOINT.sha256)
+    return identity(config_of(store.url), CHECKPOINT.sha256, {})
 
 
 def claim(store: Store, run_identity: Mapping[str, Any], labeler_sha256: str) -> None:
@@ -54,7 +54,7 @@ def claim(store: Store, run_identity: Mapping[str, Any], labeler_sha256: str) ->
 
 def test_the_first_labeler_is_the_outputs(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "out"))
-    ours = identity(config_of(tmp_path), CHECKPOINT.sha256)
+    ours = identity(config_of(tmp_path), CHECKPOINT.sha256, {})
     claim_output(store, ours)
     claim(store, ours, OURS)
     found = read_claim(store)
@@ -95,7 +95,7 @@ def test_a_damaged_claim_is_written_anew(store: Store, ours: Mapping[str, Any], 
 
 def test_a_damaged_claim_for_which_nothing_vouches_is_refused(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "out"))
-    ours = identity(config_of(tmp_path), CHECKPOINT.sha256)
+    ours = identity(config_of(tmp_path), CHECKPOINT.sha256, {})
     claim_output(store, ours)
     store.create(FINGERPRINT_PATH, b"damaged")
     with pytest.raises(OutputError, match=r"fingerprint\.json: is damaged.*style_mixing\.safetensors.*Delete both"):
@@ -135,7 +135,7 @@ def test_a_lost_run_file_opens_the_output_to_nobody_else(store: Store) -> None:
     with pytest.raises(
         OutputError, match=r"has lost its run\.json, and its fingerprint\.json and manifest\.json are not"
     ):
-        check_claim(store, identity(changed, CHECKPOINT.sha256))
+        check_claim(store, identity(changed, CHECKPOINT.sha256, {}))
 
 
 def test_datasets_of_earlier_versions_keep_their_splits_when_they_grow(tmp_path: Path) -> None:

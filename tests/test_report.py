@@ -1,6 +1,7 @@
 """The report of real shards, in a real browser."""
 
 import base64
+import hashlib
 import json
 import re
 import shutil
@@ -139,7 +140,7 @@ def build(folder: Path, recipe: Recipe) -> Store:
     context = DatasetContext(
         config=config,
         checkpoint=checkpoint,
-        fitted=b"fitted",
+        labeler_sha256=hashlib.sha256(b"fitted").hexdigest(),
         fingerprint=FINGERPRINT,
         classes=recipe.classes,
         image_shape=origin.image_shape,

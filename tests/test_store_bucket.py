@@ -410,7 +410,7 @@ def test_names_that_are_no_paths_are_told(store: Store, url: str, s3: S3Server) 
 def _claim(store: Store, psi: float = 0.5) -> None:
     config = config_of(Path("out"))
     generator = config.generator.model_copy(update={"truncation_psi": psi})
-    claim_output(store, identity(config.model_copy(update={"generator": generator}), CHECKPOINT.sha256))
+    claim_output(store, identity(config.model_copy(update={"generator": generator}), CHECKPOINT.sha256, {}))
 
 
 OVERWRITES = r"out: overwrites a file that exists although asked not to.* ignores `If-None-Match: \*` on PUT"

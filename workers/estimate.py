@@ -4,7 +4,7 @@ import time
 from collections import Counter
 
 from pipeline.check_run import CheckedRun, check_run, check_strength
-from pipeline.labelers import fit_labeler, labeler_findings
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.make_shard import make_shard
 from pipeline.output_claim import shard_splits
 from pipeline.plan import held_out_first_seed, remaining_tasks, shard_tasks
@@ -42,15 +42,15 @@ def estimate(config: RunConfig) -> list[str]:
 def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, float, float]:
     """Seconds to fit; seconds and bytes a sample; the share of candidates kept."""
     start = time.perf_counter()
-    sampler, sha256, fitted = checked.sampler, checked.checkpoint.sha256, checked.fitted
+    sampler, sha256, fitted = checked.sampler, checked.checkpoint.sha256, checked.labeler
     if fitted is None:
-        fitted = fit_labeler(config.labeler, sampler, sha256)
-        check_strength(config, labeler_findings(config.labeler, fitted))
+        fitted = open_fitted(config.labeler, sampler, fit_labeler(config.labeler, sampler, sha256), sha256)
+        check_strength(config, fitted.findings)
     seconds_to_fit = time.perf_counter() - start
     first = shard_tasks(config)[0]
     num_samples = min(TRIAL_BATCHES * config.numerics.batch_size, first.num_samples)
     trial = first.model_copy(update={"num_samples": num_samples})
-    with unpublished_worker(config, sampler, sha256, fitted) as worker:
+    with unpublished_worker(config, sampler, sha256, fitted.labeler) as worker:
         start = time.perf_counter()
         made = make_shard(trial, worker.mill)
         seconds = time.perf_counter() - start

@@ -2,16 +2,17 @@
 
 import os
 
-from pipeline.check_run import check_settings, check_strength
+from pipeline.check_run import check_settings, check_strength, warn_of_empty_splits
 from pipeline.existing_shards import existing_records
 from pipeline.finishing import DatasetContext, finish_dataset
+from pipeline.labelers.methods import method_of
 from pipeline.plan import remaining_tasks, shard_tasks
 from pipeline.speech import say, speaking_of
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.shard import ShardRecord
 from workers.pool import AwakeClock, Cluster, make_shards
-from workers.prepare import PreparedRun, read_labeler
+from workers.prepare import PreparedRun
 from workers.progress import RunProgress
 from workers.supervisor import Supervisor
 
@@ -34,8 +35,9 @@ def open_cluster(config: RunConfig) -> Cluster:
 
 
 def fit(config: RunConfig) -> PreparedRun:
-    """Claim the output and publish the fitted labeler, where `generate` will find it."""
+    """Claim the output and publish the fitted labeler, where `generate` will find it. Refuses what `generate` would."""
     Store.open(config.output)
+    check_settings(config)
     with speaking_of(config.name), open_cluster(config) as cluster:
         return cluster.prepare()
 
@@ -48,9 +50,9 @@ def generate(config: RunConfig) -> list[ShardRecord]:
     """
     store = Store.open(config.output)
     with speaking_of(config.name), _settled_cluster(config) as cluster:
-        say(f"preparing: the generator, and the labeler on {config.labeler.fit_samples} images unless it is fitted")
+        subject = method_of(config.labeler).describe(config.labeler)
+        say(f"preparing: the generator, and {subject} unless it is fitted")
         run = cluster.prepare()
-        fitted = read_labeler(config, run)
         check_strength(config, run.findings)
         store.sweep_orphans(ORPHAN_SECONDS)
         done = existing_records(store, config, run.origin(config), repair=True)
@@ -59,7 +61,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
         context = DatasetContext(
             config=config,
             checkpoint=run.checkpoint,
-            fitted=fitted,
+            labeler_sha256=run.labeler_sha256,
             fingerprint=run.fingerprint,
             classes=run.classes,
             image_shape=run.image_shape,
@@ -75,6 +77,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
 
 def _settled_cluster(config: RunConfig) -> Cluster:
     check_settings(config)
+    warn_of_empty_splits(config)
     return open_cluster(config)
 
 

@@ -12,7 +12,7 @@ from schemas.config import RunConfig
 from schemas.errors import EXIT_RESUMABLE
 from schemas.progress import RunState
 from schemas.shard import ShardRecord, ShardTask
-from workers.prepare import PreparedRun, prepare, worker_of
+from workers.prepare import OpenRun, PreparedRun, prepare, worker_of
 from workers.shard_worker import ShardWorker, open_sampler
 from workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
 from workers.watchdog import Watchdog
@@ -33,6 +33,7 @@ class LocalCluster:
         self._config = config
         self._sampler, self._checkpoint = open_sampler(config)
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._opened: OpenRun | None = None
         self._worker: ShardWorker | None = None
         self._news: list[Event] = []
         self._to_make: deque[tuple[int, ShardTask, int]] = deque()
@@ -40,8 +41,8 @@ class LocalCluster:
 
     def prepare(self) -> PreparedRun:
         """Claim the output and fit the labeler."""
-        self._run = prepare(self._config, self._sampler, self._checkpoint)
-        return self._run
+        self._opened = prepare(self._config, self._sampler, self._checkpoint)
+        return self._opened.run
 
     def limits(self) -> Limits:
         """One worker, which nobody can end."""
@@ -51,7 +52,8 @@ class LocalCluster:
         self._news.append(Placed(worker))
 
     def load(self, worker: int) -> None:
-        self._worker = worker_of(self._config, self._run, self._sampler)
+        assert self._opened is not None
+        self._worker = worker_of(self._config, self._opened, self._sampler)
         self._news.append(Loaded(worker))
 
     def make(self, worker: int, task: ShardTask, attempt: int) -> None:

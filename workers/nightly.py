@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from pipeline.check_run import check_run
+from pipeline.check_run import check_run, check_settings
 from pipeline.generator.checkpoints.source import read_bytes
 from pipeline.interruption import Interrupted
+from pipeline.labelers.methods import method_of
 from pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
 from pipeline.nightly.judge import failures, judge
 from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
@@ -105,11 +106,11 @@ def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock =
     root, run = Store.open(config.root), run_of(config, night)
     if dry_run:
         snapshots = list_snapshots(root)
-        return fates(snapshots, read_latest(root), _name_of(run, night, snapshots), config.retention)
+        return fates(snapshots, read_latest(root), _name_of(run, night, snapshots, _sha256(run)), config.retention)
     with Lease(root, config.lock, clock) as lease:
         fence(root, lease.generation)
         finish_retiring(root, lease)
-        return prune(root, lease, _name_of(run, night, list_snapshots(root)), config.retention)
+        return prune(root, lease, _name_of(run, night, list_snapshots(root), _sha256(run)), config.retention)
 
 
 def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> list[str]:
@@ -118,8 +119,11 @@ def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) ->
     root, run = Store.open(config.root), run_of(config, night)
     Webhook(config.webhook)
     check_live_has_come(root, read_latest(root), clock())
-    name = _name_of(run, night, those_that_have_come(list_snapshots(root), clock()))
-    check_run(run.model_copy(update={"output": snapshot_url(root, name)}), open_sampler)
+    check_settings(run)
+    sampler, checkpoint = open_sampler(run)
+    method_of(run.labeler).check(run.labeler, sampler)
+    name = _name_of(run, night, those_that_have_come(list_snapshots(root), clock()), checkpoint.sha256)
+    check_run(run.model_copy(update={"output": snapshot_url(root, name)}), lambda config: (sampler, checkpoint))
     dataset = run.dataset
     last = dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard - 1
     lines = [
@@ -131,10 +135,15 @@ def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) ->
     return lines
 
 
-def _name_of(run: RunConfig, night: date, snapshots: list[Snapshot]) -> str:
+def _name_of(run: RunConfig, night: date, snapshots: list[Snapshot], checkpoint_sha256: str) -> str:
     """The snapshot that a night makes, or goes on with."""
-    checkpoint = hashlib.sha256(read_bytes(run.generator.checkpoint)).hexdigest()
-    return tonights_name(snapshots, night, snapshot_digest(run, checkpoint))
+    inputs = method_of(run.labeler).inputs(run.labeler)
+    return tonights_name(snapshots, night, snapshot_digest(run, checkpoint_sha256, inputs))
+
+
+def _sha256(run: RunConfig) -> str:
+    """Of the run's checkpoint."""
+    return hashlib.sha256(read_bytes(run.generator.checkpoint)).hexdigest()
 
 
 class _Night:
@@ -179,7 +188,8 @@ class _Night:
         self._finish_retiring()
         self._warn_of_seeds()
         snapshots = those_that_have_come(list_snapshots(self._root), self._clock())
-        name = self._name = _name_of(run, self._night, snapshots)
+        check_settings(run)
+        name = self._name = _name_of(run, self._night, snapshots, _sha256(run))
         if name in read_latest(self._root).retiring:  # what could not be deleted is wanted again
             finish_retiring(self._root, self._lease)
         nothing_new = self._nothing_new(name, snapshots, latest)

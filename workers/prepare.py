@@ -5,20 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.check_run import check_output, labeler_path, open_output_labeler
+from pipeline.check_run import OutputLabeler, check_output, labeler_path, open_output_labeler
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, guide_marker, labeler_findings, labeler_guide
+from pipeline.labelers.base import FittedLabeler, Labeler
+from pipeline.labelers.methods import method_of
 from pipeline.machine_kind import machine_kind
 from pipeline.output_claim import check_labeler_claim, claim_fingerprint, claim_output
 from pipeline.shard_check import ShardOrigin
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, OutputError
-from schemas.fingerprint import fingerprint, identity
+from schemas.fingerprint import fingerprint
 from schemas.labeler_findings import LabelerFindings
 from schemas.manifest import CheckpointSource
 from schemas.sample import ImageShape, OptionalFile
 from schemas.secrets import plain_address
+from workers.fit_folder import fit_folder, forget_fit
 from workers.shard_worker import ShardWorker, open_sampler
 
 
@@ -51,51 +53,69 @@ class PreparedRun:
         )
 
 
-def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> PreparedRun:
+@dataclass(frozen=True)
+class OpenRun:
+    """A prepared run in the process that prepared it, which has its labeler open."""
+
+    run: PreparedRun
+    labeler: Labeler
+
+
+def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> OpenRun:
     """Claim the output for this configuration and publish the fitted labeler, or load the one that is there.
 
     Raises OutputError where the output is another run's, or its labeler is not the one that it was claimed for.
     """
     store = Store.open(config.output)
-    run_identity = identity(config, checkpoint.sha256)
-    fitted = check_output(config, sampler, checkpoint.sha256)
-    claim_output(store, run_identity)
-    path = labeler_path(config)
-    if fitted is None:
-        _publish_labeler(store, run_identity, path, fit_labeler(config.labeler, sampler, checkpoint.sha256))
-        fitted = store.read(path)
-    labeler_sha256 = hashlib.sha256(fitted).hexdigest()
-    labeler = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
-    claim_fingerprint(store, run_identity, path, labeler_sha256, machine_kind(sampler.device))
-    _publish_guide(config, store, sampler, fitted)
-    return PreparedRun(
+    output = check_output(config, sampler, checkpoint.sha256)
+    claim_output(store, output.identity)
+    if output.labeler is None:
+        labeler = _fit(config, sampler, checkpoint.sha256, output.identity)
+    else:
+        labeler = output.labeler
+        forget_fit(store, output.identity)
+    claim_fingerprint(store, output.identity, labeler_path(config), labeler.sha256, machine_kind(sampler.device))
+    _publish_guide(config, store, labeler.opened)
+    run = PreparedRun(
         checkpoint=checkpoint,
-        labeler_sha256=labeler_sha256,
-        fingerprint=fingerprint(run_identity, labeler_sha256),
-        classes=labeler.classes,
+        labeler_sha256=labeler.sha256,
+        fingerprint=fingerprint(output.identity, labeler.sha256),
+        classes=tuple(labeler.opened.labeler.classes),
         image_shape=sampler.generator.spec.image_shape,
-        optional_files=labeler.optional_files,
-        findings=labeler_findings(config.labeler, fitted),
+        optional_files=labeler.opened.labeler.optional_files,
+        findings=labeler.opened.findings,
     )
+    return OpenRun(run, labeler.opened.labeler)
 
 
-def _publish_labeler(store: Store, run_identity: Mapping[str, Any], path: str, fitted: bytes) -> None:
-    """The first one published wins: fits on other devices may differ in a bit."""
+def _fit(config: RunConfig, sampler: Sampler, checkpoint_sha256: str, run_identity: Mapping[str, Any]) -> OutputLabeler:
+    """Fit and publish, and open what is published then: another driver may have been faster."""
+    store, path = Store.open(config.output), labeler_path(config)
+    with fit_folder(store, run_identity) as work:
+        fitted = method_of(config.labeler).fit(config.labeler, sampler, checkpoint_sha256, work)
+        if not _publish_labeler(store, run_identity, path, fitted):
+            fitted = store.read(path)
+    opened = open_output_labeler(config, sampler, fitted, checkpoint_sha256)
+    return OutputLabeler(hashlib.sha256(fitted).hexdigest(), opened)
+
+
+def _publish_labeler(store: Store, run_identity: Mapping[str, Any], path: str, fitted: bytes) -> bool:
+    """Whether it is published. The first one wins: fits on other devices may differ in a bit."""
     try:
         check_labeler_claim(store, run_identity, path, hashlib.sha256(fitted).hexdigest())
     except OutputError:
         if not store.exists(path):  # where another driver has claimed the output meanwhile, its labeler is there
             raise
-    else:
-        store.create(path, fitted)
+        return False
+    return store.create(path, fitted)
 
 
-def _publish_guide(config: RunConfig, store: Store, sampler: Sampler, fitted: bytes) -> None:
+def _publish_guide(config: RunConfig, store: Store, fitted: FittedLabeler) -> None:
     """Put what a person looks at beside the fitted labeler, unless it is there."""
-    marker = guide_marker(config.labeler)
-    if marker is None or store.exists(f"labeler/{marker}"):
+    last = method_of(config.labeler).guide_file
+    if last is None or store.exists(f"labeler/{last.name}"):
         return
-    for name, content in labeler_guide(config.labeler, sampler, fitted).items():
+    for name, content in fitted.guide().items():
         store.create(f"labeler/{name}", content)
 
 
@@ -108,16 +128,19 @@ def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:
             f"than where the run was prepared (sha256 {checkpoint.sha256[:12]} instead of "
             f"{run.checkpoint.sha256[:12]}); give every node the same file, or a URL"
         )
-    return worker_of(config, run, sampler)
+    method_of(config.labeler).check(config.labeler, sampler)
+    fitted = open_output_labeler(config, sampler, read_labeler(config, run), checkpoint.sha256)
+    return worker_of(config, OpenRun(run, fitted.labeler), sampler)
 
 
-def worker_of(config: RunConfig, run: PreparedRun, sampler: Sampler) -> ShardWorker:
-    """A worker with a generator that is open already. Raises as `read_labeler` does."""
+def worker_of(config: RunConfig, opened: OpenRun, sampler: Sampler) -> ShardWorker:
+    """A worker with a generator and a labeler that are open already."""
+    run = opened.run
     return ShardWorker(
         config,
         sampler,
         checkpoint_sha256=run.checkpoint.sha256,
-        fitted=read_labeler(config, run),
+        labeler=opened.labeler,
         fingerprint=run.fingerprint,
     )
 

@@ -41,7 +41,7 @@ from schemas.secrets import plain_address
 from schemas.shard import ShardRecord, ShardTask
 from workers.last_resort import last_resort
 from workers.metrics import RunMetrics
-from workers.prepare import PreparedRun, open_prepared_worker, prepare
+from workers.prepare import PreparedRun, open_prepared_worker, prepare, read_labeler
 from workers.shard_worker import ShardWorker, open_sampler
 from workers.supervisor import DEATHS_PER_SHARD, SHARDS_IN_FLIGHT, Event, Failed, Limits, Loaded, Lost, Made, Placed
 from workers.watchdog import Watchdog
@@ -114,7 +114,7 @@ class _Room:
 
 def _prepare(config: RunConfig) -> PreparedRun:
     sampler, checkpoint = open_sampler(config)
-    return prepare(config, sampler, checkpoint)
+    return prepare(config, sampler, checkpoint).run
 
 
 class _RayWorker:
@@ -186,7 +186,7 @@ class RayCluster:
         )
 
     def prepare(self) -> PreparedRun:
-        """Claim the output and fit the labeler, in a task on a worker."""
+        """Claim the output and fit the labeler, in a task on a worker. Raises ConfigError unless the driver sees it."""
         for attempt in range(DEATHS_PER_SHARD):
             try:
                 self._run = self._prepare_once()
@@ -198,6 +198,7 @@ class RayCluster:
                 say(f"a worker died while preparing the run, another one tries: {_first_line(error)}", level="warning")
             else:
                 break
+        read_labeler(self._config, self._run)
         # As the user wrote it, so that a dataset's description does not depend on the executor.
         checkpoint = self._run.checkpoint.model_copy(update={"reference": self._checkpoint_reference})
         self._run = replace(self._run, checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""A worker: loads the generator and the fitted labeler once, then makes and publishes shards."""
+"""A worker: has the generator and the fitted labeler open, makes shards and publishes them."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ import torch
 
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import check_labeler, open_labeler
+from pipeline.labelers.base import Labeler
 from pipeline.machine_kind import machine_kind
 from pipeline.make_shard import MadeShard, Mill, make_shard
 from pipeline.process.device import choose_device
@@ -30,7 +30,6 @@ def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
     torch.set_num_threads(config.numerics.threads)
     loaded = open_checkpoint(config.generator.checkpoint, device)
     sampler = Sampler(loaded.generator, config.generator, config.numerics, device)
-    check_labeler(config.labeler, sampler)
     provenance = loaded.info.provenance
     source = CheckpointSource(
         reference=loaded.info.name,
@@ -49,14 +48,14 @@ class ShardWorker:
     """
 
     def __init__(
-        self, config: RunConfig, sampler: Sampler, *, checkpoint_sha256: str, fitted: bytes, fingerprint: str
+        self, config: RunConfig, sampler: Sampler, *, checkpoint_sha256: str, labeler: Labeler, fingerprint: str
     ) -> None:
         self._store = Store.open(config.output)
         self._encoders = ThreadPoolExecutor(config.execution.encode_threads, thread_name_prefix="encode")
         self.mill = Mill(
             config=config,
             sampler=sampler,
-            labeler=open_labeler(config.labeler, sampler, fitted, checkpoint_sha256),
+            labeler=labeler,
             checkpoint_sha256=checkpoint_sha256,
             fingerprint=fingerprint,
             encoders=self._encoders,

@@ -32,12 +32,13 @@ from pipeline.benchmark.oracle import open_oracle
 from pipeline.benchmark.oracle_images import open_judged
 from pipeline.benchmark.record import bundled_weights, network_sha256, read_row, row_key, write_row
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.prompt_models import open_prompt_model
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
-from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
+from schemas.config import GeneratorConfig, NumericsConfig
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.sample import IGNORE
 
 # Far from the seeds of runs, of training, of `fit`, and of the images that defaults were chosen on.
@@ -155,7 +156,7 @@ class ClassSweep:
         sampler = Sampler(self._sampler.generator, config, self._sampler.numerics, self._sampler.device)
         if row.labeler is None:
             return self._of_other_judge(row, sampler)
-        labeler = open_labeler(row.labeler, sampler, fit_labeler(row.labeler, sampler))
+        labeler = open_fitted(row.labeler, sampler, fit_labeler(row.labeler, sampler)).labeler
         assert isinstance(labeler, FeatureClustersLabeler)
         truth_K = self._counted(sampler, labeler).argmax(axis=1).astype(np.uint8)
         scores, agreed, truly = (MaskEvaluator(self._judge.classes) for _ in range(3))

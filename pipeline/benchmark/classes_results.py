@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.benchmark.masks_results import Circumstances
 from pipeline.labelers.fitted_feature_clusters import DiscoveryRecord
-from schemas.config import DiscoverConfig, FeatureClustersConfig
+from schemas.labelers.feature_clusters import DiscoverConfig, FeatureClustersConfig
 from schemas.scores import Scores
 
 CLASS_PROMPTS = {

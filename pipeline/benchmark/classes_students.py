@@ -15,9 +15,9 @@ from pipeline.benchmark.downstream_data import TEST_SEEDS, TRAINING_SEEDS, Pairs
 from pipeline.benchmark.downstream_training import Regime, score_on, train_on
 from pipeline.benchmark.record import read_row, write_row
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.store import Store
-from schemas.config import FeatureClustersConfig
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.segmentation import AugmentationConfig, SegmentationModelConfig
 
 RECIPE = Regime(
@@ -91,7 +91,7 @@ def _measured(student: _Student, sampler: Sampler, extent: StudentsExtent, test:
     if student.teacher is None:
         pairs = drawn_pairs(TRAINING_SEEDS[: extent.num_exact], sampler.generator.spec.resolution)
     else:
-        labeler = open_labeler(student.teacher, sampler, fit_labeler(student.teacher, sampler))
+        labeler = open_fitted(student.teacher, sampler, fit_labeler(student.teacher, sampler)).labeler
         pairs = labeled_pairs(sampler, labeler, extent.num_pairs)
         assert pairs.classes == test.classes
     label_seconds = time.monotonic() - started

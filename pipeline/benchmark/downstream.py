@@ -31,10 +31,11 @@ from pipeline.benchmark.downstream_training import Regime, score_all_background,
 from pipeline.benchmark.oracle_images import open_portraits
 from pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.prompt_models import open_prompt_model
 from pipeline.store import Store
-from schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig, StyleMixingConfig
+from schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
 
 _LIBRARIES = ("labelmill", "torch", "torchvision", "numpy", "opencv-python-headless")
@@ -218,7 +219,7 @@ class _Bench:
         return RowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
 
     def _labeled(self, config: LabelerConfig) -> Pairs:
-        labeler = open_labeler(config, self._sampler, fit_labeler(config, self._sampler))
+        labeler = open_fitted(config, self._sampler, fit_labeler(config, self._sampler)).labeler
         return labeled_pairs(self._sampler, labeler, self._extent.num_synthetic).foreground()
 
     @property

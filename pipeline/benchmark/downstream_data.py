@@ -17,8 +17,8 @@ from pipeline.benchmark.masks_methods import fitted_method
 from pipeline.benchmark.masks_rows import MaskRow
 from pipeline.benchmark.masks_subjects import Pictures, PicturesAlone, Truth
 from pipeline.generator.sampling import Batch, Sampler, to_uint8
-from pipeline.labelers import Labeler
-from schemas.config import StyleMixingConfig
+from pipeline.labelers.base import Labeler
+from schemas.labelers.style_mixing import StyleMixingConfig
 from schemas.sample import IGNORE
 
 FOREGROUND = ("background", "foreground")

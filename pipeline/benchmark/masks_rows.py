@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.generator.spec import GeneratorSpec
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 Kind = Literal[
     "style_mixing",

@@ -19,7 +19,7 @@ from pipeline.generator.networks import Generator, Noise, Synthesis, Trunk
 from pipeline.generator.sampling import Batch, Sampler
 from pipeline.labelers.fit_style_mixing import fit_style_mixing
 from pipeline.labelers.mixing import mix_in_passes
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 SplitName = Literal["fit", "dev", "test"]
 # Far from the seeds that runs start at, that domains train on, and that donors and `fit` take.

@@ -19,8 +19,9 @@ from pipeline.benchmark.markdown import markdown_table
 from pipeline.benchmark.speed_side import SideRequest, SideResult
 from pipeline.process_settings import PROCESS_SETTINGS
 from pipeline.store import Store
-from schemas.config import NumericsConfig, StyleMixingConfig
+from schemas.config import NumericsConfig
 from schemas.errors import LabelmillError
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 # channel_base and channel_max: a small generator for CPUs, and the widths of StyleGAN2's config F.
 NARROW, CONFIG_F = (4096, 256), (32768, 512)

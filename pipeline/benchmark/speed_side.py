@@ -17,11 +17,12 @@ from torch import Tensor
 from pipeline.benchmark import baseline, multiply_adds
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.labelers.mixing import variants_per_pass
 from pipeline.labelers.style_mixing import StyleMixingLabeler
 from pipeline.process.device import repeatable_kernels
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from schemas.config import GeneratorConfig, NumericsConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 BASELINE_BATCHES = (1, 4, 8, 16, 32)
 # Random weights mix like trained ones as far as time goes; the fit only has to run.
@@ -106,7 +107,7 @@ class _Side:
             random_generator(request), GeneratorConfig(checkpoint="random"), request.numerics, self.device
         )
         fit = request.labeler.model_copy(update={"fit_samples": _FIT_SAMPLES})
-        labeler = open_labeler(fit, self.sampler, fit_labeler(fit, self.sampler))
+        labeler = open_fitted(fit, self.sampler, fit_labeler(fit, self.sampler)).labeler
         assert isinstance(labeler, StyleMixingLabeler)
         self.labeler = labeler
         self.batches = [self.sampler.sample(self._seeds(index), labeler.layers) for index in range(request.repeats + 1)]

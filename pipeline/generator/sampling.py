@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
 from pipeline.process.device import repeatable_kernels
-from schemas.config import SEED_LIMIT, GeneratorConfig, NumericsConfig
+from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
 from schemas.secrets import plain_address
+from schemas.section import SEED_LIMIT
 
 Item = TypeVar("Item")
 

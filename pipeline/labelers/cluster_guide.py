@@ -18,7 +18,7 @@ from pipeline.labelers.feature_clusters import FeatureClustersLabeler
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord, FittedFeatureClusters
 from pipeline.overlay import class_colours, overlay, resize, resize_mask, rgb
 from pipeline.pictures.png import encode_picture
-from schemas.config import FeatureClustersConfig
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 
 Pixels = NDArray[np.uint8]
 

@@ -37,7 +37,7 @@ from pipeline.labelers.kmeans import KMeans
 from pipeline.labelers.logistic_regression import fit_balanced
 from pipeline.labelers.pixel_reading import read_pixels, some_pixels
 from pipeline.prompt_models.base import PromptModel
-from schemas.config import DiscoverConfig, FeatureClustersConfig
+from schemas.labelers.feature_clusters import DiscoverConfig, FeatureClustersConfig
 
 # Strengths that are tried, in deviations of the samples along the direction.
 _LADDER = tuple(step / 2 for step in range(1, 13))

@@ -38,8 +38,8 @@ from pipeline.labelers.decision import decide
 from pipeline.labelers.fitted_feature_clusters import FittedFeatureClusters
 from pipeline.labelers.free_memory import free_bytes
 from schemas.cluster_mapping import MOST_CLASSES, ClusterMapping
-from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.sample import IGNORE, OptionalFile
 
 _DEFAULT_RESOLUTION = 64

@@ -38,8 +38,8 @@ from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
 from pipeline.process.device import repeatable_kernels
 from pipeline.prompt_models.base import PromptModel
 from schemas.cluster_mapping import ClusterMapping
-from schemas.config import DiscoverConfig, FeatureClustersConfig
 from schemas.errors import ConfigError
+from schemas.labelers.feature_clusters import DiscoverConfig, FeatureClustersConfig
 
 # Temperature of the assignment, in parts of the mean squared distance to the nearest centroid. On the bundled generator
 # mIoU with the best possible names rises from 0 (hard) to here and stays so up to .5, while probabilities become less

@@ -30,7 +30,7 @@ from pipeline.labelers.readout import Readout, ReadoutFit, readout_layers, reado
 from pipeline.labelers.style_mixing import Found, check_style_mixing, class_maps, found_by_clusters, found_by_readout
 from pipeline.labelers.variant_clusters import VariantClusterer
 from pipeline.process.device import repeatable_kernels
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 # Images and donors that `crossover: auto` is measured on, and images for `variant_resolution: auto`.
 _CROSSOVER_IMAGES, _CROSSOVER_DONORS = 16, 8

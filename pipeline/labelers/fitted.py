@@ -21,7 +21,7 @@ from pipeline.labelers.foreground import ForegroundModel
 from pipeline.labelers.joint_upsampling import resample
 from pipeline.labelers.parts import PartsModel
 from pipeline.labelers.readout import Readout, readout_shapes, readout_size
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 
 class Provenance(FileProvenance):

@@ -23,7 +23,7 @@ from pipeline.labelers.fitted_file import (
     write_fitted,
 )
 from schemas.cluster_mapping import IGNORED, MOST_CLASSES, ClusterMapping
-from schemas.config import FeatureClustersConfig
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.sample import IGNORE
 
 

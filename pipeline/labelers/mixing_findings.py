@@ -6,11 +6,7 @@ the masks of the read-out and those of the clusters, gave .58 to .89 and .95 to 
 of many features learns noise too.
 """
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from pipeline.labelers.fitted import Provenance
+from pipeline.labelers.fitted import FittedStyleMixing
 from pipeline.labelers.foreground import separation_of
 from pipeline.labelers.style_mixing import class_names
 from schemas.labeler_findings import LabelerFindings
@@ -25,10 +21,11 @@ _TRY = (
 )
 
 
-def mixing_findings(provenance: Provenance, tensors: Mapping[str, Tensor]) -> LabelerFindings:
-    """From the fitted file's content."""
-    separation = separation_of(tensors["foreground.sharpness"])
-    share = 1 - float(tensors["foreground.background_HW"].mean())
+def mixing_findings(fitted: FittedStyleMixing) -> LabelerFindings:
+    """What `fit` found, in words, and whether it is worth anything."""
+    provenance = fitted.provenance
+    separation = separation_of(fitted.foreground.sharpness)
+    share = 1 - float(fitted.foreground.background_HW.cpu().mean())
     agreement = provenance.readout_agreement
     found = (
         f"classes: {', '.join(class_names(provenance.config.parts))}; on average {share:.0%} of an image is foreground"

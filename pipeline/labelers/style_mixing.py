@@ -33,8 +33,8 @@ from pipeline.labelers.mixing import mix_in_passes
 from pipeline.labelers.parts import PartsModel, part_maps
 from pipeline.labelers.readout import Readout, readout_layers
 from pipeline.labelers.variant_clusters import VariantClusterer, pixel_vectors
-from schemas.config import StyleMixingConfig
 from schemas.errors import ConfigError
+from schemas.labelers.style_mixing import StyleMixingConfig
 from schemas.sample import OptionalFile
 
 __all__ = ["StyleMixingLabeler", "VariantClusterer", "check_style_mixing", "pixel_vectors"]

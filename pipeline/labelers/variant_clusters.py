@@ -10,7 +10,7 @@ from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import Batch
 from pipeline.labelers.kmeans import Clusters, KMeans, PixelClusters
 from pipeline.labelers.mixing import mix_in_passes
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 # Deviations below this share of the image's range are noise; dividing by less would only blow it up.
 _LEAST_DEVIATION = 0.05

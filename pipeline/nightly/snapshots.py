@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -44,10 +44,11 @@ class Snapshot:
         return self.name[-_DIGEST_CHARACTERS:]
 
 
-def snapshot_digest(run: RunConfig, checkpoint_sha256: str) -> str:
+def snapshot_digest(run: RunConfig, checkpoint_sha256: str, inputs: Mapping[str, str]) -> str:
     """Twelve hex digits for everything that a snapshot's shards follow from: the resolved run without output and
-    execution, the checkpoint by its content, and the code's format version."""
-    values = {"identity": identity(run, checkpoint_sha256), "samples": run.dataset.samples}
+    execution, the checkpoint by its content, that of what `fit` reads beside it (`inputs`, SHA-256 by name), and the
+    code's format version."""
+    values = {"identity": identity(run, checkpoint_sha256, inputs), "samples": run.dataset.samples}
     return hashlib.sha256(canonical_json(values)).hexdigest()[:_DIGEST_CHARACTERS]
 
 

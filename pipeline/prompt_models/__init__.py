@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from pipeline.prompt_models.base import PromptModel, PromptModelError
 from schemas.user_path import expand_user
 
-__all__ = ["BUNDLED", "PromptModel", "PromptModelError", "open_prompt_model"]
+__all__ = ["BUNDLED", "PromptModel", "PromptModelError", "hash_prompt_model", "open_prompt_model"]
 
 BUNDLED = ("avatars-prompts",)
 """Names after `bundled:`."""
@@ -24,18 +25,47 @@ def open_prompt_model(reference: str, device: str | torch.device = "cpu") -> Pro
 
     Nothing is downloaded, and nothing in a weights file is executed. Raises PromptModelError on anything unusable.
     """
+    kind, architecture, weights = _parts(reference)
+    if kind == "bundled":
+        from pipeline.prompt_models.avatars import load_avatars_prompts
+
+        return load_avatars_prompts(weights, device, name=reference)
+    from pipeline.prompt_models.open_clip import load_open_clip
+
+    return load_open_clip(architecture, weights, device, name=reference)
+
+
+def hash_prompt_model(reference: str) -> dict[str, str]:
+    """SHA-256 (hex) of each file that a prompt model is read from, by what it is. Raises PromptModelError."""
+    kind, architecture, weights = _parts(reference)
+    files = {"prompt_model_weights": weights}
+    if kind == "open-clip":
+        from pipeline.prompt_models.open_clip import check_weights_file
+
+        check_weights_file(weights)
+        if architecture.endswith(".json"):
+            files["prompt_model_architecture"] = expand_user(architecture)
+    return {name: _sha256(path) for name, path in files.items()}
+
+
+def _parts(reference: str) -> tuple[str, str, Path]:
+    """Kind, architecture and weights file of a reference. Raises PromptModelError where it is none."""
     kind, _, rest = reference.partition(":")
     if kind == "bundled":
         if rest not in BUNDLED:
             raise PromptModelError(f"{reference!r}: no such bundled prompt model; there is {', '.join(BUNDLED)}")
-        from pipeline.prompt_models.avatars import load_avatars_prompts
-
-        return load_avatars_prompts(_BUNDLED_FOLDER / f"{rest}.safetensors", device, name=reference)
+        return kind, rest, _BUNDLED_FOLDER / f"{rest}.safetensors"
     if kind == "open-clip":
-        from pipeline.prompt_models.open_clip import load_open_clip
-
         architecture, _, path = rest.partition("@")
         if not architecture or not path:
             raise PromptModelError(f"{reference!r}: no architecture and path of weights; {_FORMS}")
-        return load_open_clip(architecture, expand_user(path), device, name=reference)
+        return kind, architecture, expand_user(path)
     raise PromptModelError(f"{reference!r}: not a prompt model; {_FORMS}")
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PromptModelError(f"{path}: the prompt model cannot be read: {error.strerror or error}") from error

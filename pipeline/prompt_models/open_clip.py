@@ -160,8 +160,7 @@ def load_open_clip(architecture: str, path: Path, device: str | torch.device = "
     that file. Nothing is downloaded or executed. Raises PromptModelError.
     """
     library = _import_open_clip()
-    if not path.is_file():
-        raise PromptModelError(f"{path}: no such weights file. {_HOW_TO_GET}")
+    check_weights_file(path)
     found = find_architecture(library, architecture)
     content = path.read_bytes()
     tensors = read_tensors(path, content)
@@ -173,6 +172,12 @@ def load_open_clip(architecture: str, path: Path, device: str | torch.device = "
     )
     digest = hashlib.sha256(content).hexdigest()
     return OpenClip(model, tokenizer, found, device, name=name or f"open-clip:{architecture}@{path}", sha256=digest)
+
+
+def check_weights_file(path: Path) -> None:
+    """Raises PromptModelError, which says where to get weights, unless there is a file."""
+    if not path.is_file():
+        raise PromptModelError(f"{path}: no such weights file. {_HOW_TO_GET}")
 
 
 def find_architecture(library: ModuleType, architecture: str) -> Architecture:

@@ -17,11 +17,12 @@ from pipeline.benchmark.masks_results import Circumstances
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
-from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig, RunConfig
+from schemas.config import GeneratorConfig, NumericsConfig, RunConfig
 from schemas.errors import LabelmillError
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.run_file import load_config
 from schemas.segmentation import SegmentationModelConfig, SegmentationTrainingConfig
 
@@ -90,7 +91,7 @@ def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path
     result = results["default"]
     config = result.row.labeler
     assert config is not None
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     batch = sampler.sample(range(2_500_000_000, 2_500_000_016), labeler.layers)
     truth_BHW = open_oracle("b", 32).segment(batch.images_BCHW).numpy()
     other_BHW = open_oracle("a", 32).segment(batch.images_BCHW).numpy()

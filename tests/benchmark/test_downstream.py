@@ -18,7 +18,8 @@ from pipeline.benchmark.oracle_data import TRAINING_SEEDS as ORACLE_SEEDS
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
 from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from schemas.config import GeneratorConfig, NumericsConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 from schemas.segmentation import SegmentationModelConfig
 
 TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)

@@ -53,13 +53,14 @@ from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.networks import Generator
 from pipeline.generator.sampling import Batch, Sampler, noise_of_seeds
 from pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from pipeline.labelers import fit_labeler, open_labeler
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.labelers.mixing import mix
 from pipeline.labelers.variant_clusters import VariantClusterer
 from pipeline.segmentation.metrics import MaskEvaluator
 from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import LabelmillError
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 CPU = torch.device("cpu")
 SPEC = GeneratorSpec(
@@ -488,7 +489,7 @@ def test_a_rows_masks_are_those_of_a_run_to_the_bit(
 ) -> None:
     store, benchmark, _ = swept
     config = benchmark.result(name).row.labeler
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     batch = sampler.sample(range(FIRST_SEED["test"], FIRST_SEED["test"] + 8), labeler.layers)
     wanted_BHW = labeler.label(batch).masks_BHW.numpy()
     assert len(set(wanted_BHW.sum(axis=(1, 2)).tolist())) > 1
@@ -501,7 +502,7 @@ def test_a_read_out_is_taught_as_the_labeler_teaches_its_own(sampler: Sampler) -
     subject = GeneratorSubject(sampler, judge, config, {"fit": 16, "dev": 8, "test": 8})
     row = ROWS[DEFAULT].model_copy(update={"labeler": config})
     method = _Taught(_OfVariants(row, subject), subject)
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     pictures = subject.splits["test"][0]
     batch = sampler.sample(pictures.batch.seeds, labeler.layers)
     ours, theirs = (m.label(p).masks_BHW for m, p in ((method, Pictures(batch, pictures.truth)), (labeler, batch)))

@@ -18,7 +18,7 @@ from pipeline.labelers.foreground import (
 from pipeline.labelers.kmeans import PixelClusters
 from pipeline.labelers.mixing import mix
 from pipeline.labelers.variant_clusters import VariantClusterer
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 CONFIG = StyleMixingConfig(variants=3, clusters=4, restarts=2, iterations=4)
 

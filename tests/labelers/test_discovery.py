@@ -15,15 +15,16 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import check_labeler, open_labeler
 from pipeline.labelers.cluster_guide import cluster_guide
 from pipeline.labelers.discovery import ClassMargins, edited_seeds, find_edits, starts_of_rare
+from pipeline.labelers.feature_clusters_method import METHOD
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters
 from pipeline.labelers.fitted_feature_clusters import ClusterRecord
 from pipeline.labelers.logistic_regression import fit_balanced, newton
+from pipeline.labelers.methods import open_fitted
 from pipeline.labelers.naming import ClusterShares, by_prompts
-from schemas.config import FeatureClustersConfig
 from schemas.errors import ConfigError
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 
 DISCOVER = [
     {"prompt": "red", "against": "blue", "extra_clusters": 2},
@@ -151,7 +152,7 @@ def test_prompts_see_gray_rectangles_as_rgb_and_sheets_keep_their_shape() -> Non
     fitted = fit_feature_clusters(config, sampler, None, model)
     records = fitted.provenance.clusters
     assert sum(record.share for record in records) == pytest.approx(1, abs=1e-4)
-    labeler = open_labeler(config, sampler, fitted.to_bytes())
+    labeler = open_fitted(config, sampler, fitted.to_bytes()).labeler
     batch = sampler.sample([1, 2, 3], labeler.layers)
     assert batch.images_BCHW.shape == (3, 1, 16, 8)
     assert labeler.label(batch).masks_BHW.shape == (3, 16, 8)
@@ -176,7 +177,7 @@ def test_rare_classes_get_clusters_and_the_others_stay_to_the_bit() -> None:
     content = found.to_bytes()
     assert content == fit_feature_clusters(config, sampler, None, ColourPrompts()).to_bytes()
     assert load(content)["edits"].shape == (2, 8)
-    labeler = open_labeler(config, sampler, content)
+    labeler = open_fitted(config, sampler, content).labeler
     assert labeler.classes == tuple(NAMES)
     json.loads(found.provenance.model_dump_json())
     sheets = cluster_guide(config, sampler, found)
@@ -218,10 +219,13 @@ def test_what_a_fit_with_discovery_writes_is_a_mapping_for_its_clusters(
     path.write_bytes(cluster_guide(config, sampler, fitted)["clusters.yaml"])
 
     again = config_with(**settings, discover=rare, mapping=str(path))
-    check_labeler(again, sampler)
+    METHOD.check(again, sampler)
     mapped = fit_feature_clusters(again, sampler, None, ColourPrompts())
     assert mapped.provenance.named_by == "mapping" and mapped.model.clustering == fitted.model.clustering
-    plain, named = open_labeler(config, sampler, fitted.to_bytes()), open_labeler(again, sampler, mapped.to_bytes())
+    plain, named = (
+        open_fitted(config, sampler, fitted.to_bytes()).labeler,
+        open_fitted(again, sampler, mapped.to_bytes()).labeler,
+    )
     batch = sampler.sample([1, 2, 3], plain.layers)
     assert torch.equal(plain.label(batch).masks_BHW, named.label(batch).masks_BHW)
 
@@ -234,7 +238,7 @@ def test_mappings_that_no_discovery_can_fit_are_refused_before_any_work() -> Non
     ):
         mapping = {"classes": ["a", "b"], "clusters": dict.fromkeys(range(count), "a")}
         with pytest.raises(ConfigError, match=rf"labeler\.mapping: {message}"):
-            check_labeler(config_with(names=NAMES, discover=rare, mapping=mapping), make_sampler())
+            METHOD.check(config_with(names=NAMES, discover=rare, mapping=mapping), make_sampler())
 
 
 def test_new_clusters_that_prompts_name_otherwise_are_dropped() -> None:

@@ -21,14 +21,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.generator.sampling import Sampler
 from pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from pipeline.labelers import (
-    FittedLabelerError,
-    check_labeler,
-    choose_clustering,
-    feature_clusters,
-    fit_labeler,
-    open_labeler,
-)
+from pipeline.labelers import choose_clustering, feature_clusters
 from pipeline.labelers.choose_clustering import (
     PixelSample,
     SampleCollector,
@@ -43,7 +36,10 @@ from pipeline.labelers.choose_clustering import (
 )
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.feature_clusters import FeatureClustersLabeler, bytes_needed, layer_candidates
+from pipeline.labelers.feature_clusters_method import METHOD
+from pipeline.labelers.fitted_file import FittedLabelerError
 from pipeline.labelers.joint_upsampling import snap_to_edges
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.labelers.pixel_reading import some_pixels
 from pipeline.labelers.streamed_kmeans import StreamedKMeans, mean_distance
 from pipeline.prompt_models import PromptModelError
@@ -59,7 +55,7 @@ def fitted() -> bytes:
 
 
 def opened(fitted: bytes, **sampler_settings: object) -> FeatureClustersLabeler:
-    labeler = open_labeler(make_config(), make_sampler(**sampler_settings), fitted)  # type: ignore[arg-type]
+    labeler = open_fitted(make_config(), make_sampler(**sampler_settings), fitted).labeler  # type: ignore[arg-type]
     assert isinstance(labeler, FeatureClustersLabeler)
     return labeler
 
@@ -183,7 +179,7 @@ def test_layers() -> None:
 @pytest.mark.parametrize("layers", [["b8.conv1", "b16.conv0"], "b8.conv1"])
 def test_other_layers_give_masks_of_the_image(layers: object) -> None:
     config, sampler = make_config(layers=layers, normalisation="standardised"), make_sampler()
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     masks_BHW = labeler.label(sampler.sample([1, 2], labeler.layers)).masks_BHW
     assert masks_BHW.shape == (2, 16, 16) and len(masks_BHW.unique()) > 2
 
@@ -294,7 +290,7 @@ def test_a_labeler_opens_whatever_memory_its_fit_still_holds(fitted: bytes, monk
     monkeypatch.setattr(feature_clusters, "free_bytes", lambda _: 0)
     assert opened(fitted).classes
     with pytest.raises(ConfigError, match="lower numerics"):
-        check_labeler(make_config(), make_sampler())
+        METHOD.check(make_config(), make_sampler())
 
 
 def test_more_clusters_than_pixels_to_start_from_are_refused_before_any_work() -> None:
@@ -302,23 +298,23 @@ def test_more_clusters_than_pixels_to_start_from_are_refused_before_any_work() -
     config = make_config(clusters=[2, 129], layers="b4.conv1", names=names, prompt_model="bundled:x")
     message = r"labeler\.clusters: 129 clusters, but half of the 16 images of fit_samples give 128 pixels of b4\.conv1"
     with pytest.raises(ConfigError, match=message):
-        check_labeler(config, make_sampler())
-    check_labeler(config.model_copy(update={"clusters": 128}), make_sampler())
+        METHOD.check(config, make_sampler())
+    METHOD.check(config.model_copy(update={"clusters": 128}), make_sampler())
 
 
 def test_more_clusters_than_mask_values_need_names() -> None:
     with pytest.raises(ConfigError, match=r"labeler\.clusters: 256 clusters without names, but masks hold 255"):
-        check_labeler(make_config(clusters=256), make_sampler())
+        METHOD.check(make_config(clusters=256), make_sampler())
     rare = {"discover": [{"prompt": "red", "against": "blue"}], "prompt_model": "colours", "edited_samples": 16}
-    check_labeler(make_config(clusters=247, **rare), make_sampler())
+    METHOD.check(make_config(clusters=247, **rare), make_sampler())
     with pytest.raises(ConfigError, match=r"labeler\.clusters: 248 clusters and 8 for discover without names"):
-        check_labeler(make_config(clusters=248, **rare), make_sampler())
+        METHOD.check(make_config(clusters=248, **rare), make_sampler())
 
 
 def test_a_labeler_of_another_checkpoint_is_refused(fitted: bytes) -> None:
-    open_labeler(make_config(), make_sampler(), fitted, "a" * 64)
+    open_fitted(make_config(), make_sampler(), fitted, "a" * 64)
     with pytest.raises(FittedLabelerError, match=r"fitted on another checkpoint .sha256 aaaaaaaaaaaa.*bbbbbbbbbbbb"):
-        open_labeler(make_config(), make_sampler(), fitted, "b" * 64)
+        open_fitted(make_config(), make_sampler(), fitted, "b" * 64)
 
 
 def test_damaged_and_foreign_files(fitted: bytes) -> None:
@@ -345,18 +341,18 @@ def test_damaged_and_foreign_files(fitted: bytes) -> None:
     for message, contents in broken.items():
         for content in contents:
             with pytest.raises(FittedLabelerError, match=message):
-                open_labeler(make_config(), make_sampler(), content)
+                open_fitted(make_config(), make_sampler(), content)
     with pytest.raises(FittedLabelerError, match="clusters: 6 here, 5 in the file"):
-        open_labeler(make_config(clusters=6), make_sampler(), fitted)
+        open_fitted(make_config(clusters=6), make_sampler(), fitted)
     with pytest.raises(FittedLabelerError, match="resolution: 32 here, 16 in the file"):
-        open_labeler(make_config(), make_sampler(resolution=32), fitted)
+        open_fitted(make_config(), make_sampler(resolution=32), fitted)
 
 
 def test_ignored_clusters_become_255_and_classes_add_up_their_clusters(fitted: bytes) -> None:
     clusters = {"0": "background", "1": "ignore", "2": "thing", "3": "thing", "4": "background"}
     config = make_config(mapping={"classes": ["background", "thing"], "clusters": clusters})
     sampler = make_sampler()
-    labeler, plain = open_labeler(config, sampler, fit_labeler(config, sampler)), opened(fitted)
+    labeler, plain = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler, opened(fitted)
     assert labeler.classes == ("background", "thing")
     batch = sampler.sample([1, 2, 3, 4], labeler.layers)
     masks_BHW, fine_BHW = labeler.label(batch).masks_BHW, plain.label(batch).masks_BHW
@@ -376,7 +372,7 @@ def test_confidence_is_of_what_is_not_ignored(fitted: bytes) -> None:
     for ignored in ([1], [0, 1, 2, 3], [0, 1, 2, 3, 4]):
         named = {str(number): "ignore" if number in ignored else "thing" for number in range(5)}
         config = make_config(mapping={"classes": ["background", "thing"], "clusters": named})
-        labels = open_labeler(config, sampler, fit_labeler(config, sampler)).label(batch)
+        labels = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler.label(batch)
         thing_Bhw = maps_BKhw[:, [number for number in range(5) if number not in ignored]].sum(dim=1)
         for index, one_hw in enumerate(thing_Bhw):
             kept = one_hw[one_hw > 0.5]
@@ -517,9 +513,9 @@ def test_on_a_gpu() -> None:
     on_gpu = Sampler(make_sampler().generator, sampler.config, sampler.numerics, "cuda")
     fitted = fit_labeler(config, on_gpu)
     assert fit_labeler(config, on_gpu) == fitted
-    labeler = open_labeler(config, on_gpu, fitted)
+    labeler = open_fitted(config, on_gpu, fitted).labeler
     together, alone = (labeler.label(on_gpu.sample(seeds, labeler.layers)) for seeds in ([1, 2, 3], [2]))
     assert torch.equal(together.masks_BHW[1], alone.masks_BHW[0])
     assert torch.equal(together.confidence_B[1], alone.confidence_B[0])
-    on_cpu = open_labeler(config, sampler, fitted).label(sampler.sample([1, 2, 3], labeler.layers))
+    on_cpu = open_fitted(config, sampler, fitted).labeler.label(sampler.sample([1, 2, 3], labeler.layers))
     assert (on_cpu.masks_BHW == together.masks_BHW.cpu()).float().mean() > 0.97

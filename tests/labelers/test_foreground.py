@@ -23,7 +23,7 @@ from pipeline.labelers.foreground import (
 from pipeline.labelers.joint_upsampling import downsample
 from pipeline.labelers.kmeans import PixelClusters, one_hot
 from pipeline.labelers.variant_clusters import VariantClusterer
-from schemas.config import StyleMixingConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 RESOLUTION, NUM_VARIANTS = 64, 16
 

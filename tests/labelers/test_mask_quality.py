@@ -9,10 +9,11 @@ from torch import Tensor
 from pipeline.benchmark.oracle import open_oracle
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, open_labeler
 from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.base import Labels
-from schemas.config import GeneratorConfig, NumericsConfig, StyleMixingConfig
+from pipeline.labelers.methods import fit_labeler, open_fitted
+from schemas.config import GeneratorConfig, NumericsConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 # A smaller fit than the default, and one of the good rows.
 SMALL = {"fit_samples": 48, "crossover": 4, "variants": 12}
@@ -40,7 +41,7 @@ def sampler() -> Sampler:
 
 def judged(sampler: Sampler, **settings: object) -> Judged:
     config = StyleMixingConfig.model_validate({**SMALL, **settings})
-    labeler, oracle = open_labeler(config, sampler, fit_labeler(config, sampler)), open_oracle("b", 32)
+    labeler, oracle = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler, open_oracle("b", 32)
     batches = [sampler.sample(SEEDS[start : start + 16], labeler.layers) for start in range(0, len(SEEDS), 16)]
     labels = [labeler.label(batch) for batch in batches]
     return Judged(

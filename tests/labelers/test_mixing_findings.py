@@ -8,14 +8,16 @@ from pipeline.check_run import check_strength
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import fit_labeler, labeler_findings
 from pipeline.labelers.fitted import Provenance
 from pipeline.labelers.fitted_file import read_fitted
 from pipeline.labelers.foreground import separation_of
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.labelers.mixing_findings import WEAK_SEPARATION
-from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig, RunConfig, StyleMixingConfig
+from schemas.config import GeneratorConfig, NumericsConfig, RunConfig
 from schemas.errors import ConfigError
 from schemas.labeler_findings import LabelerFindings
+from schemas.labelers.feature_clusters import FeatureClustersConfig
+from schemas.labelers.style_mixing import StyleMixingConfig
 from schemas.run_file import validate
 
 QUICK = StyleMixingConfig(variants=4, crossover=3, clusters=4, restarts=2, iterations=4, fit_samples=16)
@@ -35,7 +37,7 @@ def _random(seed: int, resolution: int, width: int) -> Sampler:
 def _judged(sampler: Sampler) -> tuple[float, LabelerFindings]:
     fitted = fit_labeler(QUICK, sampler)
     _, tensors = read_fitted(fitted, Provenance)
-    return separation_of(tensors["foreground.sharpness"]), labeler_findings(QUICK, fitted)
+    return separation_of(tensors["foreground.sharpness"]), open_fitted(QUICK, sampler, fitted).findings
 
 
 @pytest.mark.parametrize(("seed", "resolution", "width"), [(0, 32, 16), (1, 32, 16), (2, 16, 8), (3, 64, 64)])
@@ -55,8 +57,9 @@ def test_the_bundled_generator_is_sound_by_a_wide_margin() -> None:
 def test_clusters_of_an_untrained_generator_are_weak_and_those_of_the_bundled_one_are_not() -> None:
     config = FeatureClustersConfig(method="feature_clusters", clusters=4, fit_samples=16, naming_samples=8)
     trained = _sampler(open_checkpoint("bundled:avatars-32").generator)
-    assert labeler_findings(config, fit_labeler(config, trained)).verdict == "sound"
-    weak = labeler_findings(config, fit_labeler(config, make_sampler(resolution=32)))
+    untrained = make_sampler(resolution=32)
+    assert open_fitted(config, trained, fit_labeler(config, trained)).findings.verdict == "sound"
+    weak = open_fitted(config, untrained, fit_labeler(config, untrained)).findings
     assert weak.verdict == "weak" and "masks would mean nothing" in weak.words[-1]
 
 

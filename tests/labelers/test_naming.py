@@ -12,12 +12,12 @@ from random_sampler import make_sampler
 
 from pipeline.generator.checkpoints import open_checkpoint
 from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers import fit_labeler, labeler_findings, open_labeler
 from pipeline.labelers.choose_clustering import SampleCollector
 from pipeline.labelers.cluster_findings import findings
 from pipeline.labelers.cluster_guide import cluster_guide
 from pipeline.labelers.cluster_model import ClusterModel
 from pipeline.labelers.fit_feature_clusters import fit_feature_clusters, needs_prompt_model
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.labelers.naming import (
     ClusterPool,
     ClusterShares,
@@ -28,8 +28,9 @@ from pipeline.labelers.naming import (
     of_sample,
 )
 from schemas.cluster_mapping import ClusterMapping, load_mapping
-from schemas.config import FeatureClustersConfig, GeneratorConfig, NumericsConfig
+from schemas.config import GeneratorConfig, NumericsConfig
 from schemas.errors import ConfigError
+from schemas.labelers.feature_clusters import FeatureClustersConfig
 
 NAMES = {"back": ["grey"], "warm": ["red"], "cool": ["green", "blue"]}
 
@@ -114,7 +115,7 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
         assert record.margin is not None and record.similarity is not None
         assert record.is_unsure == (record.margin < 0.45)
         assert record.name == ("back" if record.is_unsure else record.nearest)
-    labeler = open_labeler(config, sampler, fitted.to_bytes())
+    labeler = open_fitted(config, sampler, fitted.to_bytes()).labeler
     assert labeler.classes == ("back", "warm", "cool")
 
     guide = cluster_guide(config, sampler, fitted)
@@ -132,7 +133,7 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
     # The file that was written names just the clusters that it was written for.
     again = make_config(mapping=str(path))
     assert not needs_prompt_model(again)
-    named = open_labeler(again, sampler, fit_labeler(again, sampler))
+    named = open_fitted(again, sampler, fit_labeler(again, sampler)).labeler
     batch = sampler.sample([1, 2, 3], labeler.layers)
     assert torch.equal(named.label(batch).masks_BHW, labeler.label(batch).masks_BHW)
 
@@ -142,7 +143,8 @@ def test_what_a_person_should_know_is_said_after_a_fit_and_in_the_file() -> None
     fitted = fit_feature_clusters(config, make_sampler(), None, ColourPrompts())
     unsure = [number for number, record in enumerate(fitted.provenance.clusters) if (record.margin or 0) < 0.45]
     assert unsure == [2] and {record.name for record in fitted.provenance.clusters} == {"back"}
-    found = labeler_findings(config, fitted.to_bytes())
+    sampler = make_sampler()
+    found = open_fitted(config, sampler, fitted.to_bytes()).findings
     said = findings(fitted.provenance)
     assert found.words[1:3] == said and found.verdict == "weak"
     assert said == [
@@ -152,7 +154,7 @@ def test_what_a_person_should_know_is_said_after_a_fit_and_in_the_file() -> None
     text = cluster_guide(config, make_sampler(), fitted)["clusters.yaml"].decode()
     assert all(f"# Note: {line}\n" in text for line in said)
     plain = make_config()
-    assert len(labeler_findings(plain, fit_labeler(plain, make_sampler())).words) == 2
+    assert len(open_fitted(plain, sampler, fit_labeler(plain, sampler)).findings.words) == 2
 
 
 def test_rare_classes_that_hardly_any_image_shows_are_told() -> None:
@@ -209,7 +211,7 @@ def test_classes_in_another_order_are_another_labeler() -> None:
     turned = make_config(names={name: NAMES[name] for name in ("back", "cool", "warm")}, prompt_model="colours")
     assert turned == config
     with pytest.raises(ValueError, match=r"its classes are .*'warm', 'cool'.* in this order; here they are"):
-        open_labeler(turned, make_sampler(), content)
+        open_fitted(turned, make_sampler(), content)
 
 
 def test_prompts_without_a_model() -> None:
@@ -326,7 +328,7 @@ def test_the_bundled_model_names_the_parts_of_portraits() -> None:
             "min_margin": 0.08,
         }
     )
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     labels = labeler.label(sampler.sample(range(16), labeler.layers))
     mask_BHW = labels.masks_BHW
     assert (mask_BHW[:, :4, :4] == 0).float().mean() > 0.9, "corners are background"

@@ -9,15 +9,16 @@ from safetensors.torch import load, save
 
 from pipeline.generator.networks import Architecture
 from pipeline.generator.sampling import Sampler
-from pipeline.labelers import FittedLabelerError, fit_labeler, open_labeler
 from pipeline.labelers.agreement import soft_iou
 from pipeline.labelers.fit_style_mixing import resolution_candidates
+from pipeline.labelers.fitted_file import FittedLabelerError
 from pipeline.labelers.joint_upsampling import snap_to_edges
+from pipeline.labelers.methods import fit_labeler, open_fitted
 from pipeline.labelers.mixing import images_per_pass
 from pipeline.labelers.style_mixing import StyleMixingLabeler
 from pipeline.labelers.variant_clusters import VariantClusterer, pixel_vectors
-from schemas.config import StyleMixingConfig
 from schemas.errors import ConfigError, LabelmillError
+from schemas.labelers.style_mixing import StyleMixingConfig
 
 SMALL = {"variants": 4, "crossover": 3, "clusters": 4, "restarts": 2, "iterations": 3, "fit_samples": 16}
 
@@ -53,7 +54,7 @@ def rewritten(content: bytes, **changes: object) -> bytes:
 @pytest.mark.parametrize("mode", MODES)
 def test_labels(mode: str, fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler()
-    labeler = open_labeler(make_config(masks_from=mode), sampler, fitted_in[mode])
+    labeler = open_fitted(make_config(masks_from=mode), sampler, fitted_in[mode]).labeler
     assert labeler.classes == ("background", "foreground")
     assert labeler.layers == (("b16.conv0", "b16.conv1") if mode == "readout" else ())
     labels = labeler.label(sampler.sample([1, 2, 3], labeler.layers))
@@ -73,7 +74,7 @@ def test_rectangular_and_gray_images_are_labeled(
 ) -> None:
     sampler = make_sampler(64, const_size=const_size, img_channels=img_channels)
     config = make_config(**settings, variant_resolution="auto" if "parts" in settings else 32)
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     assert isinstance(labeler, StyleMixingLabeler)
     height, width = 16 * const_size[0], 16 * const_size[1]
     size = labeler.variant_resolution // 4
@@ -91,7 +92,7 @@ def test_rectangular_and_gray_images_are_labeled(
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mask_depends_on_its_sample_alone_to_the_bit(mode: str, noise: str, fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler(noise=noise, batch_size=8)
-    labeler = open_labeler(make_config(masks_from=mode), sampler, fitted_in[mode])
+    labeler = open_fitted(make_config(masks_from=mode), sampler, fitted_in[mode]).labeler
     alone = labeler.label(sampler.sample([5], labeler.layers))
     for seeds in ([5, 1, 2, 3, 4, 6, 7], [1, 2, 5], [7, 6, 3, 2, 1, 5], [0, 1, 2, 3, 4, 5, 6, 7]):
         labels = labeler.label(sampler.sample(seeds, labeler.layers))
@@ -103,18 +104,18 @@ def test_a_mask_depends_on_its_sample_alone_to_the_bit(mode: str, noise: str, fi
 def test_parts_split_the_foreground_and_leave_it_as_it_is(mode: str, fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler()
     config = make_config(masks_from=mode, parts=3)
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     assert labeler.classes == ("background", "part_1", "part_2", "part_3")
     batch = sampler.sample([1, 2, 3, 4], labeler.layers)
     masks_BHW = labeler.label(batch).masks_BHW
     assert masks_BHW.unique().tolist() == [0, 1, 2, 3]
-    whole = open_labeler(make_config(masks_from=mode), sampler, fitted_in[mode]).label(batch)
+    whole = open_fitted(make_config(masks_from=mode), sampler, fitted_in[mode]).labeler.label(batch)
     assert ((masks_BHW != 0) == (whole.masks_BHW != 0)).float().mean() > 0.99
 
 
 def test_the_readouts_masks_are_those_of_scores_snapped_to_edges(fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler()
-    labeler = open_labeler(make_config(masks_from="readout"), sampler, fitted_in["readout"])
+    labeler = open_fitted(make_config(masks_from="readout"), sampler, fitted_in["readout"]).labeler
     batch = sampler.sample([1, 2, 3, 4], labeler.layers)
     tensors = load(fitted_in["readout"])
     maps_BHW = tensors["readout.bias"][0] + tensors["readout.place"][0] * tensors["foreground.background_HW"]
@@ -131,7 +132,7 @@ def test_variants_of_a_lower_resolution_give_masks_of_the_image() -> None:
         fitted = fit_labeler(config, sampler)
         assert load(fitted)["foreground.background_HW"].shape == (16, 16)
         assert json.loads(header(fitted)["labelmill"])["variant_resolution"] == 16
-        labeler = open_labeler(config, sampler, fitted)
+        labeler = open_fitted(config, sampler, fitted).labeler
         assert labeler.label(sampler.sample([1, 2], labeler.layers)).masks_BHW.shape == (2, 32, 32)
         assert isinstance(labeler, StyleMixingLabeler)
         variants_BNCHW = labeler.variants(sampler.sample([1, 2]))
@@ -161,7 +162,7 @@ def test_the_lowest_resolution_whose_masks_agree_is_chosen() -> None:
     masks = []
     for size in (32, 64):
         fixed = config.model_copy(update={"variant_resolution": size, "masks_from": "clusters"})
-        labeler = open_labeler(fixed, sampler, fit_labeler(fixed, sampler))
+        labeler = open_fitted(fixed, sampler, fit_labeler(fixed, sampler)).labeler
         batches = [sampler.sample(range(fixed.fit_first_seed + i, fixed.fit_first_seed + i + 4)) for i in (0, 4, 8, 12)]
         masks.append(torch.cat([labeler.label(batch).masks_BHW for batch in batches]).float())
     assert abs(soft_iou(*masks).mean().item() - agreement["32"]) < 2e-3
@@ -177,7 +178,7 @@ def test_generators_without_rgb_at_lower_resolutions(architecture: Architecture)
         fit_labeler(make_config(variant_resolution=8, crossover=1), sampler)
     for mode in MODES:
         config = make_config(masks_from=mode)
-        labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+        labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
         assert labeler.label(sampler.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
 
 
@@ -196,7 +197,7 @@ def test_resolutions_that_the_generator_lacks(settings: dict[str, object], messa
     with pytest.raises(ConfigError, match=message):
         fit_labeler(make_config(**settings), make_sampler())
     with pytest.raises(ConfigError, match=message):
-        open_labeler(make_config(**settings), make_sampler(), fitted)
+        open_fitted(make_config(**settings), make_sampler(), fitted)
 
 
 def test_the_same_fit_gives_the_same_bytes_and_another_gives_others(fitted: bytes) -> None:
@@ -242,7 +243,7 @@ def test_auto_crossover_is_recorded_with_what_it_was_chosen_from() -> None:
             assert min(agreement[row] for row in range(values["crossover"], 6)) >= 0
         else:
             assert values["crossover"] == expected
-        open_labeler(config, make_sampler(), fitted)
+        open_fitted(config, make_sampler(), fitted)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -254,7 +255,7 @@ def test_one_image_a_batch_chooses_the_row_that_sixteen_choose(mode: str) -> Non
     assert found["crossover"] == expected["crossover"]
     for name in ("layout_agreement", "foreground_agreement", "colour_change"):
         assert found[name] == pytest.approx(expected[name], abs=2e-3)
-    labeler = open_labeler(config, alone, fitted)
+    labeler = open_fitted(config, alone, fitted).labeler
     assert labeler.label(alone.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
 
 
@@ -264,7 +265,7 @@ def test_images_that_are_all_alike_can_be_fitted(mode: str) -> None:
     config, sampler = make_config(masks_from=mode, crossover="auto"), make_sampler(psi=0)
     fitted = fit_labeler(config, sampler)
     assert json.loads(header(fitted)["labelmill"])["crossover"] == 5
-    labeler = open_labeler(config, sampler, fitted)
+    labeler = open_fitted(config, sampler, fitted).labeler
     assert labeler.label(sampler.sample([1, 2], labeler.layers)).confidence_B.isfinite().all()
 
 
@@ -275,13 +276,13 @@ def test_a_crossover_that_the_generator_lacks_is_refused_before_any_work(crossov
     with pytest.raises(ConfigError, match=message):
         fit_labeler(config, make_sampler())
     with pytest.raises(ConfigError, match=message):
-        open_labeler(config, make_sampler(), fitted)
+        open_fitted(config, make_sampler(), fitted)
 
 
 def test_the_last_row_changes_colour_only_and_works() -> None:
     config = make_config(crossover=5)
     sampler = make_sampler()
-    labeler = open_labeler(config, sampler, fit_labeler(config, sampler))
+    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
     assert labeler.label(sampler.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
 
 
@@ -299,7 +300,7 @@ def test_a_file_made_for_something_else(
     settings: dict[str, object], sampler_settings: dict[str, int], message: str, fitted: bytes
 ) -> None:
     with pytest.raises(FittedLabelerError, match=message) as caught:
-        open_labeler(make_config(**settings), make_sampler(**sampler_settings), fitted)  # type: ignore[arg-type]
+        open_fitted(make_config(**settings), make_sampler(**sampler_settings), fitted)  # type: ignore[arg-type]
     assert isinstance(caught.value, LabelmillError)
 
 
@@ -322,7 +323,7 @@ def test_damaged_and_foreign_files(fitted: bytes) -> None:
     for message, contents in broken.items():
         for content in contents:
             with pytest.raises(FittedLabelerError, match=message):
-                open_labeler(make_config(), make_sampler(), content)
+                open_fitted(make_config(), make_sampler(), content)
 
 
 def test_pixel_vectors_by_hand() -> None:
@@ -347,9 +348,9 @@ def test_on_a_gpu(mode: str) -> None:
     on_gpu = Sampler(make_sampler().generator, sampler.config, sampler.numerics, "cuda")
     fitted = fit_labeler(config, on_gpu)
     assert fit_labeler(config, on_gpu) == fitted
-    labeler = open_labeler(config, on_gpu, fitted)
+    labeler = open_fitted(config, on_gpu, fitted).labeler
     together, alone = (labeler.label(on_gpu.sample(seeds, labeler.layers)) for seeds in ([1, 2, 3], [2]))
     assert torch.equal(together.masks_BHW[1], alone.masks_BHW[0])
     assert torch.equal(together.confidence_B[1], alone.confidence_B[0])
-    on_cpu = open_labeler(config, sampler, fitted).label(sampler.sample([1, 2, 3], labeler.layers))
+    on_cpu = open_fitted(config, sampler, fitted).labeler.label(sampler.sample([1, 2, 3], labeler.layers))
     assert (on_cpu.masks_BHW == together.masks_BHW.cpu()).float().mean() > 0.97

@@ -28,7 +28,7 @@ def _config(**changes: object) -> RunConfig:
     ],
 )
 def test_where_and_how_much_is_no_part_of_it(changes: dict[str, object]) -> None:
-    assert identity(_config(**changes), "00") == identity(_config(), "00")
+    assert identity(_config(**changes), "00", {}) == identity(_config(), "00", {})
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_where_and_how_much_is_no_part_of_it(changes: dict[str, object]) -> None
     ],
 )
 def test_what_changes_bytes_is_part_of_it_and_is_named(changes: dict[str, object], key: str) -> None:
-    ours, theirs = identity(_config(**changes), "00"), identity(_config(), "00")
+    ours, theirs = identity(_config(**changes), "00", {}), identity(_config(), "00", {})
     assert fingerprint(ours, "11") != fingerprint(theirs, "11")
     assert differing_keys(ours, theirs) == [key]
 
 
 def test_checkpoint_and_labeler_are_part_of_it_by_content() -> None:
     config = _config()
-    assert fingerprint(identity(config, "00"), "11") != fingerprint(identity(config, "22"), "11")
-    assert fingerprint(identity(config, "00"), "11") != fingerprint(identity(config, "00"), "22")
+    assert fingerprint(identity(config, "00", {}), "11") != fingerprint(identity(config, "22", {}), "11")
+    assert fingerprint(identity(config, "00", {}), "11") != fingerprint(identity(config, "00", {}), "22")

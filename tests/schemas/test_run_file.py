@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.generator.checkpoints.source import read_bytes
-from schemas.config import SEED_LIMIT, RunConfig
+from schemas.config import RunConfig
 from schemas.errors import CheckpointError, ConfigError
 from schemas.run_file import load_config, parse_yaml
+from schemas.section import SEED_LIMIT
 from schemas.segmentation import PhotoFolder, SegmentationTrainingConfig
 from schemas.training import ShardsData, TrainGeneratorConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.labelers import fit_labeler
+from pipeline.labelers.style_mixing_method import METHOD
 from pipeline.machine_kind import machine_kind
 from pipeline.output_claim import FINGERPRINT_PATH, read_claim
 from pipeline.sealed import seal
@@ -37,7 +37,7 @@ def config(prepared: RunConfig, tmp_path: Path) -> RunConfig:
 
 
 def _prepare(config: RunConfig) -> PreparedRun:
-    return prepare(config, *open_sampler(config))
+    return prepare(config, *open_sampler(config)).run
 
 
 def test_a_labeler_that_was_deleted_is_fitted_anew_if_it_comes_out_the_same(config: RunConfig) -> None:
@@ -54,7 +54,7 @@ def test_a_labeler_that_comes_out_otherwise_is_not_published(config: RunConfig) 
     store = Store.open(config.output)
     claim = read_claim(store)
     assert claim is not None
-    ours = identity(config, open_sampler(config)[1].sha256)
+    ours = identity(config, open_sampler(config)[1].sha256, {})
     theirs = {"labeler_sha256": "0" * 64, "fingerprint": fingerprint(ours, "0" * 64)}
     store.replace(FINGERPRINT_PATH, seal(claim.model_copy(update=theirs)))
     store.delete(LABELER)
@@ -86,12 +86,14 @@ def test_who_loses_the_race_to_fit_takes_the_winners_labeler(
     store.delete(LABELER)
     store.delete(FINGERPRINT_PATH)
 
+    fit = METHOD.fit
+
     def fit_and_lose(*arguments: Any) -> bytes:
-        fitted = fit_labeler(*arguments)
+        fitted = fit(*arguments)
         store.create(LABELER, winner)
         store.create(FINGERPRINT_PATH, claim)
         return fitted + b"\0"
 
-    monkeypatch.setattr("workers.prepare.fit_labeler", fit_and_lose)
+    monkeypatch.setattr(METHOD, "fit", fit_and_lose)
     run = _prepare(config)
     assert run.labeler_sha256 == hashlib.sha256(winner).hexdigest() and store.read(LABELER) == winner

@@ -1,0 +1,36 @@
+"""The labeling methods: one row each, by the name that a run file's `labeler.method` gives it.
+
+Its configuration is a row of the union in schemas/config.py; nothing else in labelmill knows a method by its name.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.generator.sampling import Sampler
+from pipeline.labelers import feature_clusters_method, style_mixing_method
+from pipeline.labelers.base import FittedLabeler, LabelingMethod
+from schemas.config import LabelerConfig
+
+METHODS: dict[str, LabelingMethod[Any]] = {
+    "style_mixing": style_mixing_method.METHOD,
+    "feature_clusters": feature_clusters_method.METHOD,
+}
+
+
+def method_of(config: LabelerConfig) -> LabelingMethod[Any]:
+    """The method that a run file's section is about."""
+    return METHODS[config.method]
+
+
+def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str | None = None) -> bytes:
+    """The fitted file of a fit that nobody resumes, as a preview's. Raises what `LabelingMethod.fit` raises."""
+    with TemporaryDirectory(prefix="labelmill-fit-") as folder:
+        return method_of(config).fit(config, sampler, checkpoint_sha256, Path(folder))
+
+
+def open_fitted(
+    config: LabelerConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str | None = None
+) -> FittedLabeler:
+    """The labeler of a fitted file. Raises what `LabelingMethod.open` raises."""
+    return method_of(config).open(config, sampler, checkpoint_sha256, fitted)
