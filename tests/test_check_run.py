@@ -1,17 +1,27 @@
 """What `generate` refuses before work, `validate`, `plan` and `nightly validate` refuse in the same words."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import yaml
-from tiny_run import tiny_run
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_run import save_tiny_generator, tiny_run
 from typer.testing import CliRunner
 
+from pipeline import prompt_models
 from pipeline.cli import app
-from schemas.errors import LabelmillError
+from pipeline.labelers import feature_clusters_method, fitted_file
+from pipeline.store import Store
+from schemas.errors import LabelmillError, OutputError
 
 Change = Callable[[Path], None]
 
@@ -124,3 +134,186 @@ def test_nightly_validate_refuses_what_the_night_would(
 
 def _files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+NAMES = {"back": ["background"], "thing": ["hair", "a hat"]}
+PROMPTED = {**CLUSTERS, "names": NAMES, "prompt_model": "bundled:avatars-prompts"}
+MAPPING = {"classes": ["back", "thing"], "clusters": {"0": "back", "1": "thing", "2": "thing", "3": "ignore"}}
+LABELERS: dict[str, dict[str, object]] = {
+    "style mixing": {},
+    "style mixing beyond the rows": {"crossover": 99},
+    "clusters without names": CLUSTERS,
+    "clusters of a layer that is not there": {**CLUSTERS, "layers": "b64.conv1"},
+    "mapped clusters": {**CLUSTERS, "mapping": MAPPING},
+    "a mapping for other clusters": {**CLUSTERS, "clusters": 5, "mapping": MAPPING},
+    "prompts": PROMPTED,
+    "prompts of unknown words": {**PROMPTED, "names": {**NAMES, "animal": ["zebra"]}},
+    "prompts without weights": {**PROMPTED, "prompt_model": "open-clip:RN50@/nowhere/w.safetensors"},
+    "prompts of no model": {**PROMPTED, "prompt_model": "bundled:nothing"},
+}
+LENIENT = {"foreground_min": 0.0, "foreground_max": 1.0, "confidence_min": 0.0, "largest_component_min": 0.0}
+GENERATORS = ("square", "wide", "gray", "absent", "no checkpoint")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    paths = {name: folder / f"{name}.safetensors" for name in GENERATORS}
+    save_tiny_generator(paths["square"])
+    save_tiny_generator(paths["wide"], const_size=(2, 4))
+    save_tiny_generator(paths["gray"], img_channels=1)
+    paths["no checkpoint"].write_bytes(b"<!doctype html>")
+    return paths
+
+
+def _refusal(*arguments: object) -> tuple[int, str] | None:
+    """Status and words of a command that refuses; None where it does its work."""
+    try:
+        _run(*arguments)
+    except LabelmillError as error:
+        return error.exit_code, str(error)
+    return None
+
+
+@settings(max_examples=12)
+@example(labeler="clusters without names", is_judged=True, generator="square", splits={"train": 1.0})
+@example(labeler="prompts without weights", is_judged=False, generator="gray", splits={"train": 1.0})
+@example(labeler="a mapping for other clusters", is_judged=False, generator="wide", splits={"train": 1.0})
+@given(
+    labeler=st.sampled_from(sorted(LABELERS)),
+    is_judged=st.booleans(),
+    generator=st.sampled_from(GENERATORS),
+    splits=st.sampled_from(({"train": 1.0}, {"a": 0.5, "b": 0.25, "c": 0.25})),
+)
+def test_commands_agree_on_any_run(
+    labeler: str, is_judged: bool, generator: str, splits: dict[str, float], checkpoints: dict[str, Path]
+) -> None:
+    with TemporaryDirectory() as folder:
+        _check_agreement(Path(folder), checkpoints[generator], LABELERS[labeler], is_judged, splits)
+
+
+def _check_agreement(
+    folder: Path, checkpoint: Path, labeler: dict[str, object], is_judged: bool, splits: dict[str, float]
+) -> None:
+    values: dict[str, object] = tiny_run(checkpoint, folder / "out")
+    if "method" not in labeler:
+        labeler = {**values["labeler"], **labeler}  # type: ignore[dict-item]
+    values["labeler"] = labeler
+    values["dataset"] = {"samples": 4, "samples_per_shard": 2, "splits": splits}
+    values["quality"] = {**LENIENT, "enabled": is_judged, "allow_weak_labeler": True}
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    (folder / "nightly.yaml").write_text(yaml.safe_dump({"run": "run.yaml", "root": str(folder / "root")}))
+    validated = _refusal("validate", folder / "run.yaml")
+    assert _refusal("nightly", "validate", folder / "nightly.yaml", "--date", "2026-11-01") == validated
+    assert not (folder / "out").exists()
+    generated = _refusal("generate", folder / "run.yaml")
+    assert generated == validated
+    if validated is not None:
+        assert validated[0] == 2 and not (folder / "out").exists()
+        for command in ("plan", "fit", "preview"):
+            assert _refusal(command, folder / "run.yaml", *_where(command, folder)) == validated
+        assert not (folder / "out").exists()
+        refused = _refusal("nightly", "run", folder / "nightly.yaml", "--date", "2026-11-01")
+        # A night needs the content of what `fit` reads for its name: of two mistakes it tells that one first.
+        assert refused == validated or (refused and refused[0] == 2 and "no checkpoint" in validated[1])
+
+
+def _where(command: str, folder: Path) -> list[object]:
+    return ["--out", folder / "sheet.png"] if command == "preview" else []
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "generate"])
+def test_a_process_reads_and_parses_the_fitted_file_once(
+    finished: Path,
+    write_run_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    """What is counted are real reads and real parsing."""
+    read, parse = Store.read, fitted_file.load
+    reads, parsed = [], []
+
+    def noted_read(store: Store, path: str) -> bytes:
+        reads.append(path)
+        return read(store, path)
+
+    def noted_parse(content: bytes) -> dict[str, Any]:
+        parsed.append(len(content))
+        return parse(content)
+
+    monkeypatch.setattr(Store, "read", noted_read)
+    monkeypatch.setattr(fitted_file, "load", noted_parse)
+    labeler, dataset = "labeler/style_mixing.safetensors", {"samples": 6, "samples_per_shard": 3}
+    if command == "generate":
+        _run("generate", write_run_file(dataset=dataset))
+        assert (reads.count(labeler), len(parsed)) == (1, 1)  # it looks for one, and opens what it has fitted
+        reads.clear()
+        parsed.clear()
+    else:
+        shutil.copytree(finished, tmp_path / "out")
+    _run(command, write_run_file(dataset={**dataset, "samples": 9}))
+    assert (reads.count(labeler), len(parsed)) == (1, 1)
+
+
+@pytest.fixture
+def prompt_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundled prompt model's weights in their place."""
+    folder = tmp_path / "weights"
+    shutil.copytree(prompt_models._BUNDLED_FOLDER, folder)
+    monkeypatch.setattr(prompt_models, "_BUNDLED_FOLDER", folder)
+    return folder / "avatars-prompts.safetensors"
+
+
+def _correct(weights: Path) -> None:
+    """Other weights, of the same model, at the same path."""
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(weights)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim > 1)
+    save_file({**tensors, name: tensors[name] * 1.01}, weights, metadata)
+
+
+def test_corrected_weights_at_the_same_path_are_another_run(
+    write_run_file: Callable[..., Path], prompt_weights: Path, tmp_path: Path
+) -> None:
+    run_file = write_run_file(dataset={"samples": 6, "samples_per_shard": 3})
+    values = {**yaml.safe_load(run_file.read_text()), "labeler": PROMPTED}
+    run_file.write_text(yaml.safe_dump(values))
+    nightly_file = tmp_path / "nightly.yaml"
+    nightly_file.write_text(yaml.safe_dump({"run": "run.yaml", "root": str(tmp_path / "root")}))
+    night = ("nightly", "validate", nightly_file, "--date", "2026-11-01")
+    _run("generate", run_file)
+    before, snapshot = _files(tmp_path / "out"), _run(*night)
+    _correct(prompt_weights)
+    words = r"inputs\.prompt_model_weights: sha256:\w{64} in the run file, sha256:\w{64} in the output"
+    for command in ("validate", "plan", "fit", "generate"):
+        with pytest.raises(OutputError, match=words):
+            _run(command, run_file)
+    assert _files(tmp_path / "out") == before
+    assert _run(*night) != snapshot
+    # What is there stays whole: nothing of it is fitted again.
+    assert "all verified" in _run("verify", tmp_path / "out")
+    assert "report" in _run("report", tmp_path / "out")
+    prompt_weights.unlink()
+    for command in ("validate", "generate"):
+        with pytest.raises(LabelmillError, match=r"avatars-prompts\.safetensors: the prompt model cannot be read"):
+            _run(command, run_file)
+
+
+def test_an_output_of_an_earlier_version_resumes(
+    write_run_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions left what `fit` reads out of the identity."""
+    run_file = write_run_file(dataset={"samples": 6, "samples_per_shard": 3})
+    values = {**yaml.safe_load(run_file.read_text()), "labeler": PROMPTED}
+    run_file.write_text(yaml.safe_dump(values))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(feature_clusters_method.METHOD, "inputs", lambda config: {})
+        _run("generate", run_file)
+    before = _files(tmp_path / "out")
+    assert "inputs" not in json.loads(before[str(tmp_path / "out" / "run.json")])["identity"]
+    _run("generate", run_file, "--set", "dataset.samples=9")
+    tars = {path: content for path, content in before.items() if path.endswith((".tar", "run.json"))}
+    assert tars.items() <= _files(tmp_path / "out").items()
+    assert "9 samples in 3 shards, all verified" in _run("verify", tmp_path / "out")

@@ -1,0 +1,106 @@
+"""Brightness as a labeling method: `fit` finds the mean, a step an image, and keeps every step in its work folder."""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from schemas.labelers.toy import ToyConfig
+from torch import Tensor
+
+from pipeline.generator.sampling import Batch, Sampler
+from pipeline.labelers.base import GuideFile, Labels
+from pipeline.labelers.fitted_file import FileProvenance, check_checkpoint, check_purpose, read_fitted, write_fitted
+from pipeline.speech import say
+from schemas.config import QualityConfig
+from schemas.errors import ConfigError
+from schemas.labeler_findings import LabelerFindings
+
+
+class Provenance(FileProvenance):
+    """The JSON in the file."""
+
+    format: str = "labelmill-toy"
+    version: int = 1
+    config: ToyConfig
+
+
+@dataclass(frozen=True)
+class _Labeler:
+    threshold: Tensor
+    classes: tuple[str, ...] = ("dark", "bright")
+    layers: tuple[str, ...] = ()
+
+    def label(self, batch: Batch) -> Labels:
+        masks_BHW = (batch.images_BCHW.mean(dim=1) > self.threshold).to(torch.uint8)
+        return Labels(masks_BHW, torch.ones(len(masks_BHW), device=masks_BHW.device))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    labeler: _Labeler
+    findings: LabelerFindings
+
+    def guide(self) -> dict[str, bytes]:
+        return {"toy.txt": str(float(self.labeler.threshold)).encode()}
+
+
+class _Toy:
+    config = ToyConfig
+    guide_file = GuideFile("toy.txt", "says what is bright")
+
+    def check_rules(self, config: ToyConfig, quality: QualityConfig) -> None:
+        if quality.enabled and quality.foreground_min > 0.9:
+            raise ConfigError("quality.foreground_min: hardly anything is so bright; 0.9 or less works")
+
+    def check(self, config: ToyConfig, sampler: Sampler) -> None:
+        if config.steps > sampler.generator.spec.resolution:
+            raise ConfigError("labeler.steps: more than the image has rows")
+
+    def check_inputs(self, config: ToyConfig, sampler: Sampler) -> None:
+        self._bias(config)
+
+    def inputs(self, config: ToyConfig) -> dict[str, str]:
+        self._bias(config)
+        return {"bias": hashlib.sha256(Path(config.bias).read_bytes()).hexdigest()}
+
+    def fit(self, config: ToyConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
+        state = work / "means.json"
+        means = json.loads(state.read_text()) if state.exists() else []
+        say(f"toy: fit begins at step {len(means)}")
+        for step in range(len(means), config.steps):
+            time.sleep(config.seconds_per_step)
+            means.append(float(sampler.sample([config.first_seed + step]).images_BCHW.mean()))
+            (work / "new").write_text(json.dumps(means))
+            (work / "new").replace(state)
+            say(f"toy: step {step} done")
+        spec = sampler.generator.spec
+        provenance = Provenance(
+            config=config,
+            checkpoint_sha256=checkpoint_sha256,
+            resolution=spec.resolution,
+            num_ws=spec.num_ws,
+            w_dim=spec.w_dim,
+        )
+        return write_fitted(provenance, {"threshold": torch.tensor(sum(means) / len(means) + self._bias(config))})
+
+    def open(self, config: ToyConfig, sampler: Sampler, checkpoint_sha256: str | None, fitted: bytes) -> _Opened:
+        provenance, tensors = read_fitted(fitted, Provenance)
+        check_purpose(provenance, config, sampler.generator.spec)
+        check_checkpoint(provenance, checkpoint_sha256)
+        labeler = _Labeler(tensors["threshold"].to(sampler.device))
+        return _Opened(labeler, LabelerFindings(verdict="sound", words=["toy: bright things were found"]))
+
+    def describe(self, config: ToyConfig) -> str:
+        return f"the toy labeler in {config.steps} steps"
+
+    def _bias(self, config: ToyConfig) -> float:
+        try:
+            return float(Path(config.bias).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"labeler.bias: {config.bias}: no number ({error}); write one into it") from None
+
+
+METHOD = _Toy()
