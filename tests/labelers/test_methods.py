@@ -33,7 +33,7 @@ import json, sys
 from typer.testing import CliRunner
 from pipeline.cli import app
 for arguments in json.loads(sys.argv[1]):
-    print(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    print(CliRunner().invoke(app, arguments, catch_exceptions=False).output)
 """
 
 
