@@ -1,6 +1,7 @@
 """Which cluster is which class: `clusters.yaml`, which a fit writes and a person may edit."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -89,9 +90,9 @@ class ClusterMapping(BaseModel):
             raise ConfigError(f"labeler.mapping: has no class for clusters {_numbers(missing)}; {there}")
 
 
-def load_mapping(path: str) -> ClusterMapping:
+def load_mapping(path: str | Path) -> ClusterMapping:
     """Read `clusters.yaml`. Raises ConfigError with every mistake in it."""
-    return validate(read_mapping(path), path, ClusterMapping)
+    return validate(read_mapping(path), str(path), ClusterMapping)
 
 
 def _number(key: Any) -> Any:

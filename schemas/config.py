@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from schemas.labelers.feature_clusters import FeatureClustersConfig
 from schemas.labelers.style_mixing import StyleMixingConfig
 from schemas.secrets import secret_in
-from schemas.section import PRINTABLE, SEED_LIMIT, Section, check_seed_range
+from schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
 
 
 def refused_secret(kind: str) -> str:
@@ -23,11 +23,12 @@ def refused_secret(kind: str) -> str:
     )
 
 
-class GeneratorConfig(Section):
+class GeneratorConfig(LocatedSection):
     """Which generator, and how latents become images."""
 
     checkpoint: str = Field(pattern=PRINTABLE)
-    """`bundled:NAME`, a path, or an https://, s3://, gs:// or az:// URL of a StyleGAN2 checkpoint."""
+    """`bundled:NAME`, a path relative to the run file, or an https://, s3://, gs:// or az:// URL of a StyleGAN2
+    checkpoint."""
     truncation_psi: float = Field(0.7, ge=0, le=2)
     """Truncation psi: 0 gives the mean image, 1 the untruncated distribution."""
     truncation_cutoff: int | None = Field(None, ge=1)
@@ -184,8 +185,9 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     """Prefix of the shard files: lower-case letters, digits, - and _."""
     output: str = Field(pattern=PRINTABLE)
-    """Folder or bucket that the dataset is written to: a path, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or
-    az://CONTAINER/PREFIX. Credentials come from the environment, never from here."""
+    """Folder or bucket that the dataset is written to: a path relative to the working directory (alone among a run
+    file's paths), s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. Credentials come from the
+    environment, never from here."""
     generator: GeneratorConfig
     labeler: LabelerConfig = StyleMixingConfig()
     dataset: DatasetConfig

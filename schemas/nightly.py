@@ -148,7 +148,8 @@ class NightlyConfig(Section):
     """A whole nightly file."""
 
     run: NightlyRun
-    """The run: its sections, or the path of a run file, relative to the nightly file."""
+    """The run: its sections, whose paths are relative to the nightly file then, or the path of a run file, relative to
+    it too."""
     root: str = Field(pattern=PRINTABLE)
     """Folder or bucket of the snapshots, of latest.json, which names the live one, and of lock.json."""
     seeds: Literal["fixed", "fresh"] = "fixed"
@@ -176,10 +177,11 @@ class NightlyConfig(Section):
 def load_nightly_config(path: str | Path, overrides: Iterable[str] = ()) -> NightlyConfig:
     """Read a nightly file and the run file that it names. Raises ConfigError with every mistake."""
     values = read_mapping(path)
-    run = values.get("run")
+    run, folder = values.get("run"), expand_user(path).parent
     if isinstance(run, str):
-        values["run"] = read_mapping(Path(path).parent / expand_user(run))
+        run_file = folder / expand_user(run)
+        values["run"], folder = read_mapping(run_file), run_file.parent
     apply_overrides(values, overrides)
     if isinstance(values.get("run"), str):
         raise ConfigError("--set run: name the run file in the nightly file; --set run.dataset.samples=100 works")
-    return validate(values, str(path), NightlyConfig)
+    return validate(values, str(path), NightlyConfig, folder)

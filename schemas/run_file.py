@@ -33,7 +33,7 @@ def load_config(path: str | Path, model: type[Model], overrides: Iterable[str] =
     """Read a YAML file into `model`, `overrides` (`a.b=c`) applied. Raises ConfigError with every mistake."""
     values = read_mapping(path)
     apply_overrides(values, overrides)
-    return validate(values, str(path), model)
+    return validate(values, str(path), model, expand_user(path).parent)
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -56,10 +56,14 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
         _apply_override(values, override)
 
 
-def validate(values: Mapping[str, Any], source: str, model: type[Model]) -> Model:
-    """Check parsed values against a model, strictly. Raises ConfigError with every mistake."""
+def validate(values: Mapping[str, Any], source: str, model: type[Model], folder: Path | None = None) -> Model:
+    """Check parsed values against a model, strictly. Raises ConfigError with every mistake.
+
+    folder: where the paths of files to read begin; the working directory unless given.
+    """
+    context = {} if folder is None else {"folder": folder}
     try:
-        return model.model_validate_json(json.dumps(values), strict=True)
+        return model.model_validate_json(json.dumps(values), strict=True, context=context)
     except ValidationError as error:
         lines = [_explain(mistake, model) for mistake in error.errors()]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"

@@ -8,7 +8,7 @@ from datetime import date
 from typing import Literal
 
 from pipeline.check_run import check_run, check_settings
-from pipeline.generator.checkpoints.source import read_bytes
+from pipeline.generator.checkpoints.source import located_reference, read_bytes
 from pipeline.interruption import Interrupted
 from pipeline.labelers.methods import method_of
 from pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
@@ -143,7 +143,8 @@ def _name_of(run: RunConfig, night: date, snapshots: list[Snapshot], checkpoint_
 
 def _sha256(run: RunConfig) -> str:
     """Of the run's checkpoint."""
-    return hashlib.sha256(read_bytes(run.generator.checkpoint)).hexdigest()
+    reference = located_reference(run.generator.checkpoint, run.generator.folder)
+    return hashlib.sha256(read_bytes(reference)).hexdigest()
 
 
 class _Night:

@@ -29,7 +29,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from pipeline.generator.checkpoints.source import absolute_reference
+from pipeline.generator.checkpoints.source import located_reference
 from pipeline.interruption import Interrupted, interruptible, postponed
 from pipeline.process_settings import PROCESS_SETTINGS
 from pipeline.speech import say, speaking_of
@@ -38,6 +38,7 @@ from schemas.config import ExecutionConfig, RunConfig
 from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
 from schemas.progress import RunState
 from schemas.secrets import plain_address
+from schemas.section import LocatedSection
 from schemas.shard import ShardRecord, ShardTask
 from workers.last_resort import last_resort
 from workers.metrics import RunMetrics
@@ -388,7 +389,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
 
     Raises ConfigError for an output in the copy of a job's working directory, which Ray deletes when it likes.
     """
-    output, checkpoint = config.output, config.generator.checkpoint
+    output, generator, labeler = config.output, config.generator, config.labeler
     folder = Store.open(output).folder
     if ray.get_runtime_context().runtime_env.get("working_dir"):
         # Each worker stands in a copy of the same folder.
@@ -398,7 +399,10 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
                 "Use a bucket (s3://, gs://, az://) or the absolute path of a shared file system"
             )
     else:
-        checkpoint = absolute_reference(checkpoint)
+        # Of the driver's home folder, too.
+        checkpoint = located_reference(generator.checkpoint, generator.folder.absolute())
+        generator = generator.model_copy(update={"checkpoint": checkpoint})
+        labeler = labeler.absolute() if isinstance(labeler, LocatedSection) else labeler
     execution = config.execution
     if not needs.gpus:
         # Without GPUs of its own a worker must not use those it happens to see.
@@ -406,7 +410,8 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
     return config.model_copy(
         update={
             "output": output if folder is None else str(folder),
-            "generator": config.generator.model_copy(update={"checkpoint": checkpoint}),
+            "generator": generator,
+            "labeler": labeler,
             "execution": execution,
         }
     )

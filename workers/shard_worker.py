@@ -8,6 +8,7 @@ from typing import Self
 import torch
 
 from pipeline.generator.checkpoints import open_checkpoint
+from pipeline.generator.checkpoints.source import located_reference
 from pipeline.generator.sampling import Sampler
 from pipeline.labelers.base import Labeler
 from pipeline.machine_kind import machine_kind
@@ -18,6 +19,7 @@ from pipeline.shard_publisher import adopt_shard, publish_shard, tar_path
 from pipeline.store import Store
 from schemas.config import RunConfig
 from schemas.manifest import CheckpointSource
+from schemas.secrets import plain_address
 from schemas.shard import ShardRecord, ShardTask
 
 
@@ -28,11 +30,11 @@ def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:
     """
     device = choose_device(config.execution.device, key="execution.device")
     torch.set_num_threads(config.numerics.threads)
-    loaded = open_checkpoint(config.generator.checkpoint, device)
+    loaded = open_checkpoint(located_reference(config.generator.checkpoint, config.generator.folder), device)
     sampler = Sampler(loaded.generator, config.generator, config.numerics, device)
     provenance = loaded.info.provenance
     source = CheckpointSource(
-        reference=loaded.info.name,
+        reference=plain_address(config.generator.checkpoint),
         sha256=loaded.sha256,
         format=loaded.info.format,
         licence=provenance.get("licence", "not stated in the file"),

@@ -53,7 +53,7 @@ class _FeatureClusters:
         if not needs_prompt_model(config):
             return {}
         assert config.prompt_model is not None
-        return hash_prompt_model(config.prompt_model)
+        return hash_prompt_model(config.prompt_model, config.folder)
 
     def fit(self, config: FeatureClustersConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         # Takes minutes at most, and begins anew when it was interrupted.
@@ -78,7 +78,7 @@ def _prompt_model(config: FeatureClustersConfig, sampler: Sampler) -> PromptMode
     if not needs_prompt_model(config):
         return None
     assert config.prompt_model is not None
-    return open_prompt_model(config.prompt_model, sampler.device)
+    return open_prompt_model(config.prompt_model, sampler.device, config.folder)
 
 
 METHOD = _FeatureClusters()

@@ -20,12 +20,13 @@ _FORMS = (
 )
 
 
-def open_prompt_model(reference: str, device: str | torch.device = "cpu") -> PromptModel:
+def open_prompt_model(reference: str, device: str | torch.device = "cpu", folder: Path = Path()) -> PromptModel:
     """A prompt model by reference: `bundled:NAME` or `open-clip:ARCHITECTURE@PATH`.
 
-    Nothing is downloaded, and nothing in a weights file is executed. Raises PromptModelError on anything unusable.
+    folder: where relative paths begin. Nothing is downloaded, and nothing in a weights file is executed. Raises
+    PromptModelError on anything unusable.
     """
-    kind, architecture, weights = _parts(reference)
+    kind, architecture, weights = _parts(reference, folder)
     if kind == "bundled":
         from pipeline.prompt_models.avatars import load_avatars_prompts
 
@@ -35,21 +36,22 @@ def open_prompt_model(reference: str, device: str | torch.device = "cpu") -> Pro
     return load_open_clip(architecture, weights, device, name=reference)
 
 
-def hash_prompt_model(reference: str) -> dict[str, str]:
+def hash_prompt_model(reference: str, folder: Path = Path()) -> dict[str, str]:
     """SHA-256 (hex) of each file that a prompt model is read from, by what it is. Raises PromptModelError."""
-    kind, architecture, weights = _parts(reference)
+    kind, architecture, weights = _parts(reference, folder)
     files = {"prompt_model_weights": weights}
     if kind == "open-clip":
         from pipeline.prompt_models.open_clip import check_weights_file
 
         check_weights_file(weights)
         if architecture.endswith(".json"):
-            files["prompt_model_architecture"] = expand_user(architecture)
+            files["prompt_model_architecture"] = Path(architecture)
     return {name: _sha256(path) for name, path in files.items()}
 
 
-def _parts(reference: str) -> tuple[str, str, Path]:
-    """Kind, architecture and weights file of a reference. Raises PromptModelError where it is none."""
+def _parts(reference: str, folder: Path) -> tuple[str, str, Path]:
+    """Kind, architecture (a name, or a file's path) and weights file of a reference. Raises PromptModelError where it
+    is none."""
     kind, _, rest = reference.partition(":")
     if kind == "bundled":
         if rest not in BUNDLED:
@@ -59,7 +61,9 @@ def _parts(reference: str) -> tuple[str, str, Path]:
         architecture, _, path = rest.partition("@")
         if not architecture or not path:
             raise PromptModelError(f"{reference!r}: no architecture and path of weights; {_FORMS}")
-        return kind, architecture, expand_user(path)
+        if architecture.endswith(".json"):
+            architecture = str(folder / expand_user(architecture))
+        return kind, architecture, folder / expand_user(path)
     raise PromptModelError(f"{reference!r}: not a prompt model; {_FORMS}")
 
 

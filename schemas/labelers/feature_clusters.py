@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from schemas.cluster_mapping import ClassName, ClusterMapping, check_class_names, load_mapping
-from schemas.section import PRINTABLE, SEED_LIMIT, Section, check_seed_range
+from schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range, folder_of
+from schemas.user_path import expand_user
 
 _LEAST_POSITIVES = 8
 """Images that the direction of an edit can be learned from."""
@@ -35,7 +36,7 @@ class DiscoverConfig(Section):
         return round(self.positive_share * num_scored)
 
 
-class FeatureClustersConfig(Section):
+class FeatureClustersConfig(LocatedSection):
     """Semantic parts without labels: pixels of all images clustered by the generator's features (Segmentation in
     Style, Pakhomov et al., 2021).
 
@@ -72,7 +73,7 @@ class FeatureClustersConfig(Section):
     class with the nearest prompt; several may share one."""
     prompt_model: str | None = Field(None, pattern=PRINTABLE)
     """The vision-language model that `names` and `discover` need: `bundled:avatars-prompts`, or a model of open-clip
-    with a file of its weights, `open-clip:RN50@/path/to/weights`."""
+    with a file of its weights, `open-clip:RN50@path/to/weights`, relative to the run file."""
     naming_samples: int = Field(64, ge=1)
     """Images of `fit` that clusters are looked at in."""
     min_margin: float = Field(0.02, ge=0, le=2)
@@ -80,9 +81,9 @@ class FeatureClustersConfig(Section):
     unsure: Literal["background", "ignore"] = "ignore"
     """What pixels of unsure clusters become until somebody names them."""
     mapping: str | ClusterMapping | None = None
-    """Path of a `clusters.yaml`, which then decides instead of `names`; these still choose k of a list, and which new
-    clusters `discover` keeps, so leave them as they were. It is read once: its content, not its path, is part of the
-    run."""
+    """Path of a `clusters.yaml`, relative to the run file, which then decides instead of `names`; these still choose k
+    of a list, and which new clusters `discover` keeps, so leave them as they were. It is read once: its content, not
+    its path, is part of the run."""
     discover: list[DiscoverConfig] = Field(default_factory=list)
     """Rare classes for which images are edited, so that they get clusters of their own."""
     discovery_samples: int = Field(2000, ge=100)
@@ -120,8 +121,8 @@ class FeatureClustersConfig(Section):
 
     @field_validator("mapping", mode="before")
     @classmethod
-    def _read_mapping(cls, mapping: Any) -> Any:
-        return load_mapping(mapping) if isinstance(mapping, str) else mapping
+    def _read_mapping(cls, mapping: Any, info: ValidationInfo) -> Any:
+        return load_mapping(folder_of(info) / expand_user(mapping)) if isinstance(mapping, str) else mapping
 
     @model_validator(mode="after")
     def _check_together(self) -> "FeatureClustersConfig":

@@ -1,6 +1,8 @@
 """Run files: strict, every mistake at once, YAML 1.2 values."""
 
+import hashlib
 import os
+import pickle
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.generator.checkpoints.source import read_bytes
+from pipeline.generator.checkpoints.source import located_reference, read_bytes
+from pipeline.labelers.methods import METHODS
+from pipeline.prompt_models import PromptModelError
+from schemas.cluster_mapping import ClusterMapping
 from schemas.config import RunConfig
 from schemas.errors import CheckpointError, ConfigError
+from schemas.fingerprint import identity
+from schemas.labelers.feature_clusters import FeatureClustersConfig
+from schemas.nightly import load_nightly_config
 from schemas.run_file import load_config, parse_yaml
 from schemas.section import SEED_LIMIT
 from schemas.segmentation import PhotoFolder, SegmentationTrainingConfig
@@ -35,7 +43,7 @@ def test_defaults_come_from_the_schema_alone(tmp_path: Path) -> None:
     config = _load(tmp_path, GOOD)
     assert config.dataset.num_shards == 1
     assert config.labeler.method == "style_mixing"
-    assert config == RunConfig.model_validate_json(config.model_dump_json())
+    assert config.model_dump() == RunConfig.model_validate_json(config.model_dump_json()).model_dump()
 
 
 def test_every_mistake_is_reported_at_once_with_the_nearest_name(tmp_path: Path) -> None:
@@ -244,3 +252,62 @@ def test_every_field_is_documented() -> None:
     schema = RunConfig.model_json_schema()
     missing = [gap for name, part in schema["$defs"].items() for gap in undocumented(part, name)]
     assert missing == []
+
+
+def test_paths_begin_at_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        GOOD.replace("bundled:x", "net.pkl") + "labeler: {method: feature_clusters, mapping: classes/clusters.yaml}\n"
+    )
+    identities = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        (folder / "classes").mkdir(parents=True)
+        (folder / "net.pkl").write_text(place)
+        (folder / "classes" / "clusters.yaml").write_text("classes: [a, b]\nclusters: {0: a, 1: b}\n")
+        (folder / "run.yaml").write_text(text)
+        monkeypatch.chdir(folder if place == "here" else tmp_path)
+        config = load_config("run.yaml" if place == "here" else "there/run.yaml", RunConfig)
+        assert isinstance(config.labeler, FeatureClustersConfig) and isinstance(config.labeler.mapping, ClusterMapping)
+        located = located_reference(config.generator.checkpoint, config.generator.folder)
+        assert read_bytes(located) == place.encode()
+        identities.append(identity(config, "00", {}))
+    assert identities[0] == identities[1]
+    # What is written out, is in a home folder, bundled or somewhere else stays where it is.
+    for reference in ("/a/net.pkl", "bundled:x", "https://example.org/net.pkl"):
+        assert located_reference(reference, tmp_path) == reference
+    monkeypatch.setenv("HOME", "/home/me")
+    assert located_reference("~/net.pkl", tmp_path) == "/home/me/net.pkl"
+    (tmp_path / "here" / "classes" / "clusters.yaml").unlink()
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/here/classes/clusters\.yaml: cannot be read"):
+        load_config(tmp_path / "here" / "run.yaml", RunConfig)
+
+
+def test_a_prompt_models_weights_begin_at_the_run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = "open-clip:arch.json@w.safetensors"
+    labeler = f"labeler: {{method: feature_clusters, prompt_model: '{model}', names: {{a: [x], b: [y]}}}}"
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    (tmp_path / "arch.json").write_bytes(b"{}")
+    config = _load(tmp_path, f"{GOOD}{labeler}\n")
+    monkeypatch.chdir("/")
+    found = METHODS[config.labeler.method].inputs(config.labeler)
+    assert found == {
+        "prompt_model_weights": hashlib.sha256(b"weights").hexdigest(),
+        "prompt_model_architecture": hashlib.sha256(b"{}").hexdigest(),
+    }
+    assert identity(config, "00", found)["labeler"]["prompt_model"] == model
+    sent = pickle.loads(pickle.dumps(config))  # as to a worker
+    assert METHODS["feature_clusters"].inputs(sent.labeler) == found
+    (tmp_path / "w.safetensors").unlink()
+    with pytest.raises(PromptModelError, match=rf"{tmp_path}/w\.safetensors: no such weights file"):
+        METHODS["feature_clusters"].inputs(config.labeler)
+
+
+def test_paths_of_a_run_that_a_nightly_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "run.yaml").write_text(GOOD.replace("bundled:x", "net.pkl"))
+    (tmp_path / "nightly.yaml").write_text("run: runs/run.yaml\nroot: a\n")
+    assert load_nightly_config(tmp_path / "nightly.yaml").run.generator.folder == tmp_path / "runs"
+    inline = "run: {name: a, generator: {checkpoint: net.pkl}, dataset: {samples: 1}}\nroot: a\n"
+    (tmp_path / "nightly.yaml").write_text(inline)
+    assert load_nightly_config(tmp_path / "nightly.yaml").run.generator.folder == tmp_path

@@ -30,11 +30,11 @@ def bundled_names() -> list[str]:
     return sorted(path.stem for path in _BUNDLED_FOLDER.glob("*.safetensors"))
 
 
-def absolute_reference(ref: str) -> str:
-    """The same reference for a process that stands in another folder, or belongs to another user."""
+def located_reference(ref: str, folder: Path) -> str:
+    """The same reference for a process that stands in the working directory: relative paths begin in `folder`."""
     if "://" in ref or ref.startswith(BUNDLED_PREFIX):
         return ref
-    return str(expand_user(ref).absolute())
+    return str(folder / expand_user(ref))
 
 
 def read_bytes(ref: str) -> bytes:
