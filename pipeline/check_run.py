@@ -10,22 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.existing_shards import check_strangers, existing_records
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers.base import FittedLabeler
-from pipeline.labelers.fitted_file import FittedLabelerError
-from pipeline.labelers.methods import method_of, open_fitted
-from pipeline.output_claim import check_claim, check_labeler_claim, claimed_identity
-from pipeline.shard_check import ShardOrigin
-from pipeline.speech import say
-from pipeline.splits import check_splits, empty_splits
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.errors import ConfigError, OutputError
-from schemas.fingerprint import fingerprint, identity
-from schemas.labeler_findings import LabelerFindings
-from schemas.manifest import CheckpointSource
-from schemas.shard import ShardRecord
+from labelmill.pipeline.dataset.claim import check_claim, check_labeler_claim, claimed_identity
+from labelmill.pipeline.dataset.existing_shards import check_strangers, existing_records
+from labelmill.pipeline.dataset.splits import check_splits, empty_splits
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import FittedLabeler
+from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
+from labelmill.pipeline.labelers.methods import method_of, open_fitted
+from labelmill.pipeline.process.log import say
+from labelmill.pipeline.shards.check import ShardOrigin
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.fingerprint import fingerprint, identity
+from labelmill.schemas.labeler_findings import LabelerFindings
+from labelmill.schemas.manifest import CheckpointSource
+from labelmill.schemas.shard import ShardRecord
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CheckedOutput:
     """An output that goes together with generator and labeler."""
 
     identity: dict[str, Any]
-    """What the run is to the output (schemas.fingerprint.identity)."""
+    """What the run is to the output (labelmill.schemas.fingerprint.identity)."""
     labeler: OutputLabeler | None
     """None where `generate` has yet to fit one."""
 

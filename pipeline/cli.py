@@ -15,19 +15,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.interruption import (
+from labelmill.pipeline.process.interruption import (
     Interrupted,
     end_soon_after_signals,
     interrupted_words,
     interruptible,
     keep_exit_status,
 )
-from pipeline.process_settings import restart_with_process_settings
-from pipeline.speech import check_log_variable, say
-from schemas.config import RunConfig
-from schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
-from schemas.nightly import load_nightly_config
-from schemas.run_file import load_config
+from labelmill.pipeline.process.log import check_log_variable, say
+from labelmill.pipeline.process.settings import restart_with_process_settings
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
+from labelmill.schemas.nightly import load_nightly_config
+from labelmill.schemas.yaml_file import load_config
 
 HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 
@@ -96,8 +96,8 @@ def validate(
     if run_file is None:
         raise typer.BadParameter("give a run file, or --schema")
     config = load_config(run_file, RunConfig, overrides or ())
-    from pipeline.check_run import check_run
-    from workers.shard_worker import open_sampler
+    from labelmill.pipeline.check_run import check_run
+    from labelmill.workers.shard_worker import open_sampler
 
     checked = check_run(config, open_sampler)
     spec, sha256 = checked.sampler.generator.spec, checked.checkpoint.sha256
@@ -107,7 +107,7 @@ def validate(
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
     """Say what `generate` would do, with a measured estimate of time and bytes."""
-    from workers.estimate import estimate
+    from labelmill.workers.estimate import estimate
 
     for line in estimate(load_config(run_file, RunConfig, overrides or ())):
         print(line)
@@ -121,7 +121,7 @@ def preview(
     out: Annotated[Path | None, typer.Option(help="Where the PNG goes [NAME-preview.png].")] = None,
 ) -> None:
     """Label the run's first seeds and draw them as one sheet, dropped ones included."""
-    from workers.preview import preview_sheet
+    from labelmill.workers.preview import preview_sheet
 
     config = load_config(run_file, RunConfig, overrides or ())
     path = out or Path(f"{config.name}-preview.png")
@@ -142,8 +142,8 @@ def inspect(
     convert: Annotated[Path | None, typer.Option(help="Write the generator as .safetensors.")] = None,
 ) -> None:
     """Say what a checkpoint is, without executing anything in it."""
-    from pipeline.generator import inspect as inspection
-    from pipeline.generator.checkpoints import open_checkpoint
+    from labelmill.pipeline.generator import inspect as inspection
+    from labelmill.pipeline.generator.checkpoints import open_checkpoint
 
     loaded = open_checkpoint(checkpoint)
     description = inspection.describe(loaded)
@@ -159,8 +159,8 @@ def inspect(
 def fit(run_file: RunFile, overrides: Overrides = None) -> None:
     """Fit the labeler and publish it in the output, which `generate` then uses."""
     config = load_config(run_file, RunConfig, overrides or ())
-    from pipeline.labelers.methods import method_of
-    from workers.generate import fit as run_fit
+    from labelmill.pipeline.labelers.methods import method_of
+    from labelmill.workers.generate import fit as run_fit
 
     run = run_fit(config)
     print(f"labeler sha256 {run.labeler_sha256}, fingerprint {run.fingerprint}")
@@ -181,7 +181,7 @@ def generate(
     """Make the dataset. Run it again after any interruption: it makes what is missing."""
     flags = ["execution.keep_rejects=true"] if keep_rejects else []
     config = load_config(run_file, RunConfig, [*(overrides or ()), *flags])
-    from workers.generate import generate as run
+    from labelmill.workers.generate import generate as run
 
     records = run(config)
     num_samples = sum(record.num_samples for record in records)
@@ -192,9 +192,9 @@ def generate(
 @app.command()
 def status(output: Output, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say how far a run is, from any shell."""
-    from pipeline.store import Store
-    from workers.status import status as look
-    from workers.status import status_lines
+    from labelmill.pipeline.store.store import Store
+    from labelmill.workers.status import status as look
+    from labelmill.workers.status import status_lines
 
     found = look(Store.open(output))
     print(found.model_dump_json(indent=2) if as_json else "\n".join(status_lines(found)))
@@ -209,9 +209,9 @@ def verify(
     ] = False,
 ) -> None:
     """Read every byte of a dataset back and check it against its manifest."""
-    from pipeline.store import Store
-    from pipeline.verify import verify as check
-    from schemas.errors import VerificationError
+    from labelmill.pipeline.dataset.verify import verify as check
+    from labelmill.pipeline.store.store import Store
+    from labelmill.schemas.errors import VerificationError
 
     result = check(Store.open(output), repair=repair)
     for line in result.repaired:
@@ -227,7 +227,7 @@ def verify(
 @nightly.command("run")
 def nightly_run(nightly_file: NightlyFile, overrides: Overrides = None, date: Night = None) -> None:
     """Make tonight's snapshot and publish it if it passes. Run it again after any interruption."""
-    from workers.nightly import run_night
+    from labelmill.workers.nightly import run_night
 
     night = (date or datetime.now(UTC)).date()
     print(run_night(load_nightly_config(nightly_file, overrides or ()), night))
@@ -236,7 +236,7 @@ def nightly_run(nightly_file: NightlyFile, overrides: Overrides = None, date: Ni
 @nightly.command("validate")
 def nightly_validate(nightly_file: NightlyFile, overrides: Overrides = None, date: Night = None) -> None:
     """Check a nightly file, its checkpoint and its seeds, and say what a night would make. Writes nothing."""
-    from workers.nightly import check_night
+    from labelmill.workers.nightly import check_night
 
     night = (date or datetime.now(UTC)).date()
     print("\n".join(check_night(load_nightly_config(nightly_file, overrides or ()), night)))
@@ -249,10 +249,10 @@ def nightly_status(
     metrics: Annotated[bool, typer.Option("--metrics", help="Print Prometheus' text format.")] = False,
 ) -> None:
     """Say what is live, what else there is, and who works on it."""
-    from pipeline.nightly.commands import open_root
-    from pipeline.nightly.prometheus import prometheus_text
-    from pipeline.nightly.status import nightly_status as look
-    from pipeline.nightly.status import status_lines
+    from labelmill.pipeline.nightly.commands import open_root
+    from labelmill.pipeline.nightly.prometheus import prometheus_text
+    from labelmill.pipeline.nightly.status import nightly_status as look
+    from labelmill.pipeline.nightly.status import status_lines
 
     found = look(open_root(root), time.time())
     if metrics:
@@ -269,8 +269,8 @@ def nightly_rollback(
     ] = None,
 ) -> None:
     """Make an earlier snapshot live, at once, even while a run works."""
-    from pipeline.nightly.commands import open_root
-    from pipeline.nightly.commands import rollback as roll_back
+    from labelmill.pipeline.nightly.commands import open_root
+    from labelmill.pipeline.nightly.commands import rollback as roll_back
 
     latest = roll_back(open_root(root), snapshot, datetime.now(UTC).isoformat(timespec="seconds"))
     print(f"{latest.snapshot} is live")
@@ -279,7 +279,7 @@ def nightly_rollback(
 @nightly.command("pin")
 def nightly_pin(root: Root, snapshot: SnapshotName) -> None:
     """Never delete a snapshot."""
-    from pipeline.nightly.commands import open_root, pin_snapshot
+    from labelmill.pipeline.nightly.commands import open_root, pin_snapshot
 
     print(f"{pin_snapshot(open_root(root), snapshot)} is pinned")
 
@@ -287,7 +287,7 @@ def nightly_pin(root: Root, snapshot: SnapshotName) -> None:
 @nightly.command("unpin")
 def nightly_unpin(root: Root, snapshot: SnapshotName) -> None:
     """Let retention decide over a snapshot again."""
-    from pipeline.nightly.commands import open_root, unpin_snapshot
+    from labelmill.pipeline.nightly.commands import open_root, unpin_snapshot
 
     print(f"{unpin_snapshot(open_root(root), snapshot)} is not pinned any more")
 
@@ -300,7 +300,7 @@ def nightly_prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
     """Delete the snapshots that retention does not keep. Every night does so at its end."""
-    from workers.nightly import prune_root
+    from labelmill.workers.nightly import prune_root
 
     night = (date or datetime.now(UTC)).date()
     for fate in prune_root(load_nightly_config(nightly_file, overrides or ()), night, dry_run):
@@ -314,7 +314,7 @@ def resolve(
     split: Annotated[str | None, typer.Option(help="Only this split: --split train.")] = None,
 ) -> None:
     """Print where the shards of a nightly root's live snapshot are, one a line, for a training job."""
-    from pipeline.nightly.commands import open_root, shard_urls
+    from labelmill.pipeline.nightly.commands import open_root, shard_urls
 
     print("\n".join(shard_urls(open_root(root), split)))
 
@@ -322,9 +322,9 @@ def resolve(
 @app.command()
 def report(output: Output) -> None:
     """Write report/index.html: what is in the dataset, to look at."""
-    from pipeline.report import write_report
-    from pipeline.store import Store
-    from workers.preview import redrawing
+    from labelmill.pipeline.report.report import write_report
+    from labelmill.pipeline.store.store import Store
+    from labelmill.workers.preview import redrawing
 
     store = Store.open(output)
     with redrawing(store) as redraw:
@@ -355,10 +355,10 @@ def evaluate(
     A pixel whose truth is 255 is ignored; a prediction of 255 elsewhere is wrong. A class that occurs in neither has
     no score and is left out of means. F1, precision, recall and accuracy are means over classes.
     """
-    from pipeline.segmentation.evaluate import as_lines, given_classes
-    from pipeline.segmentation.evaluate import evaluate as score
-    from pipeline.segmentation.mask_source import open_masks
-    from pipeline.segmentation.matching import Matching
+    from labelmill.pipeline.segmentation.evaluate import as_lines, given_classes
+    from labelmill.pipeline.segmentation.evaluate import evaluate as score
+    from labelmill.pipeline.segmentation.mask_source import open_masks
+    from labelmill.pipeline.segmentation.matching import Matching
 
     if match and match_many:
         raise typer.BadParameter("give --match or --match-many, not both")
@@ -392,15 +392,15 @@ def benchmark(
     checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
 ) -> None:
     """Measure labelmill on this machine: what the options name, or everything."""
-    from pipeline.benchmark.downstream import FULL, QUICK, benchmark_downstream
-    from pipeline.benchmark.masks import benchmark_masks
-    from pipeline.process.device import choose_device
-    from pipeline.store import Store
+    from labelmill.pipeline.benchmark.downstream.run import FULL, QUICK, benchmark_downstream
+    from labelmill.pipeline.benchmark.masks.run import benchmark_masks
+    from labelmill.pipeline.process.device import choose_device
+    from labelmill.pipeline.store.store import Store
 
     if not (masks or downstream or speed or classes):
         masks = downstream = speed = classes = True
     if speed:
-        from pipeline.benchmark.speed import benchmark_speed, speed_plan
+        from labelmill.pipeline.benchmark.speed.run import benchmark_speed, speed_plan
 
         device = choose_device().type
         benchmark_speed(Store.open(out), speed_plan(device, quick=quick), tell=print)
@@ -414,7 +414,7 @@ def benchmark(
         benchmark_downstream(Store.open(out), checkpoint, choose_device(), extent, tell=print)
         print(f"{out.rstrip('/')}/downstream.md")
     if classes:
-        from pipeline.benchmark.classes import benchmark_classes
+        from labelmill.pipeline.benchmark.classes.run import benchmark_classes
 
         benchmark_classes(Store.open(out), checkpoint, choose_device(), quick, tell=print)
         print(f"{out.rstrip('/')}/classes.md")
@@ -426,10 +426,10 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a segmentation network on a dataset. Run it again to resume; start it with torchrun for several GPUs."""
-    from pipeline.segmentation.evaluate import as_lines
-    from pipeline.segmentation.train import CURVES_FILE, LOG_FILE, METRICS_FILE, MODEL_FILE
-    from pipeline.segmentation.train import train as run
-    from schemas.segmentation import SegmentationTrainingConfig
+    from labelmill.pipeline.segmentation.evaluate import as_lines
+    from labelmill.pipeline.segmentation.train import CURVES_FILE, LOG_FILE, METRICS_FILE, MODEL_FILE
+    from labelmill.pipeline.segmentation.train import train as run
+    from labelmill.schemas.segmentation import SegmentationTrainingConfig
 
     config = load_config(config_file, SegmentationTrainingConfig, overrides or ())
     metrics = run(config)
@@ -452,9 +452,9 @@ def predict(
     ] = None,
 ) -> None:
     """Label a folder of photos with a trained network."""
-    from pipeline.process.device import choose_device
-    from pipeline.segmentation.models import load_segmenter
-    from pipeline.segmentation.predict import predict_folder
+    from labelmill.pipeline.process.device import choose_device
+    from labelmill.pipeline.segmentation.models import load_segmenter
+    from labelmill.pipeline.segmentation.predict import predict_folder
 
     segmenter, card = load_segmenter(model, choose_device())
     count = predict_folder(segmenter, photos, out, side or min(card.image_shape.size))
@@ -470,8 +470,8 @@ def export_onnx(
     """Write a trained network as ONNX, checked against PyTorch with onnxruntime."""
     import torch
 
-    from pipeline.segmentation.models import load_segmenter
-    from pipeline.segmentation.onnx_export import export_onnx as export
+    from labelmill.pipeline.segmentation.models import load_segmenter
+    from labelmill.pipeline.segmentation.onnx_export import export_onnx as export
 
     segmenter, card = load_segmenter(model, torch.device("cpu"))
     difference = export(segmenter, card, out)
@@ -487,8 +487,8 @@ def train_generator(
     overrides: Overrides = None,
 ) -> None:
     """Train a StyleGAN2 generator on a folder, shards or a named domain. Run it again to resume."""
-    from pipeline.generator.train import train_generator as train
-    from schemas.training import TrainGeneratorConfig
+    from labelmill.pipeline.generator.training.train import train_generator as train
+    from labelmill.schemas.training import TrainGeneratorConfig
 
     train(load_config(config_file, TrainGeneratorConfig, overrides or ()))
 
@@ -502,7 +502,7 @@ def train_prompt_model(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
 ) -> None:
     """Train the prompt model of the avatars domain, which is bundled, from drawn avatars and their captions."""
-    from pipeline.prompt_models.train_avatars import WEIGHTS_FILE, PromptTraining, train_avatars_prompts
+    from labelmill.pipeline.benchmark.prompts.train import WEIGHTS_FILE, PromptTraining, train_avatars_prompts
 
     asked: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "threads": threads}
     config = PromptTraining(**{key: value for key, value in asked.items() if value is not None})

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.generator.sampling import Sampler, to_uint8
-from pipeline.labelers.base import Labeler, Labels
-from pipeline.quality import judge
-from pipeline.shard_writer import ShardWriter
-from pipeline.shards.sample_files import OPTIONAL_FILES
-from pipeline.stopwatch import Stopwatch
-from schemas.config import RunConfig
-from schemas.errors import ShardError
-from schemas.sample import Candidate, Sample, SampleMetadata, sample_key
-from schemas.shard import ShardTask
+from labelmill.pipeline.generator.sampling import Sampler, to_uint8
+from labelmill.pipeline.labelers.base import Labeler, Labels
+from labelmill.pipeline.process.stopwatch import Stopwatch
+from labelmill.pipeline.quality import judge
+from labelmill.pipeline.shards.sample_files import OPTIONAL_FILES
+from labelmill.pipeline.shards.writer import ShardWriter
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ShardError
+from labelmill.schemas.sample import Candidate, Sample, SampleMetadata, sample_key
+from labelmill.schemas.shard import ShardTask
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.config import QualityConfig
-from schemas.sample import IGNORE, Candidate
+from labelmill.schemas.config import QualityConfig
+from labelmill.schemas.sample import IGNORE, Candidate
 
 Rule = Callable[[Candidate, float, QualityConfig], bool]
 """Whether a candidate with this share of foreground breaks the rule."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from schemas.errors import ConfigError
-from schemas.run_file import read_mapping, validate
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.yaml_file import read_mapping, validate
 
 IGNORED = "ignore"
 """Stands where a class would for a cluster whose pixels become 255."""

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from schemas.labelers.feature_clusters import FeatureClustersConfig
-from schemas.labelers.style_mixing import StyleMixingConfig
-from schemas.secrets import secret_in
-from schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
+from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.schemas.secrets import secret_in
+from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
 
 
 def refused_secret(kind: str) -> str:

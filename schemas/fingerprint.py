@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from schemas.config import RunConfig
+from labelmill.schemas.config import RunConfig
 
 # Bumped whenever the same configuration would give other bytes. Part of every fingerprint.
 FORMAT_VERSION = 2

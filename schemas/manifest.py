@@ -4,9 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.labeler_findings import LabelerFindings
-from schemas.sample import ChannelValues, ImageShape, OptionalFile, with_image_shape
-from schemas.shard import Kind
+from labelmill.schemas.labeler_findings import LabelerFindings
+from labelmill.schemas.sample import ChannelValues, ImageShape, OptionalFile, with_image_shape
+from labelmill.schemas.shard import Kind
 
 
 class RunFile(BaseModel):
@@ -16,13 +16,13 @@ class RunFile(BaseModel):
 
     format: str = "labelmill-run"
     identity: dict[str, Any]
-    """What decides the bytes of shards (schemas.fingerprint.identity)."""
+    """What decides the bytes of shards (labelmill.schemas.fingerprint.identity)."""
 
 
 class Claim(BaseModel):
     """`fingerprint.json`: claims an output for one fitted labeler, before any shard, as run.json does for one identity.
 
-    In the file a checksum follows (pipeline/sealed.py).
+    In the file a checksum follows (pipeline/shards/sealed.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +33,7 @@ class Claim(BaseModel):
     claimed_on: Kind
     """The kind of the first machine that used the labeler: the one that fitted it, unless that one died at it."""
     num_hashed_shards: int = 0
-    """So many of the first shards were divided into splits by earlier versions, in their way (pipeline/splits.py)."""
+    """Number of first shards that earlier versions divided into splits, in their way (pipeline/dataset/splits.py)."""
 
 
 class IndexedShard(BaseModel):

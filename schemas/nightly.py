@@ -11,11 +11,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from schemas.config import RunConfig
-from schemas.errors import ConfigError
-from schemas.run_file import apply_overrides, read_mapping, validate
-from schemas.section import PRINTABLE, SEED_LIMIT, Section
-from schemas.user_path import expand_user
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, Section
+from labelmill.schemas.user_path import expand_user
+from labelmill.schemas.yaml_file import apply_overrides, read_mapping, validate
 
 
 class NightlyRun(RunConfig):

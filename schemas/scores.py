@@ -44,7 +44,7 @@ class Scores(BaseModel):
     fwiou: float | None
     """iou weighted by each class's share of the true pixels."""
     trimap_3px: BandScores
-    """The same counts, within the band around true boundaries (pipeline.segmentation.metrics.boundary_band)."""
+    """The same counts, within the band around true boundaries (pipeline/segmentation/metrics.py)."""
     image_miou: float | None
     """Mean over images of each image's own miou."""
     num_images: int

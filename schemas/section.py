@@ -53,6 +53,6 @@ class LocatedSection(Section):
 
 
 def folder_of(info: ValidationInfo) -> Path:
-    """The folder of the file that is being read (schemas.run_file.validate); the working directory's where none is."""
+    """The folder of the file that is being read; the working directory where none is."""
     context = info.context or {}
     return Path(context.get("folder", ""))

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.sample import ImageShape, with_image_shape
-from schemas.scores import Scores
-from schemas.section import PRINTABLE, Section
-from schemas.user_path import UserPath
+from labelmill.schemas.sample import ImageShape, with_image_shape
+from labelmill.schemas.scores import Scores
+from labelmill.schemas.section import PRINTABLE, Section
+from labelmill.schemas.user_path import UserPath
 
 Architecture = Literal[
     "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_resnet50", "unet_resnet34", "resnet18_8s"

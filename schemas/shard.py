@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.sample import ChannelValues, OptionalFile
+from labelmill.schemas.sample import ChannelValues, OptionalFile
 
 
 class ShardTask(BaseModel):
@@ -43,7 +43,7 @@ class ShardRecord(BaseModel):
     """`records/000012.json`: what is in a shard. Derived from the tar; the fields from `seconds_by_stage` on are known
     only to the process that made it, and all but the last are null after a repair.
 
-    In the file a checksum of the record follows (pipeline/sealed.py).
+    In the file a checksum of the record follows (pipeline/shards/sealed.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

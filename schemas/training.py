@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.section import PRINTABLE, Section
-from schemas.user_path import UserPath, UserPattern
+from labelmill.schemas.section import PRINTABLE, Section
+from labelmill.schemas.user_path import UserPath, UserPattern
 
 
 class FolderData(Section):

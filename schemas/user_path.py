@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from schemas.errors import ConfigError
+from labelmill.schemas.errors import ConfigError
 
 
 def expand_user(path: str | Path) -> Path:

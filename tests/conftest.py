@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.ray_runs import shards_of
+from helpers.s3_server import S3Server
+from helpers.spread import FileScheduling, long_ones_first, scheduling
+from helpers.tiny_run import save_tiny_generator, tiny_run
 from hypothesis import settings
-from ray_runs import shards_of
-from s3_server import S3Server
-from spread import FileScheduling, long_ones_first, scheduling
-from tiny_run import save_tiny_generator, tiny_run
 
-from pipeline.interruption import keep_exit_status
-from pipeline.segmentation.torchvision_import import import_torchvision
-from schemas.config import RunConfig
-from schemas.run_file import load_config
-from workers.generate import generate
+from labelmill.pipeline.process.interruption import keep_exit_status
+from labelmill.pipeline.process.torchvision_import import import_torchvision
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.generate import generate
 
 # torchmetrics imports torchvision, whose wheel needs help beside a CPU build of torch.
 import_torchvision()

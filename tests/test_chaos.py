@@ -7,24 +7,24 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from drivers import PATIENCE_SECONDS
-from observer import Observer
+from helpers.drivers import PATIENCE_SECONDS
+from helpers.observer import Observer
 
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.config import RunConfig
-from schemas.run_file import load_config
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.yaml_file import load_config
 
 RunFileWriter = Callable[..., Path]
 NUM_KILLS = 50
 
 # A server that has imported everything forks each driver, so that a kill costs milliseconds, not an import of torch.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["workers.generate"])
+context.set_forkserver_preload(["labelmill.workers.generate"])
 
 
 def _drive(config: RunConfig) -> None:
-    from workers.generate import generate
+    from labelmill.workers.generate import generate
 
     generate(config)
 
@@ -110,7 +110,7 @@ def test_sigterm_ends_resumable(write_run_file: RunFileWriter, tmp_path: Path) -
     import sys
 
     run_file = write_run_file(dataset={"samples": 4000, "samples_per_shard": 4})
-    command = [sys.executable, "-m", "pipeline.cli", "generate", str(run_file)]
+    command = [sys.executable, "-m", "labelmill.pipeline.cli", "generate", str(run_file)]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not list((tmp_path / "out").glob("shards/*.tar")):
@@ -124,7 +124,7 @@ def test_sigterm_ends_resumable(write_run_file: RunFileWriter, tmp_path: Path) -
 
 
 def test_bytes_do_not_depend_on_how_many_threads_encode(write_run_file: RunFileWriter, tmp_path: Path) -> None:
-    from workers.generate import generate
+    from labelmill.workers.generate import generate
 
     once, again = _configs(write_run_file, tmp_path, "once", "again", samples=12)
     generate(once)

@@ -10,18 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.tiny_run import save_tiny_generator, tiny_run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_run import save_tiny_generator, tiny_run
 from typer.testing import CliRunner
 
+from labelmill.pipeline.cli import app
+from labelmill.pipeline.labelers import fitted_file
+from labelmill.pipeline.labelers.feature_clusters import method as feature_clusters_method
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import LabelmillError, OutputError
 from pipeline import prompt_models
-from pipeline.cli import app
-from pipeline.labelers import feature_clusters_method, fitted_file
-from pipeline.store import Store
-from schemas.errors import LabelmillError, OutputError
 
 Change = Callable[[Path], None]
 

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from labelmill.pipeline.cli import app
 
 
 def _commands() -> list[list[str]]:

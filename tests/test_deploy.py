@@ -21,22 +21,22 @@ import kubernetes_validate
 import promql_parser
 import pytest
 import yaml
-from kuberay_schema import RAY_JOB
-from nightly_runs import ANYTHING_PASSES
-from s3_server import S3Server
-from tiny_run import tiny_run
+from helpers.kuberay_schema import RAY_JOB
+from helpers.nightly_runs import ANYTHING_PASSES
+from helpers.s3_server import S3Server
+from helpers.tiny_run import tiny_run
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.nightly.gates import GATES
-from pipeline.nightly.lease import Lease
-from pipeline.nightly.prometheus import prometheus_text
-from pipeline.nightly.status import nightly_status
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.nightly import GatesConfig, LockConfig, load_nightly_config
-from schemas.run_file import load_config
-from workers.nightly import run_night
+from labelmill.pipeline.cli import app
+from labelmill.pipeline.nightly.gates import GATES
+from labelmill.pipeline.nightly.lease import Lease
+from labelmill.pipeline.nightly.prometheus import prometheus_text
+from labelmill.pipeline.nightly.status import nightly_status
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.nightly import GatesConfig, LockConfig, load_nightly_config
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.nightly import run_night
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
@@ -336,7 +336,7 @@ def test_every_alert_asks_for_what_there_is_and_is_explained(rule: dict[str, Any
 def test_the_alerts_fire_when_they_should() -> None:
     if shutil.which("promtool") is None:
         # Not only skipped: pytest says nothing more of that than a letter, and lists warnings at the end.
-        reason = "tests/alerts.yaml was not tried: that takes promtool, which comes with Prometheus"
+        reason = "tests/helpers/alerts.yaml was not tried: that takes promtool, which comes with Prometheus"
         warnings.warn(reason, stacklevel=1)
         pytest.skip(reason)
     done = subprocess.run(

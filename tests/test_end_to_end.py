@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app, run_command
-from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError
-from schemas.section import SEED_LIMIT
+from labelmill.pipeline.cli import app, run_command
+from labelmill.schemas.errors import ConfigError, LabelmillError, OutputError, ShardError
+from labelmill.schemas.section import SEED_LIMIT
 
 RunFileWriter = Callable[..., Path]
 
@@ -204,7 +204,7 @@ def test_images_are_those_of_their_seeds(write_run_file: RunFileWriter, tmp_path
     """A delivered PNG equals an independent synthesis of its seed alone, but for rounding."""
     import torch
 
-    from pipeline.generator.checkpoints import open_checkpoint
+    from labelmill.pipeline.generator.checkpoints import open_checkpoint
 
     run_file = write_run_file(dataset={"image_format": "png"})
     labelmill("generate", run_file)

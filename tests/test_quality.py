@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pipeline.quality import RULES, judge, largest_component_share
-from schemas.config import QualityConfig
-from schemas.sample import Candidate
+from labelmill.pipeline.quality import RULES, judge, largest_component_share
+from labelmill.schemas.config import QualityConfig
+from labelmill.schemas.sample import Candidate
 
 CLASSES = ("background", "foreground")
 

@@ -15,16 +15,16 @@ import jsonschema
 import pytest
 import ray
 import yaml
-from drivers import free_ports, wait_until
+from helpers.drivers import free_ports, wait_until
+from helpers.ray_nodes import environment, own_ray
+from helpers.ray_runs import RAY, num_tars, shards_of, state_of
+from helpers.s3_server import S3Server
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray_nodes import environment, own_ray
-from ray_runs import RAY, num_tars, shards_of, state_of
-from s3_server import S3Server
 
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.config import RunConfig
-from schemas.run_file import load_config
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.yaml_file import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"

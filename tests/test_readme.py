@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import RunConfig
-from schemas.nightly import load_nightly_config
-from schemas.run_file import load_config, parse_yaml, validate
-from schemas.segmentation import SegmentationTrainingConfig
-from schemas.training import TrainGeneratorConfig
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.nightly import load_nightly_config
+from labelmill.schemas.segmentation import SegmentationTrainingConfig
+from labelmill.schemas.training import TrainGeneratorConfig
+from labelmill.schemas.yaml_file import load_config, parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,27 +10,27 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_run import save_tiny_generator, tiny_run
+from helpers.tiny_run import save_tiny_generator, tiny_run
 
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.sampling import latents
-from pipeline.manifest import read_manifest
-from pipeline.nightly.measure import measure
-from pipeline.report import write_report
-from pipeline.segmentation.evaluate import evaluate
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.models import load_segmenter
-from pipeline.segmentation.predict import predict_folder
-from pipeline.segmentation.reading import open_split, read_samples
-from pipeline.segmentation.train import train
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.config import RunConfig
-from schemas.nightly import SamplingConfig
-from schemas.segmentation import SegmentationTrainingConfig
-from workers.estimate import estimate
-from workers.generate import generate
-from workers.preview import preview_sheet, redrawing
+from labelmill.pipeline.dataset.manifest import read_manifest
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.sampling import latents
+from labelmill.pipeline.nightly.measure import measure
+from labelmill.pipeline.report.report import write_report
+from labelmill.pipeline.segmentation.evaluate import evaluate
+from labelmill.pipeline.segmentation.mask_source import open_masks
+from labelmill.pipeline.segmentation.models import load_segmenter
+from labelmill.pipeline.segmentation.predict import predict_folder
+from labelmill.pipeline.segmentation.reading import open_split, read_samples
+from labelmill.pipeline.segmentation.train import train
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.nightly import SamplingConfig
+from labelmill.schemas.segmentation import SegmentationTrainingConfig
+from labelmill.workers.estimate import estimate
+from labelmill.workers.generate import generate
+from labelmill.workers.preview import preview_sheet, redrawing
 
 
 @dataclass(frozen=True)

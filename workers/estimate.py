@@ -3,16 +3,16 @@
 import time
 from collections import Counter
 
-from pipeline.check_run import CheckedRun, check_run, check_strength
-from pipeline.labelers.methods import fit_labeler, open_fitted
-from pipeline.make_shard import make_shard
-from pipeline.output_claim import shard_splits
-from pipeline.plan import held_out_first_seed, remaining_tasks, shard_tasks
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.shard import ShardTask
-from workers.preview import unpublished_worker
-from workers.shard_worker import open_sampler
+from labelmill.pipeline.check_run import CheckedRun, check_run, check_strength
+from labelmill.pipeline.dataset.claim import shard_splits
+from labelmill.pipeline.dataset.plan import held_out_first_seed, remaining_tasks, shard_tasks
+from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.make_shard import make_shard
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.shard import ShardTask
+from labelmill.workers.preview import unpublished_worker
+from labelmill.workers.shard_worker import open_sampler
 
 TRIAL_BATCHES = 2
 

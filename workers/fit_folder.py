@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.speech import say
-from pipeline.store import Store
-from schemas.fingerprint import canonical_json
+from labelmill.pipeline.process.log import say
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.fingerprint import canonical_json
 
 FOLDER = "fit"
 """In a local output, where a fit that is resumed on another machine of a shared file system finds it too."""

@@ -2,19 +2,19 @@
 
 import os
 
-from pipeline.check_run import check_settings, check_strength, warn_of_empty_splits
-from pipeline.existing_shards import existing_records
-from pipeline.finishing import DatasetContext, finish_dataset
-from pipeline.labelers.methods import method_of
-from pipeline.plan import remaining_tasks, shard_tasks
-from pipeline.speech import say, speaking_of
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.shard import ShardRecord
-from workers.pool import AwakeClock, Cluster, make_shards
-from workers.prepare import PreparedRun
-from workers.progress import RunProgress
-from workers.supervisor import Supervisor
+from labelmill.pipeline.check_run import check_settings, check_strength, warn_of_empty_splits
+from labelmill.pipeline.dataset.existing_shards import existing_records
+from labelmill.pipeline.dataset.finish import DatasetContext, finish_dataset
+from labelmill.pipeline.dataset.plan import remaining_tasks, shard_tasks
+from labelmill.pipeline.labelers.methods import method_of
+from labelmill.pipeline.process.log import say, speaking_of
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.shard import ShardRecord
+from labelmill.workers.pool import AwakeClock, Cluster, make_shards
+from labelmill.workers.prepare import PreparedRun
+from labelmill.workers.progress import RunProgress
+from labelmill.workers.supervisor import Supervisor
 
 # Staging files of killed writers older than this are nobody's: a put takes seconds.
 ORPHAN_SECONDS = 3600.0
@@ -26,10 +26,12 @@ def open_cluster(config: RunConfig) -> Cluster:
         # Ray ends a process with status 1 once it believes that its raylet died. Unless told, before its import, whose
         # life to look at, it takes init as a driver's parent, as under systemd or tini, for a sign of that.
         os.environ["RAY_RAYLET_PID"] = str(os.getpid())
-        from workers.ray_cluster import RayCluster  # Ray takes a second to import, and the local executor needs none
+        from labelmill.workers.ray_cluster import (
+            RayCluster,  # Ray takes a second to import, and the local executor needs none
+        )
 
         return RayCluster(config)
-    from workers.local import LocalCluster
+    from labelmill.workers.local import LocalCluster
 
     return LocalCluster(config)
 

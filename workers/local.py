@@ -7,15 +7,15 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
-from pipeline.interruption import Interrupted, result_of
-from schemas.config import RunConfig
-from schemas.errors import EXIT_RESUMABLE
-from schemas.progress import RunState
-from schemas.shard import ShardRecord, ShardTask
-from workers.prepare import OpenRun, PreparedRun, prepare, worker_of
-from workers.shard_worker import ShardWorker, open_sampler
-from workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
-from workers.watchdog import Watchdog
+from labelmill.pipeline.process.interruption import Interrupted, result_of
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import EXIT_RESUMABLE
+from labelmill.schemas.progress import RunState
+from labelmill.schemas.shard import ShardRecord, ShardTask
+from labelmill.workers.prepare import OpenRun, PreparedRun, prepare, worker_of
+from labelmill.workers.shard_worker import ShardWorker, open_sampler
+from labelmill.workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
+from labelmill.workers.watchdog import Watchdog
 
 # For the shard that is on its way when the run is interrupted; a store that is down may take minutes to say so.
 _LAST_PUT_SECONDS = 5.0

@@ -8,7 +8,7 @@ import time
 
 from ray.util.metrics import Counter, Gauge
 
-from schemas.progress import RunState
+from labelmill.schemas.progress import RunState
 
 
 class RunMetrics:

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from pipeline.check_run import check_run, check_settings
-from pipeline.generator.checkpoints.source import located_reference, read_bytes
-from pipeline.interruption import Interrupted
-from pipeline.labelers.methods import method_of
-from pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
-from pipeline.nightly.judge import failures, judge
-from pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
-from pipeline.nightly.lease import Clock, Lease
-from pipeline.nightly.lock import iso_time
-from pipeline.nightly.retention import Fate, clear_remains, fates, finish_retiring, prune
-from pipeline.nightly.seeds import nights_left, run_of
-from pipeline.nightly.snapshots import (
+from labelmill.pipeline.check_run import check_run, check_settings
+from labelmill.pipeline.generator.checkpoints.source import located_reference, read_bytes
+from labelmill.pipeline.labelers.methods import method_of
+from labelmill.pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
+from labelmill.pipeline.nightly.judge import failures, judge
+from labelmill.pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
+from labelmill.pipeline.nightly.lease import Clock, Lease
+from labelmill.pipeline.nightly.lock import iso_time
+from labelmill.pipeline.nightly.retention import Fate, clear_remains, fates, finish_retiring, prune
+from labelmill.pipeline.nightly.seeds import nights_left, run_of
+from labelmill.pipeline.nightly.snapshots import (
     GATES_PAGE_PATH,
     Snapshot,
     list_snapshots,
@@ -27,17 +26,25 @@ from pipeline.nightly.snapshots import (
     snapshot_url,
     tonights_name,
 )
-from pipeline.nightly.webhook import Notice, Webhook
-from pipeline.speech import say, speaking_of
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.errors import EXIT_RESUMABLE, GateError, LabelmillError, LockedError, OutputError, VerificationError
-from schemas.nightly import NightlyConfig
-from schemas.nightly_files import GateReport, Latest
-from schemas.secrets import without_secrets
-from workers.generate import generate
-from workers.shard_worker import open_sampler
-from workers.watchdog import Watchdog
+from labelmill.pipeline.nightly.webhook import Notice, Webhook
+from labelmill.pipeline.process.interruption import Interrupted
+from labelmill.pipeline.process.log import say, speaking_of
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import (
+    EXIT_RESUMABLE,
+    GateError,
+    LabelmillError,
+    LockedError,
+    OutputError,
+    VerificationError,
+)
+from labelmill.schemas.nightly import NightlyConfig
+from labelmill.schemas.nightly_files import GateReport, Latest
+from labelmill.schemas.secrets import without_secrets
+from labelmill.workers.generate import generate
+from labelmill.workers.shard_worker import open_sampler
+from labelmill.workers.watchdog import Watchdog
 
 # A live snapshot that changes while tonight's is compared with it has been changed by hand.
 _MOST_COMPARISONS = 5

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from pipeline.speech import say
-from schemas.progress import RunState
-from schemas.shard import ShardRecord, ShardTask
-from workers.prepare import PreparedRun
-from workers.supervisor import Action, Event, Failed, Kill, Limits, Load, Lost, Made, Make, Start, Supervisor
+from labelmill.pipeline.process.log import say
+from labelmill.schemas.progress import RunState
+from labelmill.schemas.shard import ShardRecord, ShardTask
+from labelmill.workers.prepare import PreparedRun
+from labelmill.workers.supervisor import Action, Event, Failed, Kill, Limits, Load, Lost, Made, Make, Start, Supervisor
 
 WAIT_SECONDS = 0.5
 """Between looks at deadlines, and at most between a signal and its effect."""

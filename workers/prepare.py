@@ -5,23 +5,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.check_run import OutputLabeler, check_output, labeler_path, open_output_labeler
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers.base import FittedLabeler, Labeler
-from pipeline.labelers.methods import method_of
-from pipeline.machine_kind import machine_kind
-from pipeline.output_claim import check_labeler_claim, claim_fingerprint, claim_output
-from pipeline.shard_check import ShardOrigin
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.errors import ConfigError, OutputError
-from schemas.fingerprint import fingerprint
-from schemas.labeler_findings import LabelerFindings
-from schemas.manifest import CheckpointSource
-from schemas.sample import ImageShape, OptionalFile
-from schemas.secrets import plain_address
-from workers.fit_folder import fit_folder, forget_fit
-from workers.shard_worker import ShardWorker, open_sampler
+from labelmill.pipeline.check_run import OutputLabeler, check_output, labeler_path, open_output_labeler
+from labelmill.pipeline.dataset.claim import check_labeler_claim, claim_fingerprint, claim_output
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
+from labelmill.pipeline.labelers.methods import method_of
+from labelmill.pipeline.process.machine_kind import machine_kind
+from labelmill.pipeline.shards.check import ShardOrigin
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.fingerprint import fingerprint
+from labelmill.schemas.labeler_findings import LabelerFindings
+from labelmill.schemas.manifest import CheckpointSource
+from labelmill.schemas.sample import ImageShape, OptionalFile
+from labelmill.schemas.secrets import plain_address
+from labelmill.workers.fit_folder import fit_folder, forget_fit
+from labelmill.workers.shard_worker import ShardWorker, open_sampler
 
 
 @dataclass(frozen=True)

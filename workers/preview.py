@@ -4,23 +4,23 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline.check_run import check_settings, labeler_path, open_output_labeler
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers.base import FittedLabeler, Labeler
-from pipeline.labelers.methods import fit_labeler, method_of, open_fitted
-from pipeline.make_shard import candidates
-from pipeline.manifest import RUN_PATH, read_manifest, read_run_file
-from pipeline.output_claim import check_labeler_claim, claimed_identity
-from pipeline.overlay import contact_sheet
-from pipeline.pictures.png import encode_picture
-from pipeline.stopwatch import Stopwatch
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.errors import CheckpointError, OutputError
-from schemas.fingerprint import differing_keys, identity
-from schemas.run_file import validate
-from schemas.sample import Sample
-from workers.shard_worker import ShardWorker, open_sampler
+from labelmill.pipeline.check_run import check_settings, labeler_path, open_output_labeler
+from labelmill.pipeline.dataset.claim import check_labeler_claim, claimed_identity
+from labelmill.pipeline.dataset.manifest import RUN_PATH, read_manifest, read_run_file
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
+from labelmill.pipeline.labelers.methods import fit_labeler, method_of, open_fitted
+from labelmill.pipeline.make_shard import candidates
+from labelmill.pipeline.pictures.overlay import contact_sheet
+from labelmill.pipeline.pictures.png import encode_picture
+from labelmill.pipeline.process.stopwatch import Stopwatch
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import CheckpointError, OutputError
+from labelmill.schemas.fingerprint import differing_keys, identity
+from labelmill.schemas.sample import Sample
+from labelmill.schemas.yaml_file import validate
+from labelmill.workers.shard_worker import ShardWorker, open_sampler
 
 Redraw = Callable[[Sequence[int]], list[Sample]]
 PREVIEW_COLUMNS = 8

@@ -15,13 +15,13 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.interruption import Interrupted
-from pipeline.speech import say, speaks_json
-from pipeline.store import Store
-from schemas.errors import OutputError
-from schemas.progress import RunState
-from schemas.shard import ShardRecord
-from workers.supervisor import Supervisor
+from labelmill.pipeline.process.interruption import Interrupted
+from labelmill.pipeline.process.log import say, speaks_json
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import OutputError
+from labelmill.schemas.progress import RunState
+from labelmill.schemas.shard import ShardRecord
+from labelmill.workers.supervisor import Supervisor
 
 LINE_SECONDS = 10.0
 SHOW_SECONDS = 1.0

@@ -29,23 +29,33 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from pipeline.generator.checkpoints.source import located_reference
-from pipeline.interruption import Interrupted, interruptible, postponed
-from pipeline.process_settings import PROCESS_SETTINGS
-from pipeline.speech import say, speaking_of
-from pipeline.store import Store
-from schemas.config import ExecutionConfig, RunConfig
-from schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
-from schemas.progress import RunState
-from schemas.secrets import plain_address
-from schemas.section import LocatedSection
-from schemas.shard import ShardRecord, ShardTask
-from workers.last_resort import last_resort
-from workers.metrics import RunMetrics
-from workers.prepare import PreparedRun, open_prepared_worker, prepare, read_labeler
-from workers.shard_worker import ShardWorker, open_sampler
-from workers.supervisor import DEATHS_PER_SHARD, SHARDS_IN_FLIGHT, Event, Failed, Limits, Loaded, Lost, Made, Placed
-from workers.watchdog import Watchdog
+from labelmill.pipeline.generator.checkpoints.source import located_reference
+from labelmill.pipeline.process.interruption import Interrupted, interruptible, postponed
+from labelmill.pipeline.process.last_resort import last_resort
+from labelmill.pipeline.process.log import say, speaking_of
+from labelmill.pipeline.process.settings import PROCESS_SETTINGS
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import ExecutionConfig, RunConfig
+from labelmill.schemas.errors import EXIT_RESUMABLE, ConfigError, LabelmillError, StalledError
+from labelmill.schemas.progress import RunState
+from labelmill.schemas.secrets import plain_address
+from labelmill.schemas.section import LocatedSection
+from labelmill.schemas.shard import ShardRecord, ShardTask
+from labelmill.workers.metrics import RunMetrics
+from labelmill.workers.prepare import PreparedRun, open_prepared_worker, prepare, read_labeler
+from labelmill.workers.shard_worker import ShardWorker, open_sampler
+from labelmill.workers.supervisor import (
+    DEATHS_PER_SHARD,
+    SHARDS_IN_FLIGHT,
+    Event,
+    Failed,
+    Limits,
+    Loaded,
+    Lost,
+    Made,
+    Placed,
+)
+from labelmill.workers.watchdog import Watchdog
 
 # Longest silences of Ray, in seconds: it kills a driver itself when the cluster's head is gone for 60.
 _CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 55.0, 20.0

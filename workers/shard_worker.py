@@ -7,20 +7,20 @@ from typing import Self
 
 import torch
 
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.checkpoints.source import located_reference
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers.base import Labeler
-from pipeline.machine_kind import machine_kind
-from pipeline.make_shard import MadeShard, Mill, make_shard
-from pipeline.process.device import choose_device
-from pipeline.shard_check import ShardOrigin
-from pipeline.shard_publisher import adopt_shard, publish_shard, tar_path
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.manifest import CheckpointSource
-from schemas.secrets import plain_address
-from schemas.shard import ShardRecord, ShardTask
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.checkpoints.source import located_reference
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import Labeler
+from labelmill.pipeline.make_shard import MadeShard, Mill, make_shard
+from labelmill.pipeline.process.device import choose_device
+from labelmill.pipeline.process.machine_kind import machine_kind
+from labelmill.pipeline.shards.check import ShardOrigin
+from labelmill.pipeline.shards.publisher import adopt_shard, publish_shard, tar_path
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.manifest import CheckpointSource
+from labelmill.schemas.secrets import plain_address
+from labelmill.schemas.shard import ShardRecord, ShardTask
 
 
 def open_sampler(config: RunConfig) -> tuple[Sampler, CheckpointSource]:

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH, read_index
-from pipeline.shard_publisher import TAR_PATH
-from pipeline.store import Store
-from schemas.errors import OutputError
-from schemas.progress import RunState
-from workers.progress import PROGRESS_PATH, state_line
+from labelmill.pipeline.dataset.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH, read_index
+from labelmill.pipeline.shards.publisher import TAR_PATH
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import OutputError
+from labelmill.schemas.progress import RunState
+from labelmill.workers.progress import PROGRESS_PATH, state_line
 
 # A driver writes every 10 s; one that has been silent so long is dead, frozen or cut off.
 SILENT_SECONDS = 90.0

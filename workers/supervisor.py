@@ -13,8 +13,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from schemas.errors import LabelmillError, OutputError, ShardError, StalledError
-from schemas.shard import ShardRecord, ShardTask
+from labelmill.schemas.errors import LabelmillError, OutputError, ShardError, StalledError
+from labelmill.schemas.shard import ShardRecord, ShardTask
 
 DEATHS_PER_SHARD = 3
 """Deaths of workers on one shard that quarantine it; also how often a shard that the store refused is tried."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 
-from pipeline.speech import say
+from labelmill.pipeline.process.log import say
 
 # A thread that wakes so much later than it asked was frozen with the whole process, and nobody is to blame.
 _FROZEN_SECONDS = 5.0

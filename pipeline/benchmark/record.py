@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
-from pipeline.benchmark.reach import Place, Reach
-from pipeline.generator.sampling import Sampler
-from pipeline.store import Store
-from schemas.fingerprint import canonical_json
+from labelmill.pipeline.benchmark.reach import Place, Reach
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.fingerprint import canonical_json
 
 _ROOT = Path(__file__).resolve().parents[2]
 _Row = TypeVar("_Row", bound=BaseModel)

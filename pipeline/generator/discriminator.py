@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.generator.layers import Conv2dLayer, FullyConnected, binomial_filter
-from pipeline.generator.networks import Mapping, is_half_resolution
+from labelmill.pipeline.generator.layers import Conv2dLayer, FullyConnected, binomial_filter
+from labelmill.pipeline.generator.networks import Mapping, is_half_resolution
 
 RESIDUAL_GAIN = math.sqrt(0.5)
 

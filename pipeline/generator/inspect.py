@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.generator.checkpoints import LoadedCheckpoint
-from pipeline.generator.checkpoints.native import save_generator
-from pipeline.generator.networks import Generator, GeneratorSpec, Trunk, row_resolution
-from pipeline.generator.sampling import latents, to_uint8
-from pipeline.pictures.png import encode_picture
-from pipeline.process.device import repeatable_kernels
-from pipeline.process.files import write_atomically
-from schemas.errors import CheckpointError
+from labelmill.pipeline.generator.checkpoints import LoadedCheckpoint
+from labelmill.pipeline.generator.checkpoints.native import save_generator
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, Trunk, row_resolution
+from labelmill.pipeline.generator.sampling import latents, to_uint8
+from labelmill.pipeline.pictures.png import encode_picture
+from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.schemas.errors import CheckpointError
 
 Image = NDArray[np.uint8]
 

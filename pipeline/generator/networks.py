@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.generator.layers import (
+from labelmill.pipeline.generator.layers import (
     Conv2dLayer,
     FullyConnected,
     SynthesisLayer,
@@ -25,7 +25,7 @@ from pipeline.generator.layers import (
     binomial_filter,
     upsample_2x,
 )
-from pipeline.generator.spec import (
+from labelmill.pipeline.generator.spec import (
     ARCHITECTURES,
     Architecture,
     GeneratorSpec,

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.generator.networks import Generator
-from pipeline.generator.sampling import to_uint8
-from pipeline.pictures.png import encode_picture
-from pipeline.process.files import write_atomically
+from labelmill.pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.sampling import to_uint8
+from labelmill.pipeline.pictures.png import encode_picture
+from labelmill.pipeline.process.files import write_atomically
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 12
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
-from pipeline.process.device import repeatable_kernels
-from schemas.config import GeneratorConfig, NumericsConfig
-from schemas.errors import ConfigError
-from schemas.secrets import plain_address
-from schemas.section import SEED_LIMIT
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
+from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.secrets import plain_address
+from labelmill.schemas.section import SEED_LIMIT
 
 Item = TypeVar("Item")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from schemas.sample import ImageShape
+from labelmill.schemas.sample import ImageShape
 
 NUM_HALF_RESOLUTIONS = 4
 

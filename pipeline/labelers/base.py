@@ -9,11 +9,11 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from pipeline.generator.sampling import Batch, Sampler
-from schemas.config import QualityConfig
-from schemas.labeler_findings import LabelerFindings
-from schemas.sample import OptionalFile
-from schemas.section import Section
+from labelmill.pipeline.generator.sampling import Batch, Sampler
+from labelmill.schemas.config import QualityConfig
+from labelmill.schemas.labeler_findings import LabelerFindings
+from labelmill.schemas.sample import OptionalFile
+from labelmill.schemas.section import Section
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from pipeline.generator.spec import GeneratorSpec
-from pipeline.process.safetensors_json import DamagedFileError, ForeignFileError, load_with_json, save_with_json
-from schemas.errors import LabelmillError
+from labelmill.pipeline.generator.spec import GeneratorSpec
+from labelmill.pipeline.process.safetensors_json import (
+    DamagedFileError,
+    ForeignFileError,
+    load_with_json,
+    save_with_json,
+)
+from labelmill.schemas.errors import LabelmillError
 
 REMEDY = "Fit again with `labelmill fit` in a new output"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers import feature_clusters_method, style_mixing_method
-from pipeline.labelers.base import FittedLabeler, LabelingMethod
-from schemas.config import LabelerConfig
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import FittedLabeler, LabelingMethod
+from labelmill.pipeline.labelers.feature_clusters import method as feature_clusters_method
+from labelmill.pipeline.labelers.style_mixing import method as style_mixing_method
+from labelmill.schemas.config import LabelerConfig
 
 METHODS: dict[str, LabelingMethod[Any]] = {
     "style_mixing": style_mixing_method.METHOD,

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from pipeline.nightly.snapshots import Snapshot, night_of
-from pipeline.store import Store
-from schemas.errors import ConfigError, OutputError
-from schemas.nightly_files import Latest
+from labelmill.pipeline.nightly.snapshots import Snapshot, night_of
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.nightly_files import Latest
 
 # Where the date changes first. Whoever names a night by the date of a place means no later one.
 _EARLIEST_ZONE = timedelta(hours=14)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.manifest import read_index
-from pipeline.nightly.latest import change_latest, pin, read_latest, roll_back, unpin
-from pipeline.nightly.snapshots import (
+from labelmill.pipeline.dataset.manifest import read_index
+from labelmill.pipeline.nightly.latest import change_latest, pin, read_latest, roll_back, unpin
+from labelmill.pipeline.nightly.snapshots import (
     check_publishable,
     find_snapshot,
     list_snapshots,
@@ -12,10 +12,10 @@ from pipeline.nightly.snapshots import (
     snapshot_url,
     state_of,
 )
-from pipeline.store import Store
-from schemas.errors import ConfigError, OutputError
-from schemas.nightly import load_nightly_config
-from schemas.nightly_files import Latest
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.nightly import load_nightly_config
+from labelmill.schemas.nightly_files import Latest
 
 
 def open_root(where: str) -> Store:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from schemas.nightly import GatesConfig
-from schemas.nightly_files import GateResult, Measures
+from labelmill.schemas.nightly import GatesConfig
+from labelmill.schemas.nightly_files import GateResult, Measures
 
 # Shares of nothing count as so much in the index, as is common: its logarithm knows no zero.
 PSI_FLOOR = 1e-4

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import jinja2
 
-from pipeline.manifest import read_manifest
-from pipeline.overlay import class_colours
-from pipeline.report_data import Picture, read_dataset, read_pictures, spread_rows
-from pipeline.report_pictures import Triple, fitting_edge, show_triple
-from pipeline.store import Store
-from schemas.nightly_files import GateReport, Measures
+from labelmill.pipeline.dataset.manifest import read_manifest
+from labelmill.pipeline.pictures.overlay import class_colours
+from labelmill.pipeline.report.data import Picture, read_dataset, read_pictures, spread_rows
+from labelmill.pipeline.report.pictures import Triple, fitting_edge, show_triple
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.nightly_files import GateReport, Measures
 
 NUM_PICTURES = 8
 """Of each snapshot."""
@@ -30,14 +30,14 @@ def gates_page(tonight: Store, live: Store | None, report: GateReport) -> bytes:
     """The page. Raises OutputError where a dataset is damaged."""
     assert report.tonight is not None
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "."),
+        loader=jinja2.PackageLoader("labelmill.pipeline.nightly", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["figure"] = figure
-    page = environment.get_template("gates.html.j2").render(
+    page = environment.get_template("gates_page.html.j2").render(
         report=report,
         shares=_class_shares(tonight, report.tonight, report.live_measures),
         bins=_bins(report.tonight, report.live_measures),

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 
-from pipeline.nightly.gates import ask_gates
-from pipeline.nightly.gates_page import figure, gates_page
-from pipeline.nightly.lease import Clock
-from pipeline.nightly.lock import iso_time
-from pipeline.nightly.measure import measure
-from pipeline.nightly.snapshots import GATES_PAGE_PATH, GATES_PATH, open_snapshot
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.errors import LabelmillError, OutputError
-from schemas.nightly import NightlyConfig
-from schemas.nightly_files import GateReport, Measures
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.nightly.gates import ask_gates
+from labelmill.pipeline.nightly.gates_page import figure, gates_page
+from labelmill.pipeline.nightly.lease import Clock
+from labelmill.pipeline.nightly.lock import iso_time
+from labelmill.pipeline.nightly.measure import measure
+from labelmill.pipeline.nightly.snapshots import GATES_PAGE_PATH, GATES_PATH, open_snapshot
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import LabelmillError, OutputError
+from labelmill.schemas.nightly import NightlyConfig
+from labelmill.schemas.nightly_files import GateReport, Measures
 
 _LISTED_PROBLEMS = 20
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from pipeline.store import Store, Version
-from schemas.errors import LockedError, OutputError
-from schemas.nightly_files import Latest
+from labelmill.pipeline.store.store import Store, Version
+from labelmill.schemas.errors import LockedError, OutputError
+from labelmill.schemas.nightly_files import Latest
 
 LATEST_PATH = "latest.json"
 # Each one is lost to another change, and those are made by hand.

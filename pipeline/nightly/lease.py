@@ -11,12 +11,12 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
-from pipeline.nightly import lock
-from pipeline.nightly.latest import read_latest
-from pipeline.speech import say
-from pipeline.store import Store
-from schemas.errors import LockedError, LockExpiredError, OutputError
-from schemas.nightly import LockConfig
+from labelmill.pipeline.nightly import lock
+from labelmill.pipeline.nightly.latest import read_latest
+from labelmill.pipeline.process.log import say
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import LockedError, LockExpiredError, OutputError
+from labelmill.schemas.nightly import LockConfig
 
 Clock = Callable[[], float]
 """Seconds since 1970."""

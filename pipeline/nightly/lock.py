@@ -2,7 +2,7 @@
 
 A process cannot know whether it was stopped for an hour between asking the time and writing a file. So the lock only
 keeps runs out of each other's way. What protects latest.json is the lock's number: whoever gets the lock first writes
-its number there (pipeline.nightly.latest.fence), and from then on everything with a lower number is refused.
+its number there (labelmill.pipeline.nightly.latest.fence), and from then on everything with a lower number is refused.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from pipeline.store import Store, Version
-from schemas.errors import LockedError, OutputError
-from schemas.nightly_files import LockFile
+from labelmill.pipeline.store.store import Store, Version
+from labelmill.schemas.errors import LockedError, OutputError
+from labelmill.schemas.nightly_files import LockFile
 
 LOCK_PATH = "lock.json"
 # Each one is lost to a run that has just got the lock, or let it go.

@@ -13,18 +13,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.nightly.perceptual_hash import HASH_BITS, near_duplicate_share, perceptual_hash
-from pipeline.report_data import read_candidates, read_dataset, spread
-from pipeline.shard_publisher import tar_path
-from pipeline.shard_reader import DamagedTarError, members_in
-from pipeline.shards.sample_files import image_file
-from pipeline.store import Store
-from schemas.errors import OutputError
-from schemas.manifest import Manifest
-from schemas.nightly import SamplingConfig
-from schemas.nightly_files import Measures
-from schemas.sample import sample_key
-from schemas.shard import ShardRecord
+from labelmill.pipeline.nightly.perceptual_hash import HASH_BITS, near_duplicate_share, perceptual_hash
+from labelmill.pipeline.report.data import read_candidates, read_dataset, spread
+from labelmill.pipeline.shards.publisher import tar_path
+from labelmill.pipeline.shards.reader import DamagedTarError, members_in
+from labelmill.pipeline.shards.sample_files import image_file
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import OutputError
+from labelmill.schemas.manifest import Manifest
+from labelmill.schemas.nightly import SamplingConfig
+from labelmill.schemas.nightly_files import Measures
+from labelmill.schemas.sample import sample_key
+from labelmill.schemas.shard import ShardRecord
 
 NUM_BINS = 10
 """Of the foreground's share."""

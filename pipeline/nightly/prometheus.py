@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.nightly.snapshots import State, night_of
-from pipeline.nightly.status import NightlyStatus
+from labelmill.pipeline.nightly.snapshots import State, night_of
+from labelmill.pipeline.nightly.status import NightlyStatus
 
 _Sample = tuple[dict[str, str], float | None]
 

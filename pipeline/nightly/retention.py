@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH
-from pipeline.nightly.latest import change_latest, read_latest, retire, retired
-from pipeline.nightly.lease import Lease
-from pipeline.nightly.snapshots import GATES_PATH, SNAPSHOTS, Snapshot, list_snapshots, open_snapshot
-from pipeline.store import Store
-from schemas.nightly import RetentionConfig
-from schemas.nightly_files import Latest
+from labelmill.pipeline.dataset.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH
+from labelmill.pipeline.nightly.latest import change_latest, read_latest, retire, retired
+from labelmill.pipeline.nightly.lease import Lease
+from labelmill.pipeline.nightly.snapshots import GATES_PATH, SNAPSHOTS, Snapshot, list_snapshots, open_snapshot
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.nightly import RetentionConfig
+from labelmill.schemas.nightly_files import Latest
 
 # A bucket answers each request after milliseconds.
 _DELETERS = 16

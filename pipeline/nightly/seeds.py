@@ -2,10 +2,10 @@
 
 from datetime import date, timedelta
 
-from schemas.config import RunConfig
-from schemas.errors import ConfigError
-from schemas.nightly import NightlyConfig
-from schemas.section import SEED_LIMIT
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.nightly import NightlyConfig
+from labelmill.schemas.section import SEED_LIMIT
 
 
 def run_of(config: NightlyConfig, night: date) -> RunConfig:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from pipeline.manifest import MANIFEST_PATH, read_index
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.errors import ConfigError, OutputError
-from schemas.fingerprint import canonical_json, identity
-from schemas.nightly_files import GateReport, Latest
+from labelmill.pipeline.dataset.manifest import MANIFEST_PATH, read_index
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.fingerprint import canonical_json, identity
+from labelmill.schemas.nightly_files import GateReport, Latest
 
 SNAPSHOTS = "snapshots"
 GATES_PATH, GATES_PAGE_PATH = "gates.json", "gates.html"

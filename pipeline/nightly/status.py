@@ -5,12 +5,12 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.nightly.clock import is_ahead
-from pipeline.nightly.latest import read_latest
-from pipeline.nightly.lock import LOCK_PATH, iso_time, read_lock
-from pipeline.nightly.snapshots import Snapshot, State, list_snapshots, open_snapshot, read_report
-from pipeline.store import Store
-from schemas.nightly_files import GateReport
+from labelmill.pipeline.nightly.clock import is_ahead
+from labelmill.pipeline.nightly.latest import read_latest
+from labelmill.pipeline.nightly.lock import LOCK_PATH, iso_time, read_lock
+from labelmill.pipeline.nightly.snapshots import Snapshot, State, list_snapshots, open_snapshot, read_report
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.nightly_files import GateReport
 
 
 class SnapshotStatus(BaseModel):

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.errors import ConfigError
-from schemas.nightly import WebhookConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.nightly import WebhookConfig
 
 
 class Notice(BaseModel):

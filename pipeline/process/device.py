@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from schemas.errors import ConfigError
+from labelmill.schemas.errors import ConfigError
 
 
 def choose_device(name: str = "auto", *, key: str = "device") -> torch.device:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.prompt_models.base import PromptModel, PromptModelError
-from schemas.user_path import expand_user
+from labelmill.pipeline.prompt_models.base import PromptModel, PromptModelError
+from labelmill.schemas.user_path import expand_user
 
-__all__ = ["BUNDLED", "PromptModel", "PromptModelError", "hash_prompt_model", "open_prompt_model"]
+__all__ = ["BUNDLED", "PromptModel", "PromptModelError", "bundled_weights", "hash_prompt_model", "open_prompt_model"]
 
 BUNDLED = ("avatars-prompts",)
 """Names after `bundled:`."""
@@ -28,10 +28,10 @@ def open_prompt_model(reference: str, device: str | torch.device = "cpu", folder
     """
     kind, architecture, weights = _parts(reference, folder)
     if kind == "bundled":
-        from pipeline.prompt_models.avatars import load_avatars_prompts
+        from labelmill.pipeline.prompt_models.avatars import load_avatars_prompts
 
         return load_avatars_prompts(weights, device, name=reference)
-    from pipeline.prompt_models.open_clip import load_open_clip
+    from labelmill.pipeline.prompt_models.open_clip import load_open_clip
 
     return load_open_clip(architecture, weights, device, name=reference)
 
@@ -41,7 +41,7 @@ def hash_prompt_model(reference: str, folder: Path = Path()) -> dict[str, str]:
     kind, architecture, weights = _parts(reference, folder)
     files = {"prompt_model_weights": weights}
     if kind == "open-clip":
-        from pipeline.prompt_models.open_clip import check_weights_file
+        from labelmill.pipeline.prompt_models.open_clip import check_weights_file
 
         check_weights_file(weights)
         if architecture.endswith(".json"):
@@ -56,7 +56,7 @@ def _parts(reference: str, folder: Path) -> tuple[str, str, Path]:
     if kind == "bundled":
         if rest not in BUNDLED:
             raise PromptModelError(f"{reference!r}: no such bundled prompt model; there is {', '.join(BUNDLED)}")
-        return kind, rest, _BUNDLED_FOLDER / f"{rest}.safetensors"
+        return kind, rest, bundled_weights(rest)
     if kind == "open-clip":
         architecture, _, path = rest.partition("@")
         if not architecture or not path:
@@ -73,3 +73,8 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PromptModelError(f"{path}: the prompt model cannot be read: {error.strerror or error}") from error
+
+
+def bundled_weights(name: str) -> Path:
+    """The file of a bundled model's weights; its card lies beside it."""
+    return _BUNDLED_FOLDER / f"{name}.safetensors"

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.process.device import repeatable_kernels
-from pipeline.process.files import write_atomically
-from pipeline.process.safetensors_json import load_with_json, save_with_json
-from pipeline.prompt_models.avatars_networks import (
+from labelmill.pipeline.avatars.words import split_words
+from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.process.safetensors_json import load_with_json, save_with_json
+from labelmill.pipeline.prompt_models.avatars_networks import (
     IMAGE_SIZE,
     MAX_WORDS,
     PADDING,
@@ -30,9 +31,8 @@ from pipeline.prompt_models.avatars_networks import (
     Shape,
     fit_images,
 )
-from pipeline.prompt_models.base import PromptModelError, check_images
-from pipeline.prompt_models.words import split_words
-from pipeline.training.half_weights import half_weights, load_half_weights
+from labelmill.pipeline.prompt_models.base import PromptModelError, check_images
+from labelmill.pipeline.training.half_weights import half_weights, load_half_weights
 
 FORMAT = "labelmill-prompt-model"
 VERSION = 1

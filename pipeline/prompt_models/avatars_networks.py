@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.convolution_blocks import Residual, convolution
+from labelmill.pipeline.training.convolution_blocks import Residual, convolution
 
 IMAGE_SIZE = 64
 """Side that images are brought to."""

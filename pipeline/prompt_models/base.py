@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from schemas.errors import LabelmillError
+from labelmill.schemas.errors import LabelmillError
 
 
 class PromptModelError(LabelmillError):

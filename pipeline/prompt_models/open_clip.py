@@ -29,13 +29,13 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.generator.checkpoints.inert import Budget, UnreadableError, describe_value, text_of
-from pipeline.generator.checkpoints.tensors import StoredTensor
-from pipeline.generator.checkpoints.torch_archive import read_saved
-from pipeline.process.device import repeatable_kernels
-from pipeline.prompt_models.base import PromptModelError, check_images
-from pipeline.segmentation.torchvision_import import import_torchvision
-from schemas.user_path import expand_user
+from labelmill.pipeline.generator.checkpoints.inert import Budget, UnreadableError, describe_value, text_of
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.checkpoints.torch_archive import read_saved
+from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.pipeline.process.torchvision_import import import_torchvision
+from labelmill.pipeline.prompt_models.base import PromptModelError, check_images
+from labelmill.schemas.user_path import expand_user
 
 DENSE_SCALE = 4
 """How many times larger than in its training a ResNet sees an image for dense features."""

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.segmentation.reading import LabeledPixels
-from schemas.sample import IGNORE
-from schemas.segmentation import LUMINANCE, AugmentationConfig
+from labelmill.pipeline.segmentation.reading import LabeledPixels
+from labelmill.schemas.sample import IGNORE
+from labelmill.schemas.segmentation import LUMINANCE, AugmentationConfig
 
 Pixels = NDArray[np.uint8]
 Sample = TypeVar("Sample", bound=LabeledPixels)

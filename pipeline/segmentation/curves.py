@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from schemas.segmentation import Evaluation
+from labelmill.schemas.segmentation import Evaluation
 
 
 def draw_curves(log: Path, evaluations: Sequence[Evaluation]) -> bytes:

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.segmentation.mask_png import MaskError
-from pipeline.segmentation.mask_source import MaskSource
-from pipeline.segmentation.matching import Matching, match_clusters
-from pipeline.segmentation.metrics import MaskEvaluator
-from schemas.sample import IGNORE
-from schemas.scores import Scores
+from labelmill.pipeline.pictures.mask_png import MaskError
+from labelmill.pipeline.segmentation.mask_source import MaskSource
+from labelmill.pipeline.segmentation.matching import Matching, match_clusters
+from labelmill.pipeline.segmentation.metrics import MaskEvaluator
+from labelmill.schemas.sample import IGNORE
+from labelmill.schemas.scores import Scores
 
 # Of many offenders a message names so many.
 _NUM_NAMED = 5

@@ -6,15 +6,15 @@ Shape suffixes: H height, W width, C channels.
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.photos.read import PhotoError, Pixels, find_photos, read_photo
-from pipeline.segmentation.evaluate import Mask, MaskSide
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.metrics import MaskEvaluator
-from pipeline.segmentation.models import Segmenter
-from pipeline.segmentation.predict import predict
-from pipeline.segmentation.reading import Split, open_split, read_samples
-from schemas.scores import Scores
-from schemas.segmentation import DatasetSplit, PhotoFolder
+from labelmill.pipeline.pictures.photos import PhotoError, Pixels, find_photos, read_photo
+from labelmill.pipeline.segmentation.evaluate import Mask, MaskSide
+from labelmill.pipeline.segmentation.mask_source import open_masks
+from labelmill.pipeline.segmentation.metrics import MaskEvaluator
+from labelmill.pipeline.segmentation.models import Segmenter
+from labelmill.pipeline.segmentation.predict import predict
+from labelmill.pipeline.segmentation.reading import Split, open_split, read_samples
+from labelmill.schemas.scores import Scores
+from labelmill.schemas.segmentation import DatasetSplit, PhotoFolder
 
 Classes = tuple[str, ...]
 

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from typing import TypeVar
 
-from schemas.errors import LabelmillError, StalledError
+from labelmill.schemas.errors import LabelmillError, StalledError
 
 Item = TypeVar("Item")
 Make = Callable[[int, int], Iterable[Item]]

@@ -6,7 +6,7 @@ Shape suffixes: B batch, H height, W width, K classes.
 from torch import Tensor
 from torch.nn import functional
 
-from schemas.sample import IGNORE
+from labelmill.schemas.sample import IGNORE
 
 
 def segmentation_loss(logits_BKHW: Tensor, masks_BHW: Tensor, alphas_BHW: Tensor | None = None) -> Tensor:

@@ -12,14 +12,14 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest import MANIFEST_PATH, RUN_PATH, read_index, read_manifest
-from pipeline.photos.read import files_below
-from pipeline.segmentation.mask_png import MaskError, decode_mask
-from pipeline.segmentation.tar_members import TarMember, members_of
-from pipeline.shard_reader import DamagedTarError, Member, is_metadata, parse_metadata
-from pipeline.shards.sample_files import MASK
-from pipeline.store import Store
-from schemas.user_path import expand_user
+from labelmill.pipeline.dataset.manifest import MANIFEST_PATH, RUN_PATH, read_index, read_manifest
+from labelmill.pipeline.pictures.mask_png import MaskError, decode_mask
+from labelmill.pipeline.pictures.photos import files_below
+from labelmill.pipeline.segmentation.tar_members import TarMember, members_of
+from labelmill.pipeline.shards.reader import DamagedTarError, Member, is_metadata, parse_metadata
+from labelmill.pipeline.shards.sample_files import MASK
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.user_path import expand_user
 
 MASK_ENDING = f".{MASK.ending}"
 # Two empty blocks end a tar; writers fill it up to a record, 20 blocks, or a few of them.

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from pipeline.segmentation.metrics import Counts
-from schemas.sample import IGNORE
+from labelmill.pipeline.segmentation.metrics import Counts
+from labelmill.schemas.sample import IGNORE
 
 
 class Matching(Enum):

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.sample import IGNORE
-from schemas.scores import BandScores, Scores
+from labelmill.schemas.sample import IGNORE
+from labelmill.schemas.scores import BandScores, Scores
 
 Mask = NDArray[np.uint8]
 Counts = NDArray[np.int64]

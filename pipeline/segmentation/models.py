@@ -11,11 +11,22 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.process.files import write_atomically
-from pipeline.process.safetensors_json import DamagedFileError, ForeignFileError, load_with_json, save_with_json
-from pipeline.segmentation.torchvision_import import import_torchvision, missing_extra
-from schemas.errors import CheckpointError
-from schemas.segmentation import LUMINANCE, Architecture, SegmentationModelCard, SegmentationModelConfig, Triple
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.process.safetensors_json import (
+    DamagedFileError,
+    ForeignFileError,
+    load_with_json,
+    save_with_json,
+)
+from labelmill.pipeline.process.torchvision_import import import_torchvision, missing_extra
+from labelmill.schemas.errors import CheckpointError
+from labelmill.schemas.segmentation import (
+    LUMINANCE,
+    Architecture,
+    SegmentationModelCard,
+    SegmentationModelConfig,
+    Triple,
+)
 
 # Sides that every network divides by; its own padding is taken off again.
 _STRIDE = 32

@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from pipeline.process.files import write_atomically
-from pipeline.segmentation.models import Segmenter
-from schemas.errors import ConfigError, LabelmillError
-from schemas.segmentation import SegmentationModelCard
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.segmentation.models import Segmenter
+from labelmill.schemas.errors import ConfigError, LabelmillError
+from labelmill.schemas.segmentation import SegmentationModelCard
 
 OPSET = 18
 # (batch, height, width): what the graph is traced with, and two others that it is checked with. None but the second is

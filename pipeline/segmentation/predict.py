@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.photos.read import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
-from pipeline.pictures.png import encode_gray
-from pipeline.process.files import write_atomically
-from pipeline.segmentation.models import Segmenter
-from pipeline.speech import say
-from schemas.errors import OutputError
+from labelmill.pipeline.pictures.photos import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
+from labelmill.pipeline.pictures.png import encode_gray
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.process.log import say
+from labelmill.pipeline.segmentation.models import Segmenter
+from labelmill.schemas.errors import OutputError
 
 # The longer side in the network is at most this many times the shorter one asked for: a photo of 2000 x 1 pixels would
 # fill the memory otherwise.

@@ -2,11 +2,11 @@
 
 import time
 
-from pipeline.photos.read import find_photos
-from pipeline.segmentation.ranks import Ranks
-from pipeline.segmentation.reading import Split, open_split
-from pipeline.speech import say
-from schemas.segmentation import DatasetSplit, SegmentationTrainingConfig
+from labelmill.pipeline.pictures.photos import find_photos
+from labelmill.pipeline.process.log import say
+from labelmill.pipeline.segmentation.ranks import Ranks
+from labelmill.pipeline.segmentation.reading import Split, open_split
+from labelmill.schemas.segmentation import DatasetSplit, SegmentationTrainingConfig
 
 _FIRST_LINE_SECONDS, _LINE_SECONDS = 3.0, 15.0
 

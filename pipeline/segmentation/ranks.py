@@ -12,7 +12,7 @@ import torch
 import torch.distributed.nn.functional
 from torch import distributed
 
-from pipeline.process.device import choose_device
+from labelmill.pipeline.process.device import choose_device
 
 # Rank 0 scores and saves while the others wait for it.
 _TIMEOUT = timedelta(hours=2)

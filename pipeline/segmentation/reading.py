@@ -25,20 +25,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.manifest import MANIFEST_PATH, read_index, read_manifest
-from pipeline.segmentation.epoch_order import EpochOrder, Place
-from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
-from pipeline.segmentation.mask_png import MaskError, decode_gray
-from pipeline.segmentation.tar_members import members_of
-from pipeline.shard_reader import DamagedTarError, Member, parse_metadata
-from pipeline.shards.sample_files import ALPHA, IMAGE, MASK, METADATA, OPTIONAL_FILES, SampleFile, sample_files
-from pipeline.store import Store
-from schemas.config import DatasetConfig
-from schemas.errors import OutputError
-from schemas.manifest import IndexedShard
-from schemas.run_file import validate
-from schemas.sample import IGNORE, ImageShape, SampleMetadata
-from schemas.segmentation import Triple
+from labelmill.pipeline.dataset.manifest import MANIFEST_PATH, read_index, read_manifest
+from labelmill.pipeline.pictures.mask_png import MaskError, decode_gray
+from labelmill.pipeline.segmentation.epoch_order import EpochOrder, Place
+from labelmill.pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
+from labelmill.pipeline.segmentation.tar_members import members_of
+from labelmill.pipeline.shards.reader import DamagedTarError, Member, parse_metadata
+from labelmill.pipeline.shards.sample_files import (
+    ALPHA,
+    IMAGE,
+    MASK,
+    METADATA,
+    OPTIONAL_FILES,
+    SampleFile,
+    sample_files,
+)
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import DatasetConfig
+from labelmill.schemas.errors import OutputError
+from labelmill.schemas.manifest import IndexedShard
+from labelmill.schemas.sample import IGNORE, ImageShape, SampleMetadata
+from labelmill.schemas.segmentation import Triple
+from labelmill.schemas.yaml_file import validate
 
 Pixels = NDArray[np.uint8]
 

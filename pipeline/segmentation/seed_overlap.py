@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from pipeline.plan import held_out_first_seed
-from pipeline.segmentation.reading import Split
-from pipeline.shard_publisher import read_kept_seeds
-from pipeline.store import Store
-from schemas.errors import ConfigError
+from labelmill.pipeline.dataset.plan import held_out_first_seed
+from labelmill.pipeline.segmentation.reading import Split
+from labelmill.pipeline.shards.publisher import read_kept_seeds
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import ConfigError
 
 
 def check_apart(learned: Split, held_out: Split) -> None:

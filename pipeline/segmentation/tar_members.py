@@ -1,6 +1,6 @@
 """The files in a tar, as any tool may have packed it: what webdataset reads, this reads.
 
-Shards that labelmill wrote are held to more by `labelmill verify`: see pipeline/shard_reader.py.
+Shards that labelmill wrote are held to more by `labelmill verify`: see pipeline/shards/reader.py.
 """
 
 import tarfile
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.shard_reader import DamagedTarError
+from labelmill.pipeline.shards.reader import DamagedTarError
 
 _BLOCK_BYTES = 512
 

@@ -15,31 +15,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.generator.training_log import TrainingLog
-from pipeline.generator.training_resume import refuse_changes
-from pipeline.generator.training_state import (
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.segmentation.augment import Augmentation
+from labelmill.pipeline.segmentation.curves import draw_curves
+from labelmill.pipeline.segmentation.held_out import check_photos, open_held_out_split, score
+from labelmill.pipeline.segmentation.loader_processes import Patience
+from labelmill.pipeline.segmentation.loss import segmentation_loss
+from labelmill.pipeline.segmentation.models import build, save_segmenter
+from labelmill.pipeline.segmentation.progress import TrainingPace, say_what_was_found
+from labelmill.pipeline.segmentation.ranks import Ranks, joined_ranks
+from labelmill.pipeline.segmentation.reading import Batch, Split, open_split, training_loader
+from labelmill.pipeline.segmentation.seed_overlap import check_apart
+from labelmill.pipeline.shards.sample_files import ALPHA
+from labelmill.pipeline.training.log import TrainingLog
+from labelmill.pipeline.training.randomness import seed_of
+from labelmill.pipeline.training.resume import refuse_changes
+from labelmill.pipeline.training.state import (
     latest_state,
     locked,
     read_progress,
     read_tensors,
     write_state,
 )
-from pipeline.process.files import write_atomically
-from pipeline.segmentation.augment import Augmentation
-from pipeline.segmentation.curves import draw_curves
-from pipeline.segmentation.held_out import check_photos, open_held_out_split, score
-from pipeline.segmentation.loader_processes import Patience
-from pipeline.segmentation.loss import segmentation_loss
-from pipeline.segmentation.models import build, save_segmenter
-from pipeline.segmentation.progress import TrainingPace, say_what_was_found
-from pipeline.segmentation.ranks import Ranks, joined_ranks
-from pipeline.segmentation.reading import Batch, Split, open_split, training_loader
-from pipeline.segmentation.seed_overlap import check_apart
-from pipeline.shards.sample_files import ALPHA
-from pipeline.training.randomness import seed_of
-from pipeline.training.stop import Stop, stop_on_signals
-from schemas.errors import ConfigError, LabelmillError
-from schemas.segmentation import (
+from labelmill.pipeline.training.stop import Stop, stop_on_signals
+from labelmill.schemas.errors import ConfigError, LabelmillError
+from labelmill.schemas.segmentation import (
     DatasetSplit,
     Evaluation,
     PhotoFolder,

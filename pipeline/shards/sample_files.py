@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from schemas.sample import IGNORE, OptionalFile
+from labelmill.schemas.sample import IGNORE, OptionalFile
 
 
 @dataclass(frozen=True)

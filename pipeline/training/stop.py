@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.interruption import Interrupted, postponed
+from labelmill.pipeline.process.interruption import Interrupted, postponed
 
 
 class Stop:

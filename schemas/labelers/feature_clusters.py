@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from schemas.cluster_mapping import ClassName, ClusterMapping, check_class_names, load_mapping
-from schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range, folder_of
-from schemas.user_path import expand_user
+from labelmill.schemas.cluster_mapping import ClassName, ClusterMapping, check_class_names, load_mapping
+from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range, folder_of
+from labelmill.schemas.user_path import expand_user
 
 _LEAST_POSITIVES = 8
 """Images that the direction of an edit can be learned from."""
@@ -51,13 +51,13 @@ class FeatureClustersConfig(LocatedSection):
     """Convolutions whose features are clustered: one such as b64.conv1, a list that is concatenated, or `auto`. null:
     the second one of the block b64, or of the generator's highest if that is lower. `auto` compares the second
     ones of all blocks from b16 to b128 in `fit`, by how stable their clusters are and how well these follow the
-    images' colours (pipeline/labelers/choose_clustering.py)."""
+    images' colours (pipeline/labelers/feature_clusters/choose.py)."""
     normalisation: Literal["none", "standardised"] = "none"
     """`standardised` divides every channel by its deviation; the paper does not."""
     clusters: Annotated[int, Field(ge=2, le=4096)] | list[Annotated[int, Field(ge=2, le=4096)]] = 24
     """k of k-means. Of a list with `names`, `fit` takes the k whose clusters bear most classes, of equals one with few
     pixels in unsure clusters, and of these the least; without names, that with the most clusters which come out of
-    either half of the images, less those that do not (pipeline/labelers/choose_clustering.py)."""
+    either half of the images, less those that do not (pipeline/labelers/feature_clusters/choose.py)."""
     restarts: int = Field(4, ge=1, le=64)
     """k-means starts; the one with the least inertia is kept."""
     iterations: int = Field(20, ge=1, le=200)

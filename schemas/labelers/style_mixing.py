@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.section import SEED_LIMIT, Section, check_seed_range
+from labelmill.schemas.section import SEED_LIMIT, Section, check_seed_range
 
 
 class StyleMixingConfig(Section):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.benchmark import baseline, multiply_adds
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.benchmark.speed import baseline, multiply_adds
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 
 SPEC = GeneratorSpec(
     resolution=32,

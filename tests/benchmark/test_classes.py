@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.benchmark import classes as benchmark
-from pipeline.benchmark.classes_report import markdown
-from pipeline.benchmark.classes_results import CLASS_PROMPTS, DEFAULT, RARE, StudentResult, class_rows
-from pipeline.benchmark.classes_students import RECIPE, StudentsExtent, measure_students
-from pipeline.benchmark.downstream_training import Regime
-from pipeline.benchmark.masks_results import Circumstances
-from pipeline.benchmark.oracle import open_oracle
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers.methods import fit_labeler, open_fitted
-from pipeline.segmentation.metrics import MaskEvaluator
-from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig, RunConfig
-from schemas.errors import LabelmillError
-from schemas.labelers.feature_clusters import FeatureClustersConfig
-from schemas.run_file import load_config
-from schemas.segmentation import SegmentationModelConfig, SegmentationTrainingConfig
+from labelmill.pipeline.benchmark.classes import run as benchmark
+from labelmill.pipeline.benchmark.classes.results import CLASS_PROMPTS, DEFAULT, RARE, StudentResult, class_rows
+from labelmill.pipeline.benchmark.classes.students import RECIPE, StudentsExtent, measure_students
+from labelmill.pipeline.benchmark.classes.tables import markdown
+from labelmill.pipeline.benchmark.downstream.training import Regime
+from labelmill.pipeline.benchmark.masks.results import Circumstances
+from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.segmentation.metrics import MaskEvaluator
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig, RunConfig
+from labelmill.schemas.errors import LabelmillError
+from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
+from labelmill.schemas.segmentation import SegmentationModelConfig, SegmentationTrainingConfig
+from labelmill.schemas.yaml_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = benchmark.Extent(
@@ -158,8 +158,8 @@ def test_the_training_file_is_the_recipe_that_is_measured() -> None:
 
 
 def test_a_generator_that_the_oracles_cannot_judge(tmp_path: Path) -> None:
-    from pipeline.generator.checkpoints.native import save_generator
-    from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+    from labelmill.pipeline.generator.checkpoints.native import save_generator
+    from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 
     channels = channels_by_resolution(16, channel_base=64, channel_max=8)
     spec = GeneratorSpec(resolution=16, z_dim=8, w_dim=8, c_dim=0, mapping_layers=2, channels=channels)

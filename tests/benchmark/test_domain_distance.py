@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.benchmark.avatars import CLASSES, render
-from pipeline.benchmark.detail_distance import detail_distance, detail_patches, sliced_distance
-from pipeline.benchmark.domain_distance import as_markdown, main, measure, shares
-from pipeline.benchmark.oracle import open_oracle
-from pipeline.benchmark.oracle_data import DISTANCE_SEEDS
-from pipeline.benchmark.oracle_images import generated_images, rendered_images
-from pipeline.generator.checkpoints.native import save_generator
-from pipeline.generator.frechet import frechet_distance
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.avatars.avatars import CLASSES, render
+from labelmill.pipeline.avatars.renders import DISTANCE_SEEDS
+from labelmill.pipeline.benchmark.oracle.detail_distance import detail_distance, detail_patches, sliced_distance
+from labelmill.pipeline.benchmark.oracle.domain_distance import as_markdown, main, measure, shares
+from labelmill.pipeline.benchmark.oracle.images import generated_images, rendered_images
+from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
+from labelmill.pipeline.generator.checkpoints.native import save_generator
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.generator.training.frechet import frechet_distance
 
 
 def test_shares_count_pixels() -> None:

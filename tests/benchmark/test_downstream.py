@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.benchmark.avatars import CLASSES, render
-from pipeline.benchmark.classes_results import PROMPTED_CLUSTERS
-from pipeline.benchmark.downstream import Extent, _Bench, benchmark_downstream
-from pipeline.benchmark.downstream_data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs
-from pipeline.benchmark.downstream_report import PUBLISHED, markdown
-from pipeline.benchmark.downstream_results import Circumstances, DownstreamBenchmark
-from pipeline.benchmark.downstream_training import Regime, score_all_background, score_on, train_on
-from pipeline.benchmark.oracle_data import DISTANCE_SEEDS, GENERATOR_SEEDS, HELD_OUT_SEEDS, VALIDATION_SEEDS
-from pipeline.benchmark.oracle_data import TRAINING_SEEDS as ORACLE_SEEDS
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.sampling import Sampler
-from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig
-from schemas.labelers.style_mixing import StyleMixingConfig
-from schemas.segmentation import SegmentationModelConfig
+from labelmill.pipeline.avatars.avatars import CLASSES, render
+from labelmill.pipeline.avatars.renders import DISTANCE_SEEDS, GENERATOR_SEEDS, HELD_OUT_SEEDS, VALIDATION_SEEDS
+from labelmill.pipeline.avatars.renders import TRAINING_SEEDS as ORACLE_SEEDS
+from labelmill.pipeline.benchmark.classes.results import PROMPTED_CLUSTERS
+from labelmill.pipeline.benchmark.downstream.data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs
+from labelmill.pipeline.benchmark.downstream.results import Circumstances, DownstreamBenchmark
+from labelmill.pipeline.benchmark.downstream.run import Extent, _Bench, benchmark_downstream
+from labelmill.pipeline.benchmark.downstream.tables import PUBLISHED, markdown
+from labelmill.pipeline.benchmark.downstream.training import Regime, score_all_background, score_on, train_on
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.schemas.segmentation import SegmentationModelConfig
 
 TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)
 TINY = Extent(model=TINY_MODEL, steps=2, batch_size=2, num_seeds=2, num_synthetic=4, num_supervised=(3, 1), num_test=3)

@@ -14,8 +14,8 @@ from scipy import stats
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pipeline.benchmark import masks as mask_benchmark
-from pipeline.benchmark.masks_methods import (
+from labelmill.pipeline.benchmark.masks import run as mask_benchmark
+from labelmill.pipeline.benchmark.masks.methods import (
     _OfVariants,
     _Taught,
     border_fill,
@@ -24,9 +24,8 @@ from pipeline.benchmark.masks_methods import (
     grabcut,
     shuffled,
 )
-from pipeline.benchmark.masks_plots import confidence_plot
-from pipeline.benchmark.masks_report import PUBLISHED, markdown
-from pipeline.benchmark.masks_results import (
+from labelmill.pipeline.benchmark.masks.plots import confidence_plot
+from labelmill.pipeline.benchmark.masks.results import (
     Circumstances,
     Counts,
     Difference,
@@ -37,8 +36,8 @@ from pipeline.benchmark.masks_results import (
     difference,
     interval,
 )
-from pipeline.benchmark.masks_rows import DEFAULT, MODES, MaskRow, axes_of, base_of, combined_row, mask_rows
-from pipeline.benchmark.masks_subjects import (
+from labelmill.pipeline.benchmark.masks.rows import DEFAULT, MODES, MaskRow, axes_of, base_of, combined_row, mask_rows
+from labelmill.pipeline.benchmark.masks.subjects import (
     FIRST_SEED,
     GeneratorSubject,
     Pictures,
@@ -47,20 +46,28 @@ from pipeline.benchmark.masks_subjects import (
     SplitName,
     Truth,
 )
-from pipeline.benchmark.masks_sweep import NUM_SHOWN, Extent, MaskSweep, best_of_each_axis, picture_path, result_path
-from pipeline.cli import app
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.networks import Generator
-from pipeline.generator.sampling import Batch, Sampler, noise_of_seeds
-from pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from pipeline.labelers.methods import fit_labeler, open_fitted
-from pipeline.labelers.mixing import mix
-from pipeline.labelers.variant_clusters import VariantClusterer
-from pipeline.segmentation.metrics import MaskEvaluator
-from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig
-from schemas.errors import LabelmillError
-from schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.pipeline.benchmark.masks.sweep import (
+    NUM_SHOWN,
+    Extent,
+    MaskSweep,
+    best_of_each_axis,
+    picture_path,
+    result_path,
+)
+from labelmill.pipeline.benchmark.masks.tables import PUBLISHED, markdown
+from labelmill.pipeline.cli import app
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.sampling import Batch, Sampler, noise_of_seeds
+from labelmill.pipeline.generator.spec import GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.style_mixing.mixing import mix
+from labelmill.pipeline.labelers.style_mixing.variant_clusters import VariantClusterer
+from labelmill.pipeline.segmentation.metrics import MaskEvaluator
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.errors import LabelmillError
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 
 CPU = torch.device("cpu")
 SPEC = GeneratorSpec(
@@ -296,7 +303,7 @@ def test_a_remembered_synthesis_is_the_same_to_the_bit(sampler: Sampler, compute
 
 
 def test_what_is_remembered_is_bounded(sampler: Sampler, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.benchmark.masks_subjects._MOST_BYTES", 2 * 16 * 3 * 32 * 32 * 4)
+    monkeypatch.setattr("labelmill.pipeline.benchmark.masks.subjects._MOST_BYTES", 2 * 16 * 3 * 32 * 32 * 4)
     remembering = RememberingGenerator(sampler.generator).eval()
     donors_NLD, _ = sampler.ws(range(10, 14))
     batches = [sampler.sample(range(first, first + 4)) for first in (0, 4, 8)]
@@ -358,7 +365,7 @@ def test_miou_of_counts_is_the_evaluators() -> None:
 
 
 def test_the_page_of_the_published_results_has_the_papers_figures_beside_ours() -> None:
-    results = Path(mask_benchmark.__file__).parent / "results" / "masks.json"
+    results = Path(mask_benchmark.__file__).parent / "measured" / "masks.json"
     benchmark = MaskBenchmark.model_validate_json(results.read_bytes())
     table = markdown(benchmark).partition("## Published")[2].partition("## ")[0]
     ours = benchmark.result(benchmark.default).test.scores
@@ -369,7 +376,7 @@ def test_the_page_of_the_published_results_has_the_papers_figures_beside_ours() 
 
 
 def test_what_confidence_predicts_is_shown_where_it_was_counted() -> None:
-    results = Path(mask_benchmark.__file__).parent / "results" / "masks.json"
+    results = Path(mask_benchmark.__file__).parent / "measured" / "masks.json"
     curve = confidence_curve(row_result(image_results(2, 40)))
     for curves in ([curve, curve], [curve.model_copy(update={"bins": ()})]):
         assert confidence_plot(curves).startswith(b"\x89PNG")
@@ -632,8 +639,8 @@ def test_a_generator_that_the_oracles_cannot_judge(write_large: Callable[[], Pat
 @pytest.fixture
 def write_large(tmp_path: Path) -> Callable[[], Path]:
     """A random generator of 64 px."""
-    from pipeline.generator.checkpoints.native import save_generator
-    from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+    from labelmill.pipeline.generator.checkpoints.native import save_generator
+    from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 
     def write() -> Path:
         channels = channels_by_resolution(64, channel_base=128, channel_max=8)

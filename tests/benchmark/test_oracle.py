@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_run import save_tiny_generator
 from safetensors.torch import load_file, save_file
-from tiny_run import save_tiny_generator
 
-from pipeline.benchmark import oracle_data, train_oracle
-from pipeline.benchmark.avatars import CLASSES, render
-from pipeline.benchmark.oracle import Oracle, OracleError, load_oracle, open_oracle
-from pipeline.benchmark.oracle_augmentation import degrade, training_batch, warp
-from pipeline.benchmark.oracle_data import Renders, load_renders
-from pipeline.benchmark.oracle_evaluation import (
+from labelmill.pipeline.avatars import renders as oracle_data
+from labelmill.pipeline.avatars.augmentation import degrade, training_batch, warp
+from labelmill.pipeline.avatars.avatars import CLASSES, render
+from labelmill.pipeline.avatars.renders import Renders, load_renders
+from labelmill.pipeline.benchmark.oracle import train as train_oracle
+from labelmill.pipeline.benchmark.oracle.evaluate import (
     compare,
     compare_foreground,
     masks_of,
@@ -27,7 +27,7 @@ from pipeline.benchmark.oracle_evaluation import (
     score_on_hand_labels,
     table,
 )
-from pipeline.benchmark.oracle_images import (
+from labelmill.pipeline.benchmark.oracle.images import (
     as_images,
     generated_images,
     hand_labels,
@@ -35,10 +35,11 @@ from pipeline.benchmark.oracle_images import (
     open_portraits,
     rendered_images,
 )
-from pipeline.benchmark.oracle_networks import DilatedNet, UNet
-from pipeline.benchmark.train_oracle import OracleTrainer, OracleTraining, segmentation_loss
-from pipeline.generator.training_state import TrainingStateError
-from schemas.errors import EXIT_RESUMABLE, LabelmillError
+from labelmill.pipeline.benchmark.oracle.networks import DilatedNet, UNet
+from labelmill.pipeline.benchmark.oracle.oracle import Oracle, OracleError, load_oracle, open_oracle
+from labelmill.pipeline.benchmark.oracle.train import OracleTrainer, OracleTraining, segmentation_loss
+from labelmill.pipeline.training.state import TrainingStateError
+from labelmill.schemas.errors import EXIT_RESUMABLE, LabelmillError
 
 FRESH_SEEDS = range(7_000_000, 7_000_064)
 BUNDLED = Path(train_oracle.__file__).parent / "bundled"

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark.classes import ClassSweep
-from pipeline.benchmark.classes_students import measure_students
-from pipeline.benchmark.downstream import _Bench
-from pipeline.benchmark.masks import judge_by
-from pipeline.benchmark.masks_sweep import MaskSweep
-from pipeline.benchmark.oracle import Oracle
-from pipeline.benchmark.reach import Reach
-from pipeline.benchmark.record import reach_of
-from pipeline.labelers import kmeans
+from labelmill.pipeline.benchmark.classes.run import ClassSweep
+from labelmill.pipeline.benchmark.classes.students import measure_students
+from labelmill.pipeline.benchmark.downstream.run import _Bench
+from labelmill.pipeline.benchmark.masks.run import judge_by
+from labelmill.pipeline.benchmark.masks.sweep import MaskSweep
+from labelmill.pipeline.benchmark.oracle.oracle import Oracle
+from labelmill.pipeline.benchmark.reach import Reach
+from labelmill.pipeline.benchmark.record import reach_of
+from labelmill.pipeline.labelers.common import kmeans
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURE = "pipeline/measure.py"

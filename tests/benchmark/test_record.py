@@ -6,13 +6,13 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from pipeline.benchmark.masks_sweep import MaskSweep
-from pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.sampling import Sampler
-from pipeline.prompt_models import open_prompt_model
-from pipeline.store import Store
-from schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.pipeline.benchmark.masks.sweep import MaskSweep
+from labelmill.pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.prompt_models import open_prompt_model
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 
 
 class Row(BaseModel):

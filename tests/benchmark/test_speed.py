@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.benchmark import multiply_adds
-from pipeline.benchmark.speed import SpeedPlan, SpeedResults, SpeedRow, benchmark_speed, speed_plan, table
-from pipeline.benchmark.speed_side import SideResult
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.store import Store
+from labelmill.pipeline.benchmark.speed import multiply_adds
+from labelmill.pipeline.benchmark.speed.run import SpeedPlan, SpeedResults, SpeedRow, benchmark_speed, speed_plan, table
+from labelmill.pipeline.benchmark.speed.side import SideResult
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.store.store import Store
 
 SPEC = GeneratorSpec(
     resolution=64, z_dim=16, w_dim=16, c_dim=0, mapping_layers=1,

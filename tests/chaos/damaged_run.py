@@ -13,17 +13,17 @@ from pathlib import Path
 from random import Random
 
 from chaos.damages import Damage, damage
-from tiny_run import save_tiny_generator, tiny_run
+from helpers.tiny_run import save_tiny_generator, tiny_run
 
-from pipeline.sealed import unseal
-from pipeline.shard_publisher import same_content
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.config import RunConfig
-from schemas.errors import LabelmillError
-from schemas.run_file import validate
-from schemas.shard import ShardRecord
-from workers.generate import generate
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.shards.publisher import same_content
+from labelmill.pipeline.shards.sealed import unseal
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import LabelmillError
+from labelmill.schemas.shard import ShardRecord
+from labelmill.schemas.yaml_file import validate
+from labelmill.workers.generate import generate
 
 SMALL, LARGE, SAMPLES_PER_SHARD = 8, 14, 2
 _MOST_REMEDIES = 12

@@ -303,7 +303,7 @@ def generate_command(run_file: Path, output: str, executor: str) -> list[str]:
         "execution.start_timeout_s": START_TIMEOUT_SECONDS,
     }
     options = [option for key, value in settings.items() for option in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "pipeline.cli", "generate", str(run_file), *options]
+    return [sys.executable, "-m", "labelmill.pipeline.cli", "generate", str(run_file), *options]
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:

@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-import s3_server
 from chaos.schedule import Fault, Where
-from observer import STAGING, Observer
+from helpers import s3_server
+from helpers.observer import STAGING, Observer
+from helpers.s3_server import Fault as Trouble
+from helpers.s3_server import S3Server
 from obstore.store import S3Store
-from s3_server import Fault as Trouble
-from s3_server import S3Server
 
 DISK_MEGABYTES = 8
 # A bucket's listing in one page: the observer lists all the time.

@@ -16,9 +16,9 @@ def prepare(folder: Path) -> None:
     if (folder / "reference.json").exists():
         return
     # These take a second to import, which those who only read the reference need not wait for.
-    from tiny_run import save_tiny_generator, tiny_run
+    from helpers.tiny_run import save_tiny_generator, tiny_run
 
-    from schemas.config import RunConfig
+    from labelmill.schemas.config import RunConfig
 
     folder.mkdir(parents=True, exist_ok=True)
     save_tiny_generator(folder / "tiny.safetensors")

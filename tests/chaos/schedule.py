@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from schemas.errors import EXIT_RESUMABLE, OutputError, ShardError
+from labelmill.schemas.errors import EXIT_RESUMABLE, OutputError, ShardError
 
 Where = Literal["folder", "disk", "bucket"]
 """Where the dataset goes: a folder, one on a small file system of its own, a bucket."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from small_trainings import write_discs
+from helpers.small_trainings import write_discs
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.sampling import latents
-from pipeline.process.device import repeatable_kernels
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.sampling import latents
+from labelmill.pipeline.process.device import repeatable_kernels
 
 # Peak signal-to-noise ratio of images in [-1, 1], in decibels. Emulated arithmetic gives 61 to 63 and 51 to 53.
 BOUNDS = {torch.float16: 55.0, torch.bfloat16: 45.0}

@@ -21,9 +21,9 @@ from generator.checkpoints.checkpoint_files import (
     torch_file,
 )
 
-from pipeline.generator.checkpoints import CheckpointError, open_checkpoint, parse_checkpoint
-from pipeline.generator.inspect import convert, describe, write_sample_sheet, write_style_mixing_sheet
-from pipeline.generator.sampling import latents, to_uint8
+from labelmill.pipeline.generator.checkpoints import CheckpointError, open_checkpoint, parse_checkpoint
+from labelmill.pipeline.generator.inspect import convert, describe, write_sample_sheet, write_style_mixing_sheet
+from labelmill.pipeline.generator.sampling import latents, to_uint8
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,7 +149,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def inspected(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "pipeline.cli", "inspect", *arguments]
+    command = [sys.executable, "-m", "labelmill.pipeline.cli", "inspect", *arguments]
     # Pixels depend on it in their last bits.
     variables = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.generator.checkpoints import bundled_names, open_checkpoint
-from pipeline.generator.checkpoints.native import LoadedCheckpoint, parse_generator, save_generator
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.process.safetensors_json import METADATA_KEY
-from schemas.errors import CheckpointError
+from labelmill.pipeline.generator.checkpoints import bundled_names, open_checkpoint
+from labelmill.pipeline.generator.checkpoints.native import LoadedCheckpoint, parse_generator, save_generator
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.process.safetensors_json import METADATA_KEY
+from labelmill.schemas.errors import CheckpointError
 
 SPEC = GeneratorSpec(
     resolution=16,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.generator import layers
-from pipeline.generator.discriminator import Discriminator, minibatch_deviation
-from pipeline.generator.layers import (
+from labelmill.pipeline.generator import layers
+from labelmill.pipeline.generator.discriminator import Discriminator, minibatch_deviation
+from labelmill.pipeline.generator.layers import (
     FullyConnected,
     SynthesisLayer,
     binomial_filter,
@@ -19,8 +19,7 @@ from pipeline.generator.layers import (
     modulated_conv,
     upsample_2x,
 )
-from pipeline.generator.losses import path_lengths, r1_penalty
-from pipeline.generator.networks import (
+from labelmill.pipeline.generator.networks import (
     Architecture,
     Generator,
     GeneratorSpec,
@@ -30,6 +29,7 @@ from pipeline.generator.networks import (
     conv_name,
     row_resolution,
 )
+from labelmill.pipeline.generator.training.losses import path_lengths, r1_penalty
 
 ALL_ARCHITECTURES: tuple[Architecture, ...] = ("skip", "orig", "resnet")
 

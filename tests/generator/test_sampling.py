@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from pipeline.generator.sampling import Batch, ClassChooser, Sampler, latents, noise_of_seeds, to_uint8
-from pipeline.process.device import repeatable_kernels
-from schemas.config import GeneratorConfig, NumericsConfig
-from schemas.errors import ConfigError
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.generator.sampling import Batch, ClassChooser, Sampler, latents, noise_of_seeds, to_uint8
+from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.errors import ConfigError
 
 SPEC = GeneratorSpec(
     resolution=16,

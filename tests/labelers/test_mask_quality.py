@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.benchmark.oracle import open_oracle
-from pipeline.generator.checkpoints import open_checkpoint
-from pipeline.generator.sampling import Sampler
-from pipeline.labelers.agreement import soft_iou
-from pipeline.labelers.base import Labels
-from pipeline.labelers.methods import fit_labeler, open_fitted
-from schemas.config import GeneratorConfig, NumericsConfig
-from schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
+from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import Labels
+from labelmill.pipeline.labelers.common.agreement import soft_iou
+from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 
 # A smaller fit than the default, and one of the good rows.
 SMALL = {"fit_samples": 48, "crossover": 4, "variants": 12}

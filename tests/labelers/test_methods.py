@@ -16,22 +16,22 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from drivers import Driver
+from helpers.drivers import Driver
+from helpers.ray_nodes import own_ray
+from helpers.ray_runs import RAY, shards_of
 from pydantic import Tag
-from ray_nodes import own_ray
-from ray_runs import RAY, shards_of
 
-from pipeline.labelers import methods
-from pipeline.labelers.methods import METHODS
-from schemas.config import LabelerConfig
-from schemas.labelers import style_mixing
+from labelmill.pipeline.labelers import methods
+from labelmill.pipeline.labelers.methods import METHODS
+from labelmill.schemas.config import LabelerConfig
+from labelmill.schemas.labelers import style_mixing
 
 TOY = Path(__file__).parent / "toy_method"
 ROOT = Path(methods.__file__).parents[2]
 RUN_COMMANDS = """
 import json, sys
 from typer.testing import CliRunner
-from pipeline.cli import app
+from labelmill.pipeline.cli import app
 for arguments in json.loads(sys.argv[1]):
     print(CliRunner().invoke(app, arguments, catch_exceptions=False).output)
 """

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-import pipeline
-from pipeline.pictures.png import (
+import labelmill
+from labelmill.pipeline.pictures.png import (
     GRAY,
     HEADER_BYTES,
     PALETTE,
@@ -24,7 +24,7 @@ from pipeline.pictures.png import (
     read_header,
 )
 
-ROOT = Path(pipeline.__file__).parent.parent
+ROOT = Path(labelmill.__file__).parent.parent
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.process.device import choose_device
-from schemas.errors import ConfigError
+from labelmill.pipeline.process.device import choose_device
+from labelmill.schemas.errors import ConfigError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.process.files import made_whole, write_atomically
+from labelmill.pipeline.process.files import made_whole, write_atomically
 
 
 def names(folder: Path) -> list[str]:

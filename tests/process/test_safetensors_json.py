@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from pipeline.process.safetensors_json import (
+from labelmill.pipeline.process.safetensors_json import (
     METADATA_KEY,
     DamagedFileError,
     ForeignFileError,

@@ -17,38 +17,46 @@ from torch import Tensor
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from pipeline.benchmark import downstream_data, oracle_data
-from pipeline.benchmark.avatar_svg import CLASSES
-from pipeline.benchmark.oracle_data import Renders
-from pipeline.benchmark.oracle_images import rendered_images
-from pipeline.cli import app
-from pipeline.generator.training_state import TrainingStateError
-from pipeline.interruption import Interrupted
-from pipeline.prompt_models import PromptModelError, avatars_data, open_prompt_model, train_avatars
-from pipeline.prompt_models.avatars import (
-    AvatarsPrompts,
-    PromptModelInfo,
-    encode,
-    load_avatars_prompts,
-    save_avatars_prompts,
+from labelmill.pipeline.avatars import renders as oracle_data
+from labelmill.pipeline.avatars.captions import vocabulary
+from labelmill.pipeline.avatars.figure import CLASSES
+from labelmill.pipeline.avatars.renders import Renders
+from labelmill.pipeline.benchmark.downstream import data as downstream_data
+from labelmill.pipeline.benchmark.oracle.images import rendered_images
+from labelmill.pipeline.benchmark.prompts import captioned_images as avatars_data
+from labelmill.pipeline.benchmark.prompts import train as train_avatars
+from labelmill.pipeline.benchmark.prompts.captioned_images import (
+    CaptionedRenders,
+    load_captioned,
+    piece_of,
+    prompt_batch,
 )
-from pipeline.prompt_models.avatars_captions import vocabulary
-from pipeline.prompt_models.avatars_data import CaptionedRenders, load_captioned, piece_of, prompt_batch
-from pipeline.prompt_models.avatars_evaluation import accessories_of, name_regions, score_accessory
-from pipeline.prompt_models.avatars_networks import AttentionPool, PromptNetwork, Shape
-from pipeline.prompt_models.train_avatars import (
+from labelmill.pipeline.benchmark.prompts.evaluate import accessories_of, name_regions, score_accessory
+from labelmill.pipeline.benchmark.prompts.train import (
     WEIGHTS_FILE,
     PromptTrainer,
     PromptTraining,
     contrastive_losses,
     pool_regions,
 )
+from labelmill.pipeline.cli import app
+from labelmill.pipeline.process.interruption import Interrupted
+from labelmill.pipeline.prompt_models import PromptModelError, bundled_weights, open_prompt_model
+from labelmill.pipeline.prompt_models.avatars import (
+    AvatarsPrompts,
+    PromptModelInfo,
+    encode,
+    load_avatars_prompts,
+    save_avatars_prompts,
+)
+from labelmill.pipeline.prompt_models.avatars_networks import AttentionPool, PromptNetwork, Shape
+from labelmill.pipeline.training.state import TrainingStateError
 
 # What the card says of 1,000 held-out renders.
 STATED_NAMING = 0.997
 STATED_AUC = {"a hat": 0.984, "glasses": 0.996, "a beard": 0.961}
 FRESH_SEEDS = range(7_500_000, 7_500_200)
-BUNDLED = Path(train_avatars.__file__).parent / "bundled"
+BUNDLED = bundled_weights("avatars-prompts").parent
 SMALL = range(7_600_000, 7_600_012)
 
 
@@ -202,7 +210,7 @@ def test_seeds_are_those_of_nothing_else() -> None:
     ]
     for first, second in itertools.combinations(ranges, 2):
         assert first.stop <= second.start or second.stop <= first.start
-    card = (Path(train_avatars.__file__).parent / "bundled" / "avatars-prompts.md").read_text(encoding="utf-8")
+    card = (BUNDLED / "avatars-prompts.md").read_text(encoding="utf-8")
     seeds = avatars_data.TRAINING_SEEDS
     assert f"renders of avatars, seeds {seeds.start:,} to {seeds.stop - 1:,}:" in card
 

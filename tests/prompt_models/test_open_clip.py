@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.prompt_models import PromptModelError, open_prompt_model
-from pipeline.prompt_models.open_clip import DENSE_SCALE, OpenClip, find_architecture, read_tensors
+from labelmill.pipeline.prompt_models import PromptModelError, open_prompt_model
+from labelmill.pipeline.prompt_models.open_clip import DENSE_SCALE, OpenClip, find_architecture, read_tensors
 
 open_clip = pytest.importorskip("open_clip")
 

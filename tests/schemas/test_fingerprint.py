@@ -2,9 +2,9 @@
 
 import pytest
 
-from schemas.config import RunConfig
-from schemas.fingerprint import differing_keys, fingerprint, identity
-from schemas.run_file import validate
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.fingerprint import differing_keys, fingerprint, identity
+from labelmill.schemas.yaml_file import validate
 
 
 def _config(**changes: object) -> RunConfig:

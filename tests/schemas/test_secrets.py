@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from schemas.config import RunConfig
-from schemas.errors import ConfigError
-from schemas.nightly import load_nightly_config
-from schemas.run_file import load_config
-from schemas.secrets import plain_address, secret_in, shown, without_secrets
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.nightly import load_nightly_config
+from labelmill.schemas.secrets import plain_address, secret_in, shown, without_secrets
+from labelmill.schemas.yaml_file import load_config
 
 RUN = {
     "name": "portraits",

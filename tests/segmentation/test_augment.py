@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_dataset import paint, sample_of
+from helpers.small_dataset import paint, sample_of
 
-from pipeline.segmentation.augment import Augmentation, cropped, jittered, scaled
-from pipeline.segmentation.reading import LabeledImage
-from schemas.segmentation import AugmentationConfig
+from labelmill.pipeline.segmentation.augment import Augmentation, cropped, jittered, scaled
+from labelmill.pipeline.segmentation.reading import LabeledImage
+from labelmill.schemas.segmentation import AugmentationConfig
 
 NOTHING = AugmentationConfig(flip=0, scale=(1, 1), colour_jitter=0)
 

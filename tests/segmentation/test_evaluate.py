@@ -11,21 +11,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.s3_server import S3Server
+from helpers.small_dataset import CLASSES, write_dataset
 from PIL import Image
-from s3_server import S3Server
-from small_dataset import CLASSES, write_dataset
 from typer.testing import CliRunner
 
-from pipeline.cli import app, run_command
-from pipeline.segmentation import mask_source
-from pipeline.segmentation.evaluate import evaluate, given_classes
-from pipeline.segmentation.mask_png import MaskError
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.matching import Matching
-from pipeline.segmentation.metrics import MaskEvaluator
-from pipeline.store import Store
-from schemas.errors import LabelmillError
-from schemas.scores import Scores
+from labelmill.pipeline.cli import app, run_command
+from labelmill.pipeline.pictures.mask_png import MaskError
+from labelmill.pipeline.segmentation import mask_source
+from labelmill.pipeline.segmentation.evaluate import evaluate, given_classes
+from labelmill.pipeline.segmentation.mask_source import open_masks
+from labelmill.pipeline.segmentation.matching import Matching
+from labelmill.pipeline.segmentation.metrics import MaskEvaluator
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import LabelmillError
+from labelmill.schemas.scores import Scores
 
 SIZE = 12
 Masks = Mapping[str, np.ndarray]
@@ -381,7 +381,7 @@ def test_named_classes(tmp_path: Path) -> None:
 
 def test_datasets_of_other_classes_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "a")
-    monkeypatch.setattr("small_dataset.CLASSES", ("background", "skin", "hat"))
+    monkeypatch.setattr("helpers.small_dataset.CLASSES", ("background", "skin", "hat"))
     write_dataset(tmp_path / "b")
     message = refusal(tmp_path / "b", tmp_path / "a")
     assert "(background, skin, hat)" in message and "(background, skin, hair)" in message

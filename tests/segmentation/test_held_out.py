@@ -6,18 +6,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from discs import ByColour, write_discs, write_photos
+from helpers.discs import ByColour, write_discs, write_photos
 from PIL import Image
 
-from pipeline.photos.read import PhotoError
-from pipeline.segmentation.evaluate import evaluate
-from pipeline.segmentation.held_out import check_photos, open_held_out_split, score
-from pipeline.segmentation.mask_png import MaskError
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.models import Segmenter
-from pipeline.segmentation.predict import predict_folder
-from pipeline.segmentation.reading import open_split, read_samples
-from schemas.segmentation import DatasetSplit, PhotoFolder
+from labelmill.pipeline.pictures.mask_png import MaskError
+from labelmill.pipeline.pictures.photos import PhotoError
+from labelmill.pipeline.segmentation.evaluate import evaluate
+from labelmill.pipeline.segmentation.held_out import check_photos, open_held_out_split, score
+from labelmill.pipeline.segmentation.mask_source import open_masks
+from labelmill.pipeline.segmentation.models import Segmenter
+from labelmill.pipeline.segmentation.predict import predict_folder
+from labelmill.pipeline.segmentation.reading import open_split, read_samples
+from labelmill.schemas.segmentation import DatasetSplit, PhotoFolder
 
 CLASSES = ("background", "skin", "hair")
 SIZES = {"wide": (24, 40), "tall": (50, 17), "square": (16, 16)}

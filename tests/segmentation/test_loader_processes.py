@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
-from loader_items import broken, damaged, endless, hanging, large, numbers
+from helpers.loader_items import broken, damaged, endless, hanging, large, numbers
 
-from pipeline.segmentation import loader_processes
-from pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
-from schemas.errors import OutputError, StalledError
+from labelmill.pipeline.segmentation import loader_processes
+from labelmill.pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
+from labelmill.schemas.errors import OutputError, StalledError
 
 
 def _ended(pid: int) -> bool:

@@ -19,9 +19,9 @@ from torchmetrics.classification import (
     MulticlassStatScores,
 )
 
-from pipeline.segmentation.matching import Matching, match_clusters
-from pipeline.segmentation.metrics import MaskEvaluator, boundary_band, confusion_matrix
-from schemas.scores import Scores
+from labelmill.pipeline.segmentation.matching import Matching, match_clusters
+from labelmill.pipeline.segmentation.metrics import MaskEvaluator, boundary_band, confusion_matrix
+from labelmill.schemas.scores import Scores
 
 Pair = tuple[np.ndarray, np.ndarray]
 

@@ -10,17 +10,17 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from discs import ByColour
+from helpers.discs import ByColour
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from pipeline.segmentation.loss import segmentation_loss
-from pipeline.segmentation.models import Segmenter, build, load_segmenter, save_segmenter
-from pipeline.segmentation.onnx_export import export_onnx
-from schemas.errors import CheckpointError
-from schemas.sample import ImageShape
-from schemas.segmentation import Architecture, SegmentationModelCard, SegmentationModelConfig
+from labelmill.pipeline.segmentation.loss import segmentation_loss
+from labelmill.pipeline.segmentation.models import Segmenter, build, load_segmenter, save_segmenter
+from labelmill.pipeline.segmentation.onnx_export import export_onnx
+from labelmill.schemas.errors import CheckpointError
+from labelmill.schemas.sample import ImageShape
+from labelmill.schemas.segmentation import Architecture, SegmentationModelCard, SegmentationModelConfig
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CARD = SegmentationModelCard(
@@ -178,7 +178,7 @@ def test_torchvision_loads_where_its_operators_do_not() -> None:
     """In a new process: here it may be loaded already."""
     program = (
         "import torch\n"
-        "from pipeline.segmentation.torchvision_import import import_torchvision\n"
+        "from labelmill.pipeline.process.torchvision_import import import_torchvision\n"
         "import_torchvision(); import_torchvision()\n"
         "import torchvision, torchvision.models\n"
         "print(torchvision.models.resnet18(weights=None).eval()(torch.zeros(1, 3, 32, 32)).shape)"

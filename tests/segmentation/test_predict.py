@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from discs import ByColour, disc, write_photos
+from helpers.discs import ByColour, disc, write_photos
 from torch.nn import functional
 
-from pipeline.photos.read import PhotoError, UnreadablePhotosError, find_photos
-from pipeline.segmentation.evaluate import evaluate
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.models import Segmenter, build, save_segmenter
-from pipeline.segmentation.predict import predict, predict_folder
-from schemas.sample import ImageShape
-from schemas.segmentation import SegmentationModelCard, SegmentationModelConfig
+from labelmill.pipeline.pictures.photos import PhotoError, UnreadablePhotosError, find_photos
+from labelmill.pipeline.segmentation.evaluate import evaluate
+from labelmill.pipeline.segmentation.mask_source import open_masks
+from labelmill.pipeline.segmentation.models import Segmenter, build, save_segmenter
+from labelmill.pipeline.segmentation.predict import predict, predict_folder
+from labelmill.schemas.sample import ImageShape
+from labelmill.schemas.segmentation import SegmentationModelCard, SegmentationModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("background", "skin", "hair")
@@ -131,7 +131,14 @@ def test_the_command_labels_photos(photos: Path, tmp_path: Path) -> None:
     )
     trained = build(config, num_classes=3, mean=card.mean, std=card.std, seed=1).eval()
     save_segmenter(tmp_path / "model.safetensors", trained, card)
-    command = [sys.executable, "-m", "pipeline.cli", "predict", str(tmp_path / "model.safetensors"), str(photos)]
+    command = [
+        sys.executable,
+        "-m",
+        "labelmill.pipeline.cli",
+        "predict",
+        str(tmp_path / "model.safetensors"),
+        str(photos),
+    ]
     command += ["--out", str(tmp_path / "masks")]
     # Logits depend on it in their last bits.
     variables = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

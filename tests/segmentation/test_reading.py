@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from s3_server import S3Server
-from small_dataset import CLASSES, paint, write_dataset
+from helpers.s3_server import S3Server
+from helpers.small_dataset import CLASSES, paint, write_dataset
 
-from pipeline.segmentation.epoch_order import EpochOrder, Place
-from pipeline.segmentation.reading import Batch, Split, open_split, read_samples, training_loader
-from pipeline.store import Store
-from schemas.errors import OutputError
+from labelmill.pipeline.segmentation.epoch_order import EpochOrder, Place
+from labelmill.pipeline.segmentation.reading import Batch, Split, open_split, read_samples, training_loader
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import OutputError
 
 Members = list[tuple[str, bytes]]
 

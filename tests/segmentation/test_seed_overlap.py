@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from discs import write_discs
+from helpers.discs import write_discs
 
-from pipeline.segmentation.reading import Split, open_split, read_samples
-from pipeline.segmentation.seed_overlap import check_apart
-from pipeline.segmentation.train import train
-from schemas.errors import ConfigError, OutputError
-from schemas.run_file import validate
-from schemas.segmentation import SegmentationTrainingConfig
+from labelmill.pipeline.segmentation.reading import Split, open_split, read_samples
+from labelmill.pipeline.segmentation.seed_overlap import check_apart
+from labelmill.pipeline.segmentation.train import train
+from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.segmentation import SegmentationTrainingConfig
+from labelmill.schemas.yaml_file import validate
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from discs import alpha_of, disc, write_discs, write_photos
-from drivers import free_ports
+from helpers.discs import alpha_of, disc, write_discs, write_photos
+from helpers.drivers import free_ports
 from safetensors.torch import load_file
 
-from pipeline.generator.training_state import TrainingStateError
-from pipeline.photos.read import PhotoError
-from pipeline.segmentation.ranks import Ranks
-from pipeline.segmentation.reading import open_split, read_samples, training_loader
-from pipeline.segmentation.train import Trainer, train
-from pipeline.training.stop import Stop
-from schemas.errors import ConfigError, OutputError, StalledError
-from schemas.run_file import load_config, validate
-from schemas.segmentation import SegmentationTrainingConfig, TrainingMetrics
+from labelmill.pipeline.pictures.photos import PhotoError
+from labelmill.pipeline.segmentation.ranks import Ranks
+from labelmill.pipeline.segmentation.reading import open_split, read_samples, training_loader
+from labelmill.pipeline.segmentation.train import Trainer, train
+from labelmill.pipeline.training.state import TrainingStateError
+from labelmill.pipeline.training.stop import Stop
+from labelmill.schemas.errors import ConfigError, OutputError, StalledError
+from labelmill.schemas.segmentation import SegmentationTrainingConfig, TrainingMetrics
+from labelmill.schemas.yaml_file import load_config, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,7 +144,7 @@ def test_a_short_training_says_what_it_does_and_leaves_a_curve(
     dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With fewer steps than there are between lines of the log. That number may change when it is resumed."""
-    monkeypatch.setattr("pipeline.segmentation.progress._FIRST_LINE_SECONDS", 0)
+    monkeypatch.setattr("labelmill.pipeline.segmentation.progress._FIRST_LINE_SECONDS", 0)
     config = _config(dataset, tmp_path, steps=4, log_interval_steps=50, held_out=_held_out(dataset, "val"))
     _train_until(config, 2)
     capsys.readouterr()
@@ -226,7 +226,7 @@ def _start(
 ) -> subprocess.Popen[str]:
     """`labelmill train`, or other code with the file as its argument, run by another command if there is one."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    program = ["-m", "pipeline.cli", "train"] if code is None else ["-c", code]
+    program = ["-m", "labelmill.pipeline.cli", "train"] if code is None else ["-c", code]
     command = [*before, sys.executable, *program, str(config)]
     return subprocess.Popen(
         command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -348,9 +348,9 @@ def test_no_thread_of_a_rank_outlives_its_training(dataset: str, tmp_path: Path)
     code = """
 import sys, time
 from pathlib import Path
-from pipeline.segmentation.train import train
-from schemas.run_file import load_config
-from schemas.segmentation import SegmentationTrainingConfig
+from labelmill.pipeline.segmentation.train import train
+from labelmill.schemas.yaml_file import load_config
+from labelmill.schemas.segmentation import SegmentationTrainingConfig
 train(load_config(Path(sys.argv[1]), SegmentationTrainingConfig, ()))
 
 def names():

@@ -18,35 +18,35 @@ import pytest
 import torch
 import webdataset
 from etils import epath
-from random_sampler import make_sampler
-from small_dataset import CHECKPOINT, KIND, claim, config_of, context_of, origin_of, write_dataset
+from helpers.random_sampler import make_sampler
+from helpers.small_dataset import CHECKPOINT, KIND, claim, config_of, context_of, origin_of, write_dataset
 
-from pipeline.existing_shards import existing_records
-from pipeline.finishing import finish_dataset
-from pipeline.generator.sampling import Batch
-from pipeline.labelers.base import Labels
-from pipeline.make_shard import Mill, candidates, make_shard
-from pipeline.manifest import read_manifest
-from pipeline.nightly.measure import measure
-from pipeline.plan import shard_tasks
-from pipeline.report import write_report
-from pipeline.segmentation.mask_source import open_masks
-from pipeline.segmentation.reading import open_split, read_samples, training_loader
-from pipeline.segmentation.train import train
-from pipeline.shard_check import ShardOrigin
-from pipeline.shard_publisher import publish_shard, read_record
-from pipeline.shard_writer import ShardWriter
-from pipeline.shards.sample_files import OPTIONAL_FILES, SAMPLE_FILES, optional_endings, sample_files
-from pipeline.stopwatch import Stopwatch
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.config import QualityConfig, RunConfig
-from schemas.errors import OutputError
-from schemas.manifest import Manifest
-from schemas.nightly import SamplingConfig
-from schemas.run_file import validate
-from schemas.sample import OptionalFile, Sample
-from schemas.segmentation import SegmentationTrainingConfig
+from labelmill.pipeline.dataset.existing_shards import existing_records
+from labelmill.pipeline.dataset.finish import finish_dataset
+from labelmill.pipeline.dataset.manifest import read_manifest
+from labelmill.pipeline.dataset.plan import shard_tasks
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.generator.sampling import Batch
+from labelmill.pipeline.labelers.base import Labels
+from labelmill.pipeline.make_shard import Mill, candidates, make_shard
+from labelmill.pipeline.nightly.measure import measure
+from labelmill.pipeline.process.stopwatch import Stopwatch
+from labelmill.pipeline.report.report import write_report
+from labelmill.pipeline.segmentation.mask_source import open_masks
+from labelmill.pipeline.segmentation.reading import open_split, read_samples, training_loader
+from labelmill.pipeline.segmentation.train import train
+from labelmill.pipeline.shards.check import ShardOrigin
+from labelmill.pipeline.shards.publisher import publish_shard, read_record
+from labelmill.pipeline.shards.sample_files import OPTIONAL_FILES, SAMPLE_FILES, optional_endings, sample_files
+from labelmill.pipeline.shards.writer import ShardWriter
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import QualityConfig, RunConfig
+from labelmill.schemas.errors import OutputError
+from labelmill.schemas.manifest import Manifest
+from labelmill.schemas.nightly import SamplingConfig
+from labelmill.schemas.sample import OptionalFile, Sample
+from labelmill.schemas.segmentation import SegmentationTrainingConfig
+from labelmill.schemas.yaml_file import validate
 
 BOTH: tuple[OptionalFile, ...] = ("alpha.png", "instances.png")
 SIDE = 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.half_weights import half_weights, load_half_weights
+from labelmill.pipeline.training.half_weights import half_weights, load_half_weights
 
 
 def network(width: int) -> nn.Module:

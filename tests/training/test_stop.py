@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from pipeline.interruption import Interrupted
-from pipeline.training.stop import Stop, stop_on_signals
+from labelmill.pipeline.process.interruption import Interrupted
+from labelmill.pipeline.training.stop import Stop, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from ray_nodes import RayNodes
-from s3_server import S3Server
+from helpers.ray_nodes import RayNodes
+from helpers.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")

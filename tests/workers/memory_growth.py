@@ -18,9 +18,9 @@ import yaml
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[number]) for number in (1, 2)]
 
-from drivers import Driver  # noqa: E402
-from ray_nodes import environment, own_ray  # noqa: E402
-from tiny_run import save_tiny_generator, tiny_run  # noqa: E402
+from helpers.drivers import Driver  # noqa: E402
+from helpers.ray_nodes import environment, own_ray  # noqa: E402
+from helpers.tiny_run import save_tiny_generator, tiny_run  # noqa: E402
 
 BAR_MEGABYTES = 1.0
 SAMPLES_PER_SHARD = 500

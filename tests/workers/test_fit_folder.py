@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server
+from helpers.s3_server import S3Server
 
-from pipeline.store import Store
-from workers.fit_folder import fit_folder, forget_fit
+from labelmill.pipeline.store.store import Store
+from labelmill.workers.fit_folder import fit_folder, forget_fit
 
 IDENTITY = {"name": "a"}
 

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from drivers import Driver, wait_until
-from ray_nodes import RayNodes
-from ray_runs import RAY
+from helpers.drivers import Driver, wait_until
+from helpers.ray_nodes import RayNodes
+from helpers.ray_runs import RAY
 
-from schemas.config import RunConfig
-from schemas.run_file import load_config
-from workers.generate import generate
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.generate import generate
 
 ROOT = Path(__file__).resolve().parents[2]
 

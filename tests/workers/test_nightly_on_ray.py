@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from nightly_runs import (
+from helpers.nightly_runs import (
     ANYTHING_PASSES,
     Trap,
     check_live,
@@ -16,14 +16,14 @@ from nightly_runs import (
     start_night,
     wait_until_stopped,
 )
-from ray_nodes import RayNodes, silent
-from ray_runs import RAY
+from helpers.ray_nodes import RayNodes, silent
+from helpers.ray_runs import RAY
 
-from pipeline.nightly.lock import read_lock
-from pipeline.nightly.snapshots import list_snapshots
-from pipeline.store import Store
-from schemas.errors import EXIT_RESUMABLE
-from workers.nightly import run_night
+from labelmill.pipeline.nightly.lock import read_lock
+from labelmill.pipeline.nightly.snapshots import list_snapshots
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import EXIT_RESUMABLE
+from labelmill.workers.nightly import run_night
 
 NOON = 1_800_000_000.0
 

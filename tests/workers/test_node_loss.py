@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from drivers import Driver, wait_until
-from ray_nodes import RayNodes, raylet_of, workers_on
-from ray_runs import RAY, num_tars, shards_of, state_of
-from s3_server import S3Server
+from helpers.drivers import Driver, wait_until
+from helpers.ray_nodes import RayNodes, raylet_of, workers_on
+from helpers.ray_runs import RAY, num_tars, shards_of, state_of
+from helpers.s3_server import S3Server
 
-from pipeline.store import Store
-from pipeline.verify import verify
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.store.store import Store
 
 RunFileWriter = Callable[..., Path]
 Shards = dict[str, bytes]

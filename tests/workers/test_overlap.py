@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.plan import shard_tasks
-from schemas.config import RunConfig
-from schemas.run_file import load_config
-from schemas.shard import ShardTask
-from workers.generate import generate
-from workers.local import LocalCluster
-from workers.ray_cluster import _RayWorker
-from workers.shard_worker import ShardWorker
-from workers.supervisor import SHARDS_IN_FLIGHT
+from labelmill.pipeline.dataset.plan import shard_tasks
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.shard import ShardTask
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.generate import generate
+from labelmill.workers.local import LocalCluster
+from labelmill.workers.ray_cluster import _RayWorker
+from labelmill.workers.shard_worker import ShardWorker
+from labelmill.workers.supervisor import SHARDS_IN_FLIGHT
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from drivers import Driver
-from ray_nodes import environment, own_ray
-from ray_runs import RAY, shards_of, state_of
+from helpers.drivers import Driver
+from helpers.ray_nodes import environment, own_ray
+from helpers.ray_runs import RAY, shards_of, state_of
 
 INSIDE = Path(__file__).resolve().parents[1] / "chaos" / "inside"
 POISONED, RAISING, SAMPLES, SEEDS_PER_SHARD = 2, 5, 48, 24

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.pretend_cluster import PretendCluster, VirtualClock, make_tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretend_cluster import PretendCluster, VirtualClock, make_tasks
 
-from pipeline.store import Store
-from schemas.errors import ConfigError, LabelmillError, OutputError, ShardError, StalledError
-from schemas.shard import ShardRecord
-from workers.pool import AwakeClock, make_shards
-from workers.progress import RunProgress
-from workers.supervisor import DEATHS_PER_SHARD, LOSSES_PER_SHARD, Supervisor, failure_report
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import ConfigError, LabelmillError, OutputError, ShardError, StalledError
+from labelmill.schemas.shard import ShardRecord
+from labelmill.workers.pool import AwakeClock, make_shards
+from labelmill.workers.progress import RunProgress
+from labelmill.workers.supervisor import DEATHS_PER_SHARD, LOSSES_PER_SHARD, Supervisor, failure_report
 
 
 def _run(cluster: PretendCluster, num_shards: int) -> tuple[list[int], LabelmillError | None, Supervisor]:

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.labelers.style_mixing_method import METHOD
-from pipeline.machine_kind import machine_kind
-from pipeline.output_claim import FINGERPRINT_PATH, read_claim
-from pipeline.sealed import seal
-from pipeline.store import Store
-from schemas.config import RunConfig
-from schemas.errors import OutputError
-from schemas.fingerprint import fingerprint, identity
-from schemas.run_file import load_config
-from workers.prepare import PreparedRun, prepare
-from workers.shard_worker import open_sampler
+from labelmill.pipeline.dataset.claim import FINGERPRINT_PATH, read_claim
+from labelmill.pipeline.labelers.style_mixing.method import METHOD
+from labelmill.pipeline.process.machine_kind import machine_kind
+from labelmill.pipeline.shards.sealed import seal
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import OutputError
+from labelmill.schemas.fingerprint import fingerprint, identity
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.prepare import PreparedRun, prepare
+from labelmill.workers.shard_worker import open_sampler
 
 LABELER = "labeler/style_mixing.safetensors"
 

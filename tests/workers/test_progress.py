@@ -5,16 +5,16 @@ import time
 from pathlib import Path
 
 import pytest
-from pretend_cluster import make_tasks
-from records import make_record
+from helpers.pretend_cluster import make_tasks
+from helpers.records import make_record
 
-from pipeline.interruption import Interrupted
-from pipeline.store import Store
-from schemas.errors import OutputError
+from labelmill.pipeline.process.interruption import Interrupted
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import OutputError
+from labelmill.workers.progress import RunProgress
+from labelmill.workers.status import SILENT_SECONDS, status, status_lines
+from labelmill.workers.supervisor import Failed, Limits, Loaded, Placed, Supervisor
 from workers import progress as progress_module
-from workers.progress import RunProgress
-from workers.status import SILENT_SECONDS, status, status_lines
-from workers.supervisor import Failed, Limits, Loaded, Placed, Supervisor
 
 DONE = [make_record(0, 10, {"fragmented": 2})]
 

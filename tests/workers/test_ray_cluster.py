@@ -8,18 +8,18 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from drivers import Driver, wait_until
-from ray_nodes import RayNodes, kill_one_at_work, raylet_of, workers_on
-from ray_runs import RAY, NamedWorker, meanwhile, num_tars, shards_of, state_of, workers_in
-from s3_server import S3Server
+from helpers.drivers import Driver, wait_until
+from helpers.ray_nodes import RayNodes, kill_one_at_work, raylet_of, workers_on
+from helpers.ray_runs import RAY, NamedWorker, meanwhile, num_tars, shards_of, state_of, workers_in
+from helpers.s3_server import S3Server
 
-from pipeline.process_settings import PROCESS_SETTINGS
-from pipeline.store import Store
-from pipeline.verify import verify
-from schemas.config import RunConfig
-from schemas.errors import ConfigError, StalledError
-from schemas.run_file import load_config
-from workers.generate import generate
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.process.settings import PROCESS_SETTINGS
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError, StalledError
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.generate import generate
 
 RunFileWriter = Callable[..., Path]
 Shards = dict[str, bytes]

@@ -11,11 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import webdataset
-from ray_nodes import environment, own_ray
+from helpers.ray_nodes import environment, own_ray
 
-from schemas.config import RunConfig
-from schemas.run_file import load_config
-from workers.generate import generate
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.generate import generate
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 (RECIPE,) = re.findall(r"^```python\n([^`]*?ray\.data[^`]*?)^```$", README, flags=re.MULTILINE)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from drivers import Driver, wait_until
-from ray_nodes import RayNodes, kill_one_at_work
-from ray_runs import RAY, num_tars, shards_of, state_of
+from helpers.drivers import Driver, wait_until
+from helpers.ray_nodes import RayNodes, kill_one_at_work
+from helpers.ray_runs import RAY, num_tars, shards_of, state_of
 
 
 @pytest.mark.gpu

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from small_dataset import write_dataset
+from helpers.small_dataset import write_dataset
 
-from workers.status import status, status_lines
+from labelmill.workers.status import status, status_lines
 
 
 def test_a_shard_that_is_gone_or_cut_since(tmp_path: Path) -> None:

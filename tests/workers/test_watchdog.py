@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from pipeline.speech import LOG_VARIABLE
+from labelmill.pipeline.process.log import LOG_VARIABLE
 
 
 def _run(body: str) -> subprocess.CompletedProcess[str]:
     script = (
-        "import time, os, signal, threading\nfrom workers.watchdog import Watchdog\ndog = Watchdog()\n"
+        "import time, os, signal, threading\nfrom labelmill.workers.watchdog import Watchdog\ndog = Watchdog()\n"
         f"{body}\nprint('went on', flush=True)"
     )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -29,7 +29,7 @@ def test_a_call_that_never_returns() -> None:
 def test_machines_read_whose_last_words_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LOG_VARIABLE, "json")
     result = _run(
-        "from pipeline.speech import speaking_of\nwith speaking_of('faces'):\n"
+        "from labelmill.pipeline.process.log import speaking_of\nwith speaking_of('faces'):\n"
         "    with dog.limit(1, exit_code=75, last_words='gone silent'):\n        threading.Event().wait()"
     )
     said = json.loads(result.stderr)

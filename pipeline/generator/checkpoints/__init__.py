@@ -7,9 +7,9 @@ import hashlib
 
 import torch
 
-from pipeline.generator.checkpoints.assemble import ReadNetworks
-from pipeline.generator.checkpoints.contents import list_contents
-from pipeline.generator.checkpoints.inert import (
+from labelmill.pipeline.generator.checkpoints.assemble import ReadNetworks
+from labelmill.pipeline.generator.checkpoints.contents import list_contents
+from labelmill.pipeline.generator.checkpoints.inert import (
     FETCH_AGAIN,
     Budget,
     Constructor,
@@ -19,23 +19,23 @@ from pipeline.generator.checkpoints.inert import (
     Unusable,
     text_of,
 )
-from pipeline.generator.checkpoints.native import CheckpointInfo, LoadedCheckpoint, is_native, parse_generator
-from pipeline.generator.checkpoints.no_generator import NoGeneratorError
-from pipeline.generator.checkpoints.numpy_archive import is_numpy_archive, read_numpy_archive
-from pipeline.generator.checkpoints.restricted import read_pickle
-from pipeline.generator.checkpoints.safetensors_file import is_safetensors, read_safetensors
-from pipeline.generator.checkpoints.source import bundled_names, read_bytes
-from pipeline.generator.checkpoints.tensorflow import is_tensorflow, read_tensorflow
-from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS
-from pipeline.generator.checkpoints.torch_archive import (
+from labelmill.pipeline.generator.checkpoints.native import CheckpointInfo, LoadedCheckpoint, is_native, parse_generator
+from labelmill.pipeline.generator.checkpoints.no_generator import NoGeneratorError
+from labelmill.pipeline.generator.checkpoints.numpy_archive import is_numpy_archive, read_numpy_archive
+from labelmill.pipeline.generator.checkpoints.restricted import read_pickle
+from labelmill.pipeline.generator.checkpoints.safetensors_file import is_safetensors, read_safetensors
+from labelmill.pipeline.generator.checkpoints.source import bundled_names, read_bytes
+from labelmill.pipeline.generator.checkpoints.tensorflow import is_tensorflow, read_tensorflow
+from labelmill.pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS
+from labelmill.pipeline.generator.checkpoints.torch_archive import (
     STREAM_MAGIC,
     ZIP_MAGIC,
     load_from_bytes,
     read_saved,
 )
-from pipeline.generator.checkpoints.torch_networks import read_torch_networks
-from schemas.errors import CheckpointError
-from schemas.secrets import plain_address
+from labelmill.pipeline.generator.checkpoints.torch_networks import read_torch_networks
+from labelmill.schemas.errors import CheckpointError
+from labelmill.schemas.secrets import plain_address
 
 __all__ = [
     "CheckpointError",

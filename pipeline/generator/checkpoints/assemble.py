@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import MAX_WIDTH, OTHER_NETWORK, UnreadableError
-from pipeline.generator.checkpoints.named_tensors import NamedTensor, fill_network
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.networks import (
+from labelmill.pipeline.generator.checkpoints.inert import MAX_WIDTH, OTHER_NETWORK, UnreadableError
+from labelmill.pipeline.generator.checkpoints.named_tensors import NamedTensor, fill_network
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.networks import (
     Architecture,
     Generator,
     GeneratorSpec,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from pipeline.generator.checkpoints.inert import (
+from labelmill.pipeline.generator.checkpoints.inert import (
     MAX_OPERATIONS,
     MAX_PARTS,
     Dictionary,
@@ -20,7 +20,7 @@ from pipeline.generator.checkpoints.inert import (
     dictionary_of,
     text_of,
 )
-from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
+from labelmill.pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 

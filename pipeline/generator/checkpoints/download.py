@@ -13,9 +13,9 @@ from http import HTTPStatus
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from pipeline.speech import say
-from schemas.errors import CheckpointError
-from schemas.secrets import without_secrets
+from labelmill.pipeline.process.log import say
+from labelmill.schemas.errors import CheckpointError
+from labelmill.schemas.secrets import without_secrets
 
 # Silence, or less than this many bytes in this time, ends a connection, and another one is tried.
 STALL_SECONDS = 30.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.named_tensors import Conversion, unchanged
+from labelmill.pipeline.generator.checkpoints.named_tensors import Conversion, unchanged
 
 LICENCE_NOTE = (
     "not stated in the file; weights converted from NVIDIA's keep their Nvidia Source Code License-NC (no commercial "

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError, describe_value
-from pipeline.generator.checkpoints.tensors import StoredTensor
-from pipeline.generator.layers import binomial_filter
-from pipeline.generator.networks import MAPPING_RATE_MULTIPLIER
+from labelmill.pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError, describe_value
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.layers import binomial_filter
+from labelmill.pipeline.generator.networks import MAPPING_RATE_MULTIPLIER
 
 FILTER_SUFFIX = "resample_filter"
 _MAX_FILTER_ELEMENTS = 64

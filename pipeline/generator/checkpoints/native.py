@@ -16,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from pipeline.generator.checkpoints.assemble import check_generator_size
-from pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, describe_value, text_of
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.networks import Generator, GeneratorSpec
-from pipeline.process.files import write_atomically
-from pipeline.process.safetensors_json import (
+from labelmill.pipeline.generator.checkpoints.assemble import check_generator_size
+from labelmill.pipeline.generator.checkpoints.inert import MAX_WIDTH, UnreadableError, describe_value, text_of
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec
+from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.process.safetensors_json import (
     METADATA_KEY,
     DamagedFileError,
     ForeignFileError,
@@ -29,7 +29,7 @@ from pipeline.process.safetensors_json import (
     read_header,
     save_with_json,
 )
-from schemas.errors import CheckpointError
+from labelmill.schemas.errors import CheckpointError
 
 FORMAT = "labelmill-generator"
 VERSION = 1

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from pipeline.generator.checkpoints.contents import Contents
-from pipeline.generator.checkpoints.inert import MAX_NAME, UnreadableError, text_of
+from labelmill.pipeline.generator.checkpoints.contents import Contents
+from labelmill.pipeline.generator.checkpoints.inert import MAX_NAME, UnreadableError, text_of
 
 _GIVE_GENERATOR = "Give the file of a StyleGAN2 generator"
 _MAX_LISTED = 6

@@ -3,9 +3,9 @@
 import re
 import struct
 
-from pipeline.generator.checkpoints.inert import UnreadableError, Unusable
-from pipeline.generator.checkpoints.tensors import StoredDtype, StoredTensor
-from pipeline.generator.checkpoints.torch_archive import read_zip
+from labelmill.pipeline.generator.checkpoints.inert import UnreadableError, Unusable
+from labelmill.pipeline.generator.checkpoints.tensors import StoredDtype, StoredTensor
+from labelmill.pipeline.generator.checkpoints.torch_archive import read_zip
 
 _MAGIC = b"\x93NUMPY"
 _SUFFIX = ".npy"

@@ -9,10 +9,10 @@ from functools import partial
 
 import torch
 
-from pipeline.generator.checkpoints.assemble import embedding_width_error
-from pipeline.generator.checkpoints.contents import Module
-from pipeline.generator.checkpoints.inert import UnreadableError, describe_value, dictionary_of, text_of
-from pipeline.generator.checkpoints.named_tensors import Conversion, rate_ratio, unchanged
+from labelmill.pipeline.generator.checkpoints.assemble import embedding_width_error
+from labelmill.pipeline.generator.checkpoints.contents import Module
+from labelmill.pipeline.generator.checkpoints.inert import UnreadableError, describe_value, dictionary_of, text_of
+from labelmill.pipeline.generator.checkpoints.named_tensors import Conversion, rate_ratio, unchanged
 
 ADA_FORMAT = "stylegan2-ada-pytorch pickle"
 SG3_REPOSITORY_FORMAT = "stylegan3-repository StyleGAN2 pickle"

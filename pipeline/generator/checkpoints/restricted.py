@@ -10,7 +10,7 @@ is allocated.
 import struct
 from collections.abc import Callable, Mapping
 
-from pipeline.generator.checkpoints.inert import (
+from labelmill.pipeline.generator.checkpoints.inert import (
     Budget,
     Constructor,
     Cursor,

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError
-from pipeline.generator.checkpoints.named_tensors import NamedTensor, check_filter, stored_filter, unchanged
-from pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError
+from labelmill.pipeline.generator.checkpoints.named_tensors import NamedTensor, check_filter, stored_filter, unchanged
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
 
 DISCRIMINATOR_MARK = "final_conv.0.weight"
 

@@ -1,8 +1,14 @@
 """Tensors of .safetensors files that other programs wrote, as views of the file's bytes."""
 
-from pipeline.generator.checkpoints.inert import UnreadableError, Unusable, describe_value, text_of
-from pipeline.generator.checkpoints.tensors import Storage, StoredTensor, contiguous_strides, integers, kind_bytes
-from pipeline.process.safetensors_json import LENGTH_BYTES, DamagedFileError, read_header
+from labelmill.pipeline.generator.checkpoints.inert import UnreadableError, Unusable, describe_value, text_of
+from labelmill.pipeline.generator.checkpoints.tensors import (
+    Storage,
+    StoredTensor,
+    contiguous_strides,
+    integers,
+    kind_bytes,
+)
+from labelmill.pipeline.process.safetensors_json import LENGTH_BYTES, DamagedFileError, read_header
 
 _KINDS = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bf16", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1",

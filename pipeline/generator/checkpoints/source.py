@@ -5,14 +5,14 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.bucket import Bucket
-from pipeline.bucket_address import BUCKET_SCHEMES, parse_bucket_url
-from pipeline.generator.checkpoints.download import download
-from schemas.config import refused_secret
-from schemas.errors import CheckpointError, ConfigError, OutputError
-from schemas.regular_file import read_regular_file
-from schemas.secrets import plain_address, secret_in
-from schemas.user_path import expand_user
+from labelmill.pipeline.generator.checkpoints.download import download
+from labelmill.pipeline.store.bucket import Bucket
+from labelmill.pipeline.store.bucket_address import BUCKET_SCHEMES, parse_bucket_url
+from labelmill.schemas.config import refused_secret
+from labelmill.schemas.errors import CheckpointError, ConfigError, OutputError
+from labelmill.schemas.regular_file import read_regular_file
+from labelmill.schemas.secrets import plain_address, secret_in
+from labelmill.schemas.user_path import expand_user
 
 BUNDLED_PREFIX = "bundled:"
 MAX_BYTES = 8 * 2**30

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.contents import Contents
-from pipeline.generator.checkpoints.inert import Unusable, text_of
-from pipeline.generator.checkpoints.named_tensors import NamedTensor
-from pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.checkpoints.contents import Contents
+from labelmill.pipeline.generator.checkpoints.inert import Unusable, text_of
+from labelmill.pipeline.generator.checkpoints.named_tensors import NamedTensor
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
 
 _NAMES = ("latent_avg", "w_avg", "dlatent_avg", "mean_latent", "latent_mean", "avg_latent", "truncation_latent")
 _MAX_ROWS = 64

@@ -11,8 +11,8 @@ from itertools import islice
 
 import torch
 
-from pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
-from pipeline.generator.checkpoints.inert import (
+from labelmill.pipeline.generator.checkpoints.assemble import ReadNetworks, build_discriminator, build_generator
+from labelmill.pipeline.generator.checkpoints.inert import (
     MAX_NAME,
     MAX_PARTS,
     Record,
@@ -22,18 +22,18 @@ from pipeline.generator.checkpoints.inert import (
     dictionary_of,
     text_of,
 )
-from pipeline.generator.checkpoints.layouts import NVIDIA_LICENCE_NOTE
-from pipeline.generator.checkpoints.named_tensors import NamedTensor, rate_ratio
-from pipeline.generator.checkpoints.tensorflow_names import (
+from labelmill.pipeline.generator.checkpoints.layouts import NVIDIA_LICENCE_NOTE
+from labelmill.pipeline.generator.checkpoints.named_tensors import NamedTensor, rate_ratio
+from labelmill.pipeline.generator.checkpoints.tensorflow_names import (
     DISCRIMINATOR_RULES,
     GENERATOR_RULES,
     IGNORED,
     Rule,
     target_of,
 )
-from pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.networks import GeneratorSpec
+from labelmill.pipeline.generator.checkpoints.tensors import StoredArray, StoredTensor, tensor_of_number
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.networks import GeneratorSpec
 
 NETWORK = "dnnlib.tflib.network.Network"
 FORMAT = "TensorFlow StyleGAN2 pickle"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError
-from pipeline.generator.checkpoints.named_tensors import unchanged
+from labelmill.pipeline.generator.checkpoints.inert import OTHER_NETWORK, UnreadableError
+from labelmill.pipeline.generator.checkpoints.named_tensors import unchanged
 
 
 def _transposed(values: Tensor) -> Tensor:

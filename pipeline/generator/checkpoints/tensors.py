@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.generator.checkpoints.inert import (
+from labelmill.pipeline.generator.checkpoints.inert import (
     Constructor,
     Dictionary,
     Global,

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from pipeline.generator.checkpoints.inert import (
+from labelmill.pipeline.generator.checkpoints.inert import (
     MAX_NAME,
     Budget,
     Constructor,
@@ -20,8 +20,8 @@ from pipeline.generator.checkpoints.inert import (
     describe_value,
     text_of,
 )
-from pipeline.generator.checkpoints.restricted import PickleReader, read_pickle
-from pipeline.generator.checkpoints.tensors import (
+from labelmill.pipeline.generator.checkpoints.restricted import PickleReader, read_pickle
+from labelmill.pipeline.generator.checkpoints.tensors import (
     BASIC_CONSTRUCTORS,
     STORAGE_KINDS,
     Storage,

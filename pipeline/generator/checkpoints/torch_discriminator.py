@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from pipeline.generator.checkpoints.assemble import build_discriminator
-from pipeline.generator.checkpoints.contents import Contents, Module, is_averaged
-from pipeline.generator.checkpoints.named_tensors import NamedTensor
-from pipeline.generator.checkpoints.nvidia import conv_clamp_of, rescaling_of
-from pipeline.generator.checkpoints.rosinality import DISCRIMINATOR_MARK, discriminator_tensors
-from pipeline.generator.checkpoints.tensors import StoredTensor
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.networks import GeneratorSpec
+from labelmill.pipeline.generator.checkpoints.assemble import build_discriminator
+from labelmill.pipeline.generator.checkpoints.contents import Contents, Module, is_averaged
+from labelmill.pipeline.generator.checkpoints.named_tensors import NamedTensor
+from labelmill.pipeline.generator.checkpoints.nvidia import conv_clamp_of, rescaling_of
+from labelmill.pipeline.generator.checkpoints.rosinality import DISCRIMINATOR_MARK, discriminator_tensors
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.networks import GeneratorSpec
 
 _NVIDIA_DISCRIMINATOR_MARK = "b4.fc.weight"
 

@@ -9,21 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from pipeline.generator.checkpoints.assemble import ReadNetworks, build_generator
-from pipeline.generator.checkpoints.contents import Contents, Entry, Module, is_averaged
-from pipeline.generator.checkpoints.inert import MAX_PARTS, OTHER_NETWORK, UnreadableError, Unusable, text_of
-from pipeline.generator.checkpoints.layouts import FILTER, LAYOUTS, NVIDIA, Layout, Target
-from pipeline.generator.checkpoints.named_tensors import NamedTensor, check_filter, stored_filter, unchanged
-from pipeline.generator.checkpoints.no_generator import describe_missing_generator
-from pipeline.generator.checkpoints.nvidia import (
+from labelmill.pipeline.generator.checkpoints.assemble import ReadNetworks, build_generator
+from labelmill.pipeline.generator.checkpoints.contents import Contents, Entry, Module, is_averaged
+from labelmill.pipeline.generator.checkpoints.inert import MAX_PARTS, OTHER_NETWORK, UnreadableError, Unusable, text_of
+from labelmill.pipeline.generator.checkpoints.layouts import FILTER, LAYOUTS, NVIDIA, Layout, Target
+from labelmill.pipeline.generator.checkpoints.named_tensors import NamedTensor, check_filter, stored_filter, unchanged
+from labelmill.pipeline.generator.checkpoints.no_generator import describe_missing_generator
+from labelmill.pipeline.generator.checkpoints.nvidia import (
     SG3_REPOSITORY_FORMAT,
     check_generator,
     conv_clamp_of,
     rescaling_of,
 )
-from pipeline.generator.checkpoints.stored_average import common_row, find_average
-from pipeline.generator.checkpoints.tensors import StoredTensor
-from pipeline.generator.checkpoints.torch_discriminator import find_discriminator, read_discriminator
+from labelmill.pipeline.generator.checkpoints.stored_average import common_row, find_average
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.checkpoints.torch_discriminator import find_discriminator, read_discriminator
 
 SG3_CONV_CLAMP = 256.0
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.generator.networks import GeneratorSpec, row_resolution
-from pipeline.training.randomness import seed_of
+from labelmill.pipeline.generator.networks import GeneratorSpec, row_resolution
+from labelmill.pipeline.training.randomness import seed_of
 
 
 @dataclass(frozen=True)

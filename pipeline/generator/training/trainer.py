@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.generator.checkpoints.native import save_generator
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
-from pipeline.generator.networks import Generator, Noise, Trunk
-from pipeline.generator.training.draws import Draws, Latents
-from pipeline.generator.training.optimiser import SecondMomentAdam, update_average
-from pipeline.generator.training_augmentation import augment, is_augmented
-from pipeline.generator.training_data import TrainingImages
-from pipeline.generator.training_growth import (
+from labelmill.pipeline.generator.checkpoints.native import save_generator
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.networks import Generator, Noise, Trunk
+from labelmill.pipeline.generator.training.augmentation import augment, is_augmented
+from labelmill.pipeline.generator.training.draws import Draws, Latents
+from labelmill.pipeline.generator.training.growth import (
     Phase,
     RankWatch,
     TrainingFailedError,
@@ -27,11 +24,15 @@ from pipeline.generator.training_growth import (
     phase_at,
     plain_phase,
 )
-from pipeline.generator.training_log import TrainingLog
-from pipeline.generator.training_quality import QualityMonitor
-from pipeline.generator.training_resume import refuse_changes
-from pipeline.generator.training_start import Source, Start, growth_of, spec_as_json
-from pipeline.generator.training_state import (
+from labelmill.pipeline.generator.training.images import TrainingImages
+from labelmill.pipeline.generator.training.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
+from labelmill.pipeline.generator.training.optimiser import SecondMomentAdam, update_average
+from labelmill.pipeline.generator.training.quality import QualityMonitor
+from labelmill.pipeline.generator.training.start import Source, Start, growth_of, spec_as_json
+from labelmill.pipeline.process.device import choose_device
+from labelmill.pipeline.training.log import TrainingLog
+from labelmill.pipeline.training.resume import refuse_changes
+from labelmill.pipeline.training.state import (
     GENERATOR_FILE,
     TrainingStateError,
     latest_state,
@@ -39,9 +40,8 @@ from pipeline.generator.training_state import (
     read_tensors,
     write_state,
 )
-from pipeline.process.device import choose_device
-from schemas.errors import ConfigError
-from schemas.training import TrainGeneratorConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.training import TrainGeneratorConfig
 
 PATH_LENGTH_DECAY = 0.01
 RAMP_FLOOR_IMAGES = 500

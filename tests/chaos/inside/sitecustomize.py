@@ -84,7 +84,7 @@ def _patch_store(module):
     module.Store.create = disturbed
 
 
-_PATCHES = {"pipeline.shard_writer": _patch_shard_writer, "pipeline.store": _patch_store}
+_PATCHES = {"labelmill.pipeline.shards.writer": _patch_shard_writer, "labelmill.pipeline.store.store": _patch_store}
 
 
 class _PatchingLoader(importlib.abc.Loader):

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 
 Network = TypeVar("Network", bound=nn.Module)
 

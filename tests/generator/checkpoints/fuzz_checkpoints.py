@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from generator.checkpoints import checkpoint_files as files
 
-from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.checkpoints.native import save_generator
-from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS
-from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC
+from labelmill.pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from labelmill.pipeline.generator.checkpoints.native import save_generator
+from labelmill.pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS
+from labelmill.pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC
 
 MAX_SECONDS_PER_FILE = 5.0
 """Of CPU: how long a busy machine lets it wait says nothing of the file."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from generator.checkpoints.checkpoint_files import SMALL, random_discriminator, random_generator
 
-from pipeline.generator.checkpoints import assemble
-from pipeline.generator.checkpoints.assemble import check_generator_size
-from pipeline.generator.checkpoints.inert import UnreadableError
+from labelmill.pipeline.generator.checkpoints import assemble
+from labelmill.pipeline.generator.checkpoints.assemble import check_generator_size
+from labelmill.pipeline.generator.checkpoints.inert import UnreadableError
 
 
 @pytest.mark.parametrize("architecture", ["skip", "orig", "resnet"])

@@ -9,9 +9,9 @@ import torch
 from generator.checkpoints.checkpoint_files import CANARY, CONFORMANCE_FILES, DATA, relative_difference
 from torch import Tensor
 
-from pipeline.generator.checkpoints import LoadedCheckpoint, open_checkpoint
-from pipeline.generator.networks import Generator
-from pipeline.generator.sampling import latents, to_uint8
+from labelmill.pipeline.generator.checkpoints import LoadedCheckpoint, open_checkpoint
+from labelmill.pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.sampling import latents, to_uint8
 
 BAR = 1e-4
 # The reference computed these images in the half precision that the file declares: they differ from its own float32

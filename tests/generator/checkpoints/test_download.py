@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline.generator.checkpoints import download as module
-from pipeline.generator.checkpoints.download import download
-from schemas.errors import CheckpointError
+from labelmill.pipeline.generator.checkpoints import download as module
+from labelmill.pipeline.generator.checkpoints.download import download
+from labelmill.schemas.errors import CheckpointError
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 MOST = 2**30

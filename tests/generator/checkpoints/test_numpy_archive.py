@@ -10,9 +10,9 @@ import pytest
 import torch
 from generator.checkpoints.checkpoint_files import images, random_generator, relative_difference
 
-from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.checkpoints.numpy_archive import read_numpy_archive
-from pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from labelmill.pipeline.generator.checkpoints.numpy_archive import read_numpy_archive
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
 
 
 def archive(compressed: bool = False, **arrays: object) -> bytes:

@@ -14,10 +14,10 @@ from generator.checkpoints.checkpoint_files import (
 )
 from torch import nn
 
-from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.discriminator import Discriminator
-from pipeline.generator.layers import FullyConnected
-from pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from labelmill.pipeline.generator.discriminator import Discriminator
+from labelmill.pipeline.generator.layers import FullyConnected
+from labelmill.pipeline.generator.networks import Generator
 
 
 def loaded(content: bytes) -> Generator:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from generator.checkpoints.checkpoint_files import DATA, images, random_generator, relative_difference
 
-from pipeline.generator.checkpoints import CheckpointError, open_checkpoint, parse_checkpoint
-from pipeline.generator.checkpoints.native import save_generator
+from labelmill.pipeline.generator.checkpoints import CheckpointError, open_checkpoint, parse_checkpoint
+from labelmill.pipeline.generator.checkpoints.native import save_generator
 
 FILE = DATA / "rosinality-64.pt"
 

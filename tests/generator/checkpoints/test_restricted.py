@@ -23,11 +23,18 @@ from generator.checkpoints.checkpoint_files import (
 )
 from torch import nn
 
-from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.checkpoints.inert import Budget, Record, UnreadableError, Unusable, describe_value, text_of
-from pipeline.generator.checkpoints.restricted import read_pickle
-from pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS, StoredTensor
-from pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_saved, read_stream, read_zip
+from labelmill.pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from labelmill.pipeline.generator.checkpoints.inert import (
+    Budget,
+    Record,
+    UnreadableError,
+    Unusable,
+    describe_value,
+    text_of,
+)
+from labelmill.pipeline.generator.checkpoints.restricted import read_pickle
+from labelmill.pipeline.generator.checkpoints.tensors import BASIC_CONSTRUCTORS, StoredTensor
+from labelmill.pipeline.generator.checkpoints.torch_archive import STREAM_MAGIC, read_saved, read_stream, read_zip
 
 
 def read(content: bytes) -> object:
@@ -69,7 +76,7 @@ CONTAINERS = [lambda program: b"\x80\x04" + program, in_zip, in_stream, nested_i
         "os.system", "posix.system", "builtins.eval", "builtins.getattr", "subprocess.Popen", "torch.load",
         "torch._utils._import_dotted_name", "torch.hub.load", "numpy.load", "functools.partial", "operator.attrgetter",
         "collections.OrderedDict.clear", "torch_utils.persistence.persistent_class", "dnnlib.util.call_func_by_name",
-        "pipeline.store.Store",
+        "labelmill.pipeline.store.store.Store",
     ],
 )  # fmt: skip
 def test_any_other_global_is_refused_by_its_name(wrap: Callable[[bytes], bytes], name: str) -> None:

@@ -16,8 +16,8 @@ from generator.checkpoints.checkpoint_files import (
 )
 from torch import Tensor
 
-from pipeline.generator.checkpoints import CheckpointError, LoadedCheckpoint, parse_checkpoint
-from pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.checkpoints import CheckpointError, LoadedCheckpoint, parse_checkpoint
+from labelmill.pipeline.generator.networks import Generator
 
 
 def loaded(value: object, *, stream: bool = False) -> LoadedCheckpoint:

@@ -7,9 +7,9 @@ import torch
 from generator.checkpoints.checkpoint_files import images, random_generator, relative_difference, rosinality_state
 from safetensors.torch import save
 
-from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.checkpoints.safetensors_file import read_safetensors
-from pipeline.generator.checkpoints.tensors import StoredTensor
+from labelmill.pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from labelmill.pipeline.generator.checkpoints.safetensors_file import read_safetensors
+from labelmill.pipeline.generator.checkpoints.tensors import StoredTensor
 
 
 def content_of(**changes: torch.Tensor) -> bytes:

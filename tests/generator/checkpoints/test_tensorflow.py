@@ -11,8 +11,8 @@ from generator.checkpoints.checkpoint_files import (
     tensorflow_pickle,
 )
 
-from pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
-from pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.checkpoints import CheckpointError, parse_checkpoint
+from labelmill.pipeline.generator.networks import Generator
 
 
 def loaded(content: bytes) -> Generator:

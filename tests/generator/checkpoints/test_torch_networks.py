@@ -32,9 +32,14 @@ from generator.checkpoints.checkpoint_files import (
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.generator.checkpoints import CheckpointError, LoadedCheckpoint, open_checkpoint, parse_checkpoint
-from pipeline.generator.networks import Generator
-from pipeline.generator.sampling import latents
+from labelmill.pipeline.generator.checkpoints import (
+    CheckpointError,
+    LoadedCheckpoint,
+    open_checkpoint,
+    parse_checkpoint,
+)
+from labelmill.pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.sampling import latents
 
 State = OrderedDict[str, Tensor]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.section import PRINTABLE, SEED_LIMIT, Section
+from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, Section
 
 
 class ToyConfig(Section):

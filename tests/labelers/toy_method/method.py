@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from schemas.labelers.toy import ToyConfig
+from labelmill.schemas.labelers.toy import ToyConfig
 from torch import Tensor
 
-from pipeline.generator.sampling import Batch, Sampler
-from pipeline.labelers.base import GuideFile, Labels
-from pipeline.labelers.fitted_file import FileProvenance, check_checkpoint, check_purpose, read_fitted, write_fitted
-from pipeline.speech import say
-from schemas.config import QualityConfig
-from schemas.errors import ConfigError
-from schemas.labeler_findings import LabelerFindings
+from labelmill.pipeline.generator.sampling import Batch, Sampler
+from labelmill.pipeline.labelers.base import GuideFile, Labels
+from labelmill.pipeline.labelers.fitted_file import (
+    FileProvenance,
+    check_checkpoint,
+    check_purpose,
+    read_fitted,
+    write_fitted,
+)
+from labelmill.pipeline.process.log import say
+from labelmill.schemas.config import QualityConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.labeler_findings import LabelerFindings
 
 
 class Provenance(FileProvenance):

@@ -1,0 +1,263 @@
+"""`labelmill benchmark --downstream`: what networks learn from each method's masks, beside controls and exact masks."""
+
+import io
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from labelmill.pipeline.benchmark.classes.results import PROMPTED_CLUSTERS
+from labelmill.pipeline.benchmark.downstream.data import (
+    TEST_SEEDS,
+    TRAINING_SEEDS,
+    Pairs,
+    drawn_pairs,
+    labeled_pairs,
+    single_image_pairs,
+)
+from labelmill.pipeline.benchmark.downstream.results import (
+    Circumstances,
+    DownstreamBenchmark,
+    RowResult,
+    SeedResult,
+    result_path,
+)
+from labelmill.pipeline.benchmark.downstream.tables import markdown
+from labelmill.pipeline.benchmark.downstream.training import Regime, score_all_background, score_on, train_on
+from labelmill.pipeline.benchmark.oracle.images import open_portraits
+from labelmill.pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
+from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.prompt_models import open_prompt_model
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.schemas.segmentation import SegmentationModelConfig
+
+_LIBRARIES = ("labelmill", "torch", "torchvision", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured, with which network."""
+
+    model: SegmentationModelConfig
+    steps: int
+    batch_size: int
+    num_seeds: int
+    num_synthetic: int
+    num_supervised: tuple[int, ...]
+    """Exact masks of each supervised row."""
+    num_test: int
+
+
+_SUPERVISED = (1000, 100, 20, 10, 5, 1)
+FULL = Extent(
+    model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=4),
+    steps=6000,
+    batch_size=16,
+    num_seeds=3,
+    num_synthetic=10_000,
+    num_supervised=_SUPERVISED,
+    num_test=1000,
+)
+"""For a GPU."""
+QUICK = Extent(
+    model=SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=4),
+    steps=300,
+    batch_size=16,
+    num_seeds=1,
+    num_synthetic=1000,
+    num_supervised=_SUPERVISED,
+    num_test=1000,
+)
+"""For a CPU."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    title: str
+    make: Callable[[], Pairs]
+    labeler: LabelerConfig | None
+    """Of images that are generated; None for drawings with exact masks."""
+
+
+def benchmark_downstream(
+    store: Store,
+    checkpoint: str,
+    device: torch.device,
+    extent: Extent,
+    tell: Callable[[str], None],
+) -> DownstreamBenchmark:
+    """Train what the store does not hold yet, and write downstream.json and downstream.md into it.
+
+    extent: `FULL`, `QUICK` or another. tell: gets a line for each network. Raises CheckpointError, ConfigError without
+    the extra `train`, ImportError without `benchmark`.
+    """
+    numerics, generator_config = NumericsConfig(), GeneratorConfig(checkpoint=checkpoint)
+    torch.set_num_threads(numerics.threads)
+    loaded = open_portraits(checkpoint, device)
+    sampler = Sampler(loaded.generator, generator_config, numerics, device)
+    circumstances = Circumstances(
+        checkpoint=loaded.info.name,
+        checkpoint_sha256=loaded.sha256,
+        truncation_psi=generator_config.truncation_psi,
+        architecture=extent.model.architecture,
+        upscale=extent.model.upscale,
+        steps=extent.steps,
+        batch_size=extent.batch_size,
+        num_synthetic=extent.num_synthetic,
+        num_supervised=max(extent.num_supervised),
+        num_test=extent.num_test,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        threads=numerics.threads,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    )
+    bench = _Bench(store, sampler, circumstances, extent, tell)
+    benchmark = DownstreamBenchmark(circumstances=circumstances, rows=bench.run())
+    store.replace("downstream.json", benchmark.model_dump_json(indent=1).encode())
+    store.replace("downstream.md", markdown(benchmark).encode())
+    return benchmark
+
+
+class _Bench:
+    """Rows one after the other; pairs are made when a network lacks them, and kept."""
+
+    def __init__(
+        self,
+        store: Store,
+        sampler: Sampler,
+        circumstances: Circumstances,
+        extent: Extent,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._store, self._sampler, self._extent, self._tell = store, sampler, extent, tell
+        self._circumstances = circumstances
+        self._regime = Regime(extent.model, extent.steps, extent.batch_size)
+        self._pairs: dict[str, Pairs] = {}
+        self._seconds: dict[str, float] = {}
+
+    def run(self) -> tuple[RowResult, ...]:
+        rows = [self._measured(row) for row in self._rows()]
+        rows.insert(3, self._all_background())
+        return tuple(rows)
+
+    def _rows(self) -> list[_Row]:
+        extent, labeler = self._extent, StyleMixingConfig()
+        supervised = [
+            _Row(
+                f"supervised_{count}",
+                f"{count} exact mask{'s' * (count > 1)}",
+                lambda count=count: self._supervised().first(count),  # type: ignore[misc]
+                None,
+            )
+            for count in extent.num_supervised
+        ]
+        return [
+            _Row("style_mixing", "style mixing", lambda: self._labeled(labeler), labeler),
+            _Row(
+                "feature_clusters",
+                "feature clusters, named by domain-supervised prompts",
+                lambda: self._labeled(PROMPTED_CLUSTERS),
+                PROMPTED_CLUSTERS,
+            ),
+            _Row(
+                "single_image",
+                "control: one image's colours clustered",
+                lambda: single_image_pairs(self._sampler, labeler, extent.num_synthetic),
+                labeler,
+            ),
+            *supervised,
+        ]
+
+    def _measured(self, row: _Row) -> RowResult:
+        seeds, key = range(self._extent.num_seeds), self.key(row.labeler)
+        found = {seed: self._stored(row, seed, key) for seed in seeds}
+        num_pairs = self._extent.num_synthetic if row.labeler else int(row.name.rpartition("_")[2])
+        for seed in (seed for seed in seeds if found[seed] is None):
+            pairs = self._kept(row.name, key, row.make) if row.labeler else row.make()
+            segmenter, seconds = train_on(pairs, self._regime, seed, self._sampler.device)
+            result = SeedResult(
+                key=key,
+                row=row.name,
+                seed=seed,
+                label_seconds=self._seconds[row.name] if row.labeler else None,
+                training_seconds=seconds,
+                scores=score_on(segmenter, self._test()),
+            )
+            write_row(self._store, result_path(row.name, seed), result)
+            found[seed] = result
+            self._tell(f"{row.title}, seed {seed}: mIoU {100 * (result.scores.miou or 0):.1f}, {seconds:.0f} s")
+        networks = tuple(result for result in found.values() if result is not None)
+        return RowResult(row=row.name, title=row.title, num_pairs=num_pairs, networks=networks)
+
+    def key(self, labeler: LabelerConfig | None) -> str:
+        """What a stored result must have been measured with. labeler: that made a row's masks, whose settings may be
+        another version's defaults; None: masks are exact."""
+        return row_key(
+            (_Bench,),
+            self._sampler,
+            prompts=bundled_weights(open_prompt_model),
+            circumstances=self._circumstances.model_dump(mode="json"),
+            labeler=labeler and labeler.model_dump(mode="json"),
+        )
+
+    def _stored(self, row: _Row, seed: int, key: str) -> SeedResult | None:
+        return read_row(self._store, result_path(row.name, seed), SeedResult, row=row.name, seed=seed, key=key)
+
+    def _all_background(self) -> RowResult:
+        scores = score_all_background(self._test())
+        network = SeedResult(
+            key=self._exact_key, row="all_background", seed=0, label_seconds=None, training_seconds=0, scores=scores
+        )
+        title = "control: background everywhere"
+        return RowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
+
+    def _labeled(self, config: LabelerConfig) -> Pairs:
+        labeler = open_fitted(config, self._sampler, fit_labeler(config, self._sampler)).labeler
+        return labeled_pairs(self._sampler, labeler, self._extent.num_synthetic).foreground()
+
+    @property
+    def _resolution(self) -> int:
+        return self._sampler.generator.spec.resolution
+
+    def _supervised(self) -> Pairs:
+        seeds = TRAINING_SEEDS[: max(self._extent.num_supervised)]
+        return self._kept("supervised", self._exact_key, lambda: drawn_pairs(seeds, self._resolution).foreground())
+
+    def _test(self) -> Pairs:
+        seeds = TEST_SEEDS[: self._extent.num_test]
+        return self._kept("test", self._exact_key, lambda: drawn_pairs(seeds, self._resolution).foreground())
+
+    @property
+    def _exact_key(self) -> str:
+        return self.key(None)
+
+    def _kept(self, name: str, key: str, make: Callable[[], Pairs]) -> Pairs:
+        """Pairs out of memory, or out of the store if this very benchmark made them, or made now."""
+        if name not in self._pairs:
+            path = f"downstream/{name}-{key[:16]}.npz"
+            try:
+                self._pairs[name], self._seconds[name] = _from_npz(self._store.read(path))
+            except FileNotFoundError:
+                started = time.monotonic()
+                self._pairs[name] = make()
+                self._seconds[name] = time.monotonic() - started
+                self._store.replace(path, _to_npz(self._pairs[name], self._seconds[name]))
+        return self._pairs[name]
+
+
+def _to_npz(pairs: Pairs, seconds: float) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, images_NHWC=pairs.images_NHWC, masks_NHW=pairs.masks_NHW, seconds=np.array(seconds))
+    return content.getvalue()
+
+
+def _from_npz(content: bytes) -> tuple[Pairs, float]:
+    arrays: Mapping[str, np.ndarray] = np.load(io.BytesIO(content), allow_pickle=False)
+    return Pairs(arrays["images_NHWC"], arrays["masks_NHW"]), float(arrays["seconds"])
