@@ -28,6 +28,7 @@ from labelmill.pipeline.dataset.plan import shard_tasks
 from labelmill.pipeline.dataset.verify import verify
 from labelmill.pipeline.generator.sampling import Batch
 from labelmill.pipeline.labelers.base import Labels
+from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler
 from labelmill.pipeline.make_shard import Mill, candidates, make_shard
 from labelmill.pipeline.nightly.measure import measure
 from labelmill.pipeline.process.stopwatch import Stopwatch
@@ -46,7 +47,8 @@ from labelmill.schemas.manifest import Manifest
 from labelmill.schemas.nightly import SamplingConfig
 from labelmill.schemas.sample import OptionalFile, Sample
 from labelmill.schemas.segmentation import SegmentationTrainingConfig
-from labelmill.schemas.yaml_file import validate
+from labelmill.schemas.yaml_file import load_config, validate
+from labelmill.workers.generate import generate
 
 BOTH: tuple[OptionalFile, ...] = ("alpha.png", "instances.png")
 SIDE = 16
@@ -356,6 +358,31 @@ def test_a_record_that_hides_a_file_is_repaired(store: Store) -> None:
     assert verify(store, repair=True).problems == ()
     repaired = read_record(store, 0)
     assert repaired is not None and repaired.optional_files == BOTH
+
+
+def test_a_run_carries_them_from_the_labeler_to_the_manifest(
+    write_run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the driver and its workers; the same command with a labeler that gives none is refused."""
+    config = load_config(write_run_file(dataset={"samples": 4, "samples_per_shard": 2}), RunConfig)
+    hard = StyleMixingLabeler.label
+
+    def soft(labeler: StyleMixingLabeler, batch: Batch) -> Labels:
+        labels = hard(labeler, batch)
+        return replace(labels, alpha_BHW=labels.masks_BHW / 255)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StyleMixingLabeler, "label", soft)
+        patched.setattr(StyleMixingLabeler, "optional_files", ("alpha.png",))
+        generate(config)
+        store = Store.open(config.output)
+        assert read_manifest(store).optional_files == ("alpha.png",)
+        assert verify(store).problems == ()
+        store.delete("shards/tiny-000001.tar")
+        generate(config)
+        assert verify(store).problems == ()
+    with pytest.raises(OutputError, match=r"sample 0000000000 holds 0000000000\.alpha\.png: the dataset does not"):
+        generate(config)
 
 
 # Reading.
