@@ -27,6 +27,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "labelmill"
     ignored = shutil.ignore_patterns(".git", ".venv", "out", "build", "*.egg-info", ".*_cache", ".hypothesis")
     shutil.copytree(ROOT, folder, ignore=ignored)
+    # The demo on fewer images: `make demo`, `plan` and `preview` fit a labeler each.
+    demo = folder / "deploy" / "runs" / "demo.yaml"
+    text = demo.read_text(encoding="utf-8")
+    assert "  method: style_mixing\n" in text
+    demo.write_text(text.replace("  method: style_mixing\n", "  method: style_mixing\n  fit_samples: 32\n"))
     (folder / ".venv").mkdir()
     for name in ("demo", "dev"):
         (folder / ".venv" / name).touch()

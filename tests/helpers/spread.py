@@ -13,6 +13,7 @@ ON_RAY = (
     "test_metrics.py",
     "test_ray_data.py",
     "test_nightly_on_ray.py",
+    "test_methods.py",
     "test_ray_gpu.py",
 )
 # They take longest and come first, so that no process is left alone with one of them at the end.

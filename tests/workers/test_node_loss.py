@@ -22,7 +22,7 @@ SLOW = {"labeler": {"variants": 64, **_CLUSTERS}, "dataset": {"samples": 48, "sa
 SLOWER = {"labeler": {"variants": 256, **_CLUSTERS}, "dataset": {"samples": 64, "samples_per_shard": 32}}
 
 
-@pytest.fixture(params=["disk", "S3"])
+@pytest.fixture(params=[pytest.param("disk", marks=pytest.mark.slow), "S3"])
 def output(request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path) -> str:
     """A place for a dataset, which nodes that start later can reach."""
     return str(tmp_path / "out") if request.param == "disk" else f"{s3.create_bucket()}/datasets/tiny"
