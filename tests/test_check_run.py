@@ -232,19 +232,19 @@ def test_a_process_reads_and_parses_the_fitted_file_once(
     command: str,
 ) -> None:
     """What is counted are real reads and real parsing."""
-    read, parse = Store.read, fitted_file.load
+    read, parse = Store.read, fitted_file.load_with_json
     reads, parsed = [], []
 
     def noted_read(store: Store, path: str) -> bytes:
         reads.append(path)
         return read(store, path)
 
-    def noted_parse(content: bytes) -> dict[str, Any]:
+    def noted_parse(content: bytes) -> Any:
         parsed.append(len(content))
         return parse(content)
 
     monkeypatch.setattr(Store, "read", noted_read)
-    monkeypatch.setattr(fitted_file, "load", noted_parse)
+    monkeypatch.setattr(fitted_file, "load_with_json", noted_parse)
     labeler, dataset = "labeler/style_mixing.safetensors", {"samples": 6, "samples_per_shard": 3}
     if command == "generate":
         _run("generate", write_run_file(dataset=dataset))

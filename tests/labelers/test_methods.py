@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +28,7 @@ from labelmill.schemas.config import LabelerConfig
 from labelmill.schemas.labelers import style_mixing
 
 TOY = Path(__file__).parent / "toy_method"
-ROOT = Path(methods.__file__).parents[2]
+ROOT = Path(methods.__file__).resolve().parents[2]
 RUN_COMMANDS = """
 import json, sys
 from typer.testing import CliRunner
@@ -148,6 +149,8 @@ def test_a_third_method_runs_through_every_command(toy: _Toy, tiny_checkpoint: P
     assert re.search(r"2026-01-02-\w{12} is live", said)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] == ["dark", "bright"]
     assert (tmp_path / "out" / "report" / "index.html").exists()
+    with tarfile.open(tmp_path / "out" / "shards" / "toy-000000.tar") as shard:
+        assert sum(name.endswith(".alpha.png") for name in shard.getnames()) == 6
 
 
 def test_workers_of_ray_know_a_third_method(toy: _Toy, tiny_checkpoint: Path, tmp_path: Path) -> None:

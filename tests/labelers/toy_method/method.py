@@ -23,6 +23,7 @@ from labelmill.pipeline.process.log import say
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.labeler_findings import LabelerFindings
+from labelmill.schemas.sample import OptionalFile
 
 
 class Provenance(FileProvenance):
@@ -38,10 +39,13 @@ class _Labeler:
     threshold: Tensor
     classes: tuple[str, ...] = ("dark", "bright")
     layers: tuple[str, ...] = ()
+    optional_files: tuple[OptionalFile, ...] = ("alpha.png",)
 
     def label(self, batch: Batch) -> Labels:
-        masks_BHW = (batch.images_BCHW.mean(dim=1) > self.threshold).to(torch.uint8)
-        return Labels(masks_BHW, torch.ones(len(masks_BHW), device=masks_BHW.device))
+        brightness_BHW = batch.images_BCHW.mean(dim=1)
+        masks_BHW = (brightness_BHW > self.threshold).to(torch.uint8)
+        alpha_BHW = (brightness_BHW - self.threshold + 0.5).clamp(0, 1)
+        return Labels(masks_BHW, torch.ones(len(masks_BHW), device=masks_BHW.device), alpha_BHW)
 
 
 @dataclass(frozen=True)
