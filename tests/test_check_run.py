@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from labelmill.pipeline import prompt_models
 from labelmill.pipeline.cli import app
 from labelmill.pipeline.labelers import fitted_file
 from labelmill.pipeline.labelers.feature_clusters import method as feature_clusters_method
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import LabelmillError, OutputError
-from pipeline import prompt_models
 
 Change = Callable[[Path], None]
 

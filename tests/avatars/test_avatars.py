@@ -79,7 +79,7 @@ def test_missing_package_names_the_extra(package: str, monkeypatch: pytest.Monke
 
 
 def test_same_bytes_in_another_process() -> None:
-    root = str(Path(avatars.__file__).parents[2])
+    root = str(Path(avatars.__file__).resolve().parents[2])
     folder = str(Path(__file__).parent)
     code = "from test_avatars import digest; print(digest(7, 64), digest(8, 100))"
     environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join((root, folder))}

@@ -47,8 +47,8 @@ from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import ConfigError, GateError, LabelmillError, LockedError, OutputError
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.nightly import NightlyConfig
+from labelmill.workers import nightly
 from labelmill.workers.nightly import Outcome, check_night, prune_root, run_night
-from workers import nightly
 
 NOON = 1_800_000_000.0
 # Twelve images of a random generator vary a lot; but they are different images.

@@ -73,7 +73,7 @@ def test_a_call_that_hangs_is_left_behind() -> None:
 
 _HANGS_AFTER_A_SIGNAL = """
 import threading
-from pipeline import interruption
+from labelmill.pipeline.process import interruption
 interruption.MOST_SECONDS = 1
 interruption.end_soon_after_signals()
 try:

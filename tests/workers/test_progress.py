@@ -11,10 +11,10 @@ from helpers.records import make_record
 from labelmill.pipeline.process.interruption import Interrupted
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
+from labelmill.workers import progress as progress_module
 from labelmill.workers.progress import RunProgress
 from labelmill.workers.status import SILENT_SECONDS, status, status_lines
 from labelmill.workers.supervisor import Failed, Limits, Loaded, Placed, Supervisor
-from workers import progress as progress_module
 
 DONE = [make_record(0, 10, {"fragmented": 2})]
 
