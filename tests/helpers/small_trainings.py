@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelmill.pipeline.generator.training.images import TrainingImages
+from labelmill.pipeline.generator.training.saving import restore
 from labelmill.pipeline.generator.training.start import find_start
 from labelmill.pipeline.generator.training.trainer import Trainer
 from labelmill.schemas.training import TrainGeneratorConfig
@@ -77,5 +78,5 @@ def open_trainer(config: TrainGeneratorConfig) -> Trainer:
     sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
     data = TrainingImages(pixels, seed=0, horizontal_flip=True, sha256=sha256)
     trainer = Trainer(config, find_start(config), data)
-    trainer.restore()
+    restore(trainer)
     return trainer

@@ -11,6 +11,7 @@ import torch
 from labelmill.pipeline.generator.sample_sheet import write_sheet
 from labelmill.pipeline.generator.training.images import TrainingImages, load_images
 from labelmill.pipeline.generator.training.overview import Pace, introduce
+from labelmill.pipeline.generator.training.saving import restore, save
 from labelmill.pipeline.generator.training.start import find_start
 from labelmill.pipeline.generator.training.trainer import Trainer, device_of
 from labelmill.pipeline.process.log import say
@@ -50,7 +51,7 @@ def _train(config: TrainGeneratorConfig) -> None:
         loaded.images_NHWC, seed=config.seed, horizontal_flip=config.horizontal_flip, sha256=loaded.sha256
     )
     trainer = Trainer(config, start, data)
-    trainer.restore()
+    restore(trainer)
     introduce(config, start, loaded.summary, trainer.images_seen, str(trainer.device), augmented=trainer.augmented)
     with stop_on_signals(config.max_seconds) as stop:
         run(trainer, stop)
@@ -77,8 +78,8 @@ def run(trainer: Trainer, stop: Stop) -> None:
                 trainer.log.add(name, torch.tensor(value))
         trainer.write_log()
         if time.monotonic() > next_save:
-            trainer.save()
+            save(trainer)
             next_save = time.monotonic() + config.checkpoint_interval_seconds
-    trainer.save()
+    save(trainer)
     write_sheet(config.output / "samples" / "latest.png", trainer.average)
     stop.is_finished = trainer.images_seen >= config.total_images

@@ -1,4 +1,4 @@
-"""Networks, optimisers and counters of one generator training, its steps and its state.
+"""Networks, optimisers and counters of one generator training, and its steps.
 
 Shape suffixes: B batch, C channels, H height, W width, L rows of w, D style.
 """
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labelmill.pipeline.generator.checkpoints.native import save_generator
 from labelmill.pipeline.generator.discriminator import Discriminator
 from labelmill.pipeline.generator.networks import Generator, Noise, Trunk
 from labelmill.pipeline.generator.training.augmentation import augment, is_augmented
@@ -28,28 +27,14 @@ from labelmill.pipeline.generator.training.images import TrainingImages
 from labelmill.pipeline.generator.training.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
 from labelmill.pipeline.generator.training.optimiser import SecondMomentAdam, update_average
 from labelmill.pipeline.generator.training.quality import QualityMonitor
-from labelmill.pipeline.generator.training.start import Source, Start, growth_of, spec_as_json
+from labelmill.pipeline.generator.training.start import Start, growth_of
 from labelmill.pipeline.process.device import choose_device
 from labelmill.pipeline.training.log import TrainingLog
-from labelmill.pipeline.training.resume import refuse_changes
-from labelmill.pipeline.training.state import (
-    GENERATOR_FILE,
-    TrainingStateError,
-    latest_state,
-    read_progress,
-    read_tensors,
-    write_state,
-)
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.training import TrainGeneratorConfig
 
 PATH_LENGTH_DECAY = 0.01
 RAMP_FLOOR_IMAGES = 500
-# Fields that a resumed training may change.
-FREE_FIELDS = (
-    "output", "total_images", "max_seconds", "device", "threads", "cache", "checkpoint_interval_seconds",
-    "sample_interval_images", "initialise_from", "log_interval_steps", "monitor", "growth",
-)  # fmt: skip
 
 
 class Trainer:
@@ -141,8 +126,9 @@ class Trainer:
 
     def check_finite(self) -> None:
         """Raises TrainingFailedError where a weight is not: then nothing is saved over the last good state."""
-        for group in ("generator", "average", "discriminator"):
-            for name, tensor in self._groups[group].items():
+        networks = {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}
+        for group, network in networks.items():
+            for name, tensor in network.state_dict().items():
                 if not bool(torch.isfinite(tensor).all()):
                     raise TrainingFailedError(
                         f"after {self.images_seen:,} images {name} of the {group} is not finite: the training has "
@@ -277,93 +263,6 @@ class Trainer:
     def _draw_noise(self, purpose: str, batch_size: int) -> list[Tensor]:
         return self._draws.noise(purpose, batch_size, self.generator.spec)
 
-    # State.
-
-    @property
-    def _groups(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            "generator": self.generator.state_dict(),
-            "average": dict(self.average.named_parameters()),  # its buffers are the generator's
-            "discriminator": self.discriminator.state_dict(),
-            "generator_moments": {**self.generator_optimiser.moments, **self.old_optimiser.moments},
-            "discriminator_moments": self.discriminator_optimiser.moments,
-            **({} if self.small is None else {"small": self.small.state_dict()}),
-        }
-
-    def save(self) -> None:
-        """Publish the state of this step and the averaged generator. Raises TrainingFailedError, see check_finite."""
-        self.check_finite()
-        progress = {
-            "config": comparable(self.config),
-            "spec": spec_as_json(self.start.spec),
-            "small": spec_as_json(self.start.small),
-            "discriminator_detail": self.start.detail,
-            "head_start_images": self.start.head_start_images,
-            "data_sha256": self.data.sha256,
-            "num_steps": self.num_steps,
-            "images_seen": self.images_seen,
-            "seconds_trained": self.seconds_trained,
-            "mean_path_length": float(self.mean_path_length),
-            "generator_optimiser_steps": self.generator_optimiser.num_steps,
-            "old_optimiser_steps": self.old_optimiser.num_steps,
-            "discriminator_optimiser_steps": self.discriminator_optimiser.num_steps,
-            "rank_total": 0.0 if self.watch is None else self.watch.total,
-            "rank_steps": 0 if self.watch is None else self.watch.steps,
-            "log_sums": self.log.sums(),
-        }
-        write_state(self.config.output / "state", self.num_steps, self._groups, progress)
-        provenance = {"images_seen": str(self.images_seen), "data": self.config.data.model_dump_json()}
-        save_generator(self.config.output / GENERATOR_FILE, self.average, provenance)
-
-    def restore(self) -> None:
-        """Resume from the newest state of config.output; without one, take the weights of the start."""
-        state = latest_state(self.config.output / "state")
-        if state is None:
-            if self.start.source is not None:
-                self._take_weights(self.start.source)
-            self.log.truncate(0, {})
-            return
-        progress = read_progress(state)
-        elsewhere = (
-            f"choose another output and start there from {state.parent}, named in initialise_from (without grow_from)"
-        )
-        refuse_changes(state, progress["config"], comparable(self.config), free=FREE_FIELDS, way_out=elsewhere)
-        if progress["data_sha256"] != self.data.sha256:
-            raise TrainingStateError(
-                f"{state}: learned from other images than there are now. Restore them, or {elsewhere}"
-            )
-        for name, own in self._groups.items():
-            for key, tensor in read_tensors(state, name, like=own).items():
-                own[key].data.copy_(tensor)
-        update_average(self.average, self.generator, decay=1.0)
-        numbers = {key: value for key, value in progress.items() if isinstance(value, int | float)}
-        self.num_steps = int(numbers["num_steps"])
-        self.seconds_trained = float(numbers["seconds_trained"])
-        self.mean_path_length = torch.tensor(numbers["mean_path_length"], device=self.device)
-        self.generator_optimiser.num_steps = int(numbers["generator_optimiser_steps"])
-        self.old_optimiser.num_steps = int(numbers["old_optimiser_steps"])
-        self.discriminator_optimiser.num_steps = int(numbers["discriminator_optimiser_steps"])
-        if self.watch is not None:
-            self.watch.total, self.watch.steps = float(numbers["rank_total"]), int(numbers["rank_steps"])
-        self.log.truncate(self.num_steps, progress["log_sums"])
-
-    @torch.no_grad()
-    def _take_weights(self, source: Source) -> None:
-        """Those of a generator of the same sizes as they are; a smaller one's average for all old blocks, beside a new
-        toRGB layer that adds nothing yet."""
-        if self.small is None:
-            self.generator.load_state_dict(source.generator)
-            self.average.load_state_dict(source.average)
-            if self.start.discriminator_comes_along:
-                assert source.discriminator is not None
-                self.discriminator.load_state_dict(source.discriminator)
-            return
-        self.small.load_state_dict(source.average)
-        self.generator.load_state_dict(source.average, strict=False)
-        torgb = self.generator.synthesis.get_submodule(f"b{self.generator.spec.resolution}.torgb")
-        torgb.get_parameter("weight").zero_()
-        update_average(self.average, self.generator, decay=0.0)
-
 
 def device_of(config: TrainGeneratorConfig) -> torch.device:
     """The device to train on. Raises ConfigError where this machine has none such, or none for the precision."""
@@ -371,10 +270,3 @@ def device_of(config: TrainGeneratorConfig) -> torch.device:
     if device.type == "cpu" and config.optimisation.precision == "float16":
         raise ConfigError("optimisation.precision: float16 needs a GPU; on a CPU choose float32 or bfloat16")
     return device
-
-
-def comparable(config: TrainGeneratorConfig) -> dict[str, object]:
-    """The fields that must not change when a training is resumed."""
-    values = config.model_dump(mode="json", exclude=set(FREE_FIELDS))
-    values["data"].pop("num_processes", None)  # which changes no image
-    return values

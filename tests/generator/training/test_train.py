@@ -24,6 +24,7 @@ from labelmill.pipeline.generator.networks import Generator
 from labelmill.pipeline.generator.training.growth import TrainingFailedError
 from labelmill.pipeline.generator.training.images import TrainingImages
 from labelmill.pipeline.generator.training.optimiser import SecondMomentAdam
+from labelmill.pipeline.generator.training.saving import save
 from labelmill.pipeline.generator.training.start import find_start, spec_of
 from labelmill.pipeline.generator.training.train import train_generator
 from labelmill.pipeline.generator.training.trainer import Trainer
@@ -203,7 +204,7 @@ def test_a_training_that_diverges_keeps_its_last_good_state(folder: Path, tmp_pa
         trainer.generator.get_parameter("synthesis.b16.torgb.bias")[0] = torch.nan
     trainer.step()
     with pytest.raises(TrainingFailedError, match=r"after 16 images .* is not finite: the training has diverged"):
-        trainer.save()
+        save(trainer)
     assert open_trainer(config).num_steps == 1
     open_checkpoint(str(config.output / "generator.safetensors"))
 
@@ -299,7 +300,7 @@ class TestState:
     def test_files_of_the_128_px_training_stay_small(self, tmp_path: Path) -> None:
         config = TrainGeneratorConfig.model_validate({"data": {"kind": "domain"}, "output": str(tmp_path / "run")})
         data = TrainingImages(np.zeros((1, 128, 128, 3), np.uint8), seed=0, horizontal_flip=False)
-        Trainer(config, find_start(config), data).save()
+        save(Trainer(config, find_start(config), data))
         state = latest_state(tmp_path / "run" / "state")
         assert state is not None
         sizes = [path.stat().st_size for path in state.iterdir()]
