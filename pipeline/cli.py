@@ -146,7 +146,7 @@ def inspect(
     from labelmill.pipeline.generator.checkpoints import open_checkpoint
 
     loaded = open_checkpoint(checkpoint)
-    description = inspection.describe(loaded)
+    description = inspection.describe_checkpoint(loaded)
     print(json.dumps(description.as_json(), indent=2) if as_json else "\n".join(description.lines()))
     if sheets is not None:
         inspection.write_sample_sheet(sheets / "samples.png", loaded.generator, psi=truncation_psi)

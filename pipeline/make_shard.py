@@ -14,7 +14,7 @@ from torch import Tensor
 from labelmill.pipeline.generator.sampling import Sampler, to_uint8
 from labelmill.pipeline.labelers.base import Labeler, Labels
 from labelmill.pipeline.process.stopwatch import Stopwatch
-from labelmill.pipeline.quality import judge
+from labelmill.pipeline.quality import judge_sample
 from labelmill.pipeline.shards.sample_files import OPTIONAL_FILES
 from labelmill.pipeline.shards.writer import ShardWriter
 from labelmill.schemas.config import RunConfig
@@ -24,7 +24,7 @@ from labelmill.schemas.shard import ShardTask
 
 
 @dataclass(frozen=True)
-class Mill:
+class LoadedRun:
     """All that making a shard needs, loaded once a worker."""
 
     config: RunConfig
@@ -47,22 +47,22 @@ class MadeShard:
     seconds_by_stage: dict[str, float]
 
 
-def make_shard(task: ShardTask, mill: Mill) -> MadeShard:
+def make_shard(task: ShardTask, run: LoadedRun) -> MadeShard:
     """Try the shard's seeds in order until it holds what it should.
 
     Raises ShardError when its block of seeds runs out, saying which rule dropped what.
     """
     stopwatch = Stopwatch()
-    kept, rejects = _writer(mill), _writer(mill)
+    kept, rejects = _writer(run), _writer(run)
     dropped: list[Candidate] = []
     reasons: Counter[str] = Counter()
     block = range(task.first_seed, task.first_seed + task.num_seeds)
-    for sample in candidates(block, mill, stopwatch):
+    for sample in candidates(block, run, stopwatch):
         candidate = sample.metadata.candidate
         if candidate.drop_reason is not None:
             dropped.append(candidate)
             reasons[candidate.drop_reason] += 1
-            if mill.config.execution.keep_rejects:
+            if run.config.execution.keep_rejects:
                 rejects.add(sample)
             continue
         kept.add(_accounting_for(sample, dropped))
@@ -77,18 +77,18 @@ def make_shard(task: ShardTask, mill: Mill) -> MadeShard:
     raise ShardError(
         f"shard {task.name}: its {task.num_seeds} seeds gave {kept.num_samples} samples of the "
         f"{task.num_samples} wanted; dropped: {counts}. Loosen `quality`, or raise "
-        f"dataset.max_candidates_per_sample ({mill.config.dataset.max_candidates_per_sample}) in a new output"
+        f"dataset.max_candidates_per_sample ({run.config.dataset.max_candidates_per_sample}) in a new output"
     )
 
 
-def candidates(seeds: Sequence[int], mill: Mill, stopwatch: Stopwatch) -> Iterator[Sample]:
+def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> Iterator[Sample]:
     """A labeled and judged sample of every seed, in order; those to be dropped say so in their metadata."""
-    batch_size = mill.config.numerics.batch_size
+    batch_size = run.config.numerics.batch_size
     for start in range(0, len(seeds), batch_size):
         with stopwatch.stage("synthesise"):
-            batch = mill.sampler.sample(seeds[start : start + batch_size], mill.labeler.layers)
+            batch = run.sampler.sample(seeds[start : start + batch_size], run.labeler.layers)
         with stopwatch.stage("label"):
-            labels = mill.labeler.label(batch)
+            labels = run.labeler.label(batch)
         with stopwatch.stage("copy"):
             images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
             masks_BHW = labels.masks_BHW.cpu().numpy()
@@ -96,26 +96,26 @@ def candidates(seeds: Sequence[int], mill: Mill, stopwatch: Stopwatch) -> Iterat
             confidences = labels.confidence_B.tolist()
         for row, seed in enumerate(batch.seeds):
             with stopwatch.stage("quality"):
-                candidate = judge(
+                candidate = judge_sample(
                     masks_BHW[row],
                     confidences[row],
                     batch.class_ids[row],
                     seed,
-                    mill.labeler.classes,
-                    mill.config.quality,
+                    run.labeler.classes,
+                    run.config.quality,
                 )
             optional_HW = {field: pixels_BHW[row] for field, pixels_BHW in optional_BHW.items()}
-            yield _sample(mill, candidate, images_BHWC[row], masks_BHW[row], optional_HW)
+            yield _sample(run, candidate, images_BHWC[row], masks_BHW[row], optional_HW)
 
 
 def _sample(
-    mill: Mill,
+    run: LoadedRun,
     candidate: Candidate,
     image_HWC: NDArray[np.uint8],
     mask_HW: NDArray[np.uint8],
     optional_HW: Mapping[str, NDArray[Any]],
 ) -> Sample:
-    generator = mill.config.generator
+    generator = run.config.generator
     means, deviations = (values[:, 0] / 255 for values in cv2.meanStdDev(image_HWC))
     metadata = SampleMetadata(
         key=sample_key(candidate.seed),
@@ -126,9 +126,9 @@ def _sample(
         truncation_psi=generator.truncation_psi,
         truncation_cutoff=generator.truncation_cutoff,
         noise=generator.noise,
-        method=mill.config.labeler.method,
-        checkpoint_sha256=mill.checkpoint_sha256,
-        fingerprint=mill.fingerprint,
+        method=run.config.labeler.method,
+        checkpoint_sha256=run.checkpoint_sha256,
+        fingerprint=run.fingerprint,
     )
     return Sample(metadata.key, image_HWC, mask_HW, metadata, **optional_HW)
 
@@ -162,10 +162,10 @@ def _accounting_for(sample: Sample, dropped: list[Candidate]) -> Sample:
     return replace(sample, metadata=metadata)
 
 
-def _writer(mill: Mill) -> ShardWriter:
-    dataset = mill.config.dataset
-    optional_files = mill.labeler.optional_files
-    return ShardWriter(dataset.image_format, dataset.image_quality, mill.encoders, optional_files)
+def _writer(run: LoadedRun) -> ShardWriter:
+    dataset = run.config.dataset
+    optional_files = run.labeler.optional_files
+    return ShardWriter(dataset.image_format, dataset.image_quality, run.encoders, optional_files)
 
 
 def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:

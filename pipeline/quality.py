@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = {
 """Drop reasons in the order in which they are tried."""
 
 
-def judge(
+def judge_sample(
     mask_HW: NDArray[np.uint8],
     confidence: float,
     class_id: int | None,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from labelmill.pipeline.quality import RULES, judge, largest_component_share
+from labelmill.pipeline.quality import RULES, judge_sample, largest_component_share
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.sample import Candidate
 
@@ -21,7 +21,7 @@ def mask_with(foreground: float, size: int = 20) -> NDArray[np.uint8]:
 
 
 def judged(mask: NDArray[np.uint8], confidence: float = 0.9, **settings: object) -> Candidate:
-    return judge(mask, confidence, None, 7, CLASSES, QualityConfig.model_validate(settings))
+    return judge_sample(mask, confidence, None, 7, CLASSES, QualityConfig.model_validate(settings))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_switched_off_keeps_everything_and_measures_all_the_same() -> None:
 
 def test_what_a_candidate_records() -> None:
     mask = np.array([[0, 1, 1], [0, 255, 1]], np.uint8)
-    candidate = judge(mask, 0.123456789, 3, 42, CLASSES, QualityConfig())
+    candidate = judge_sample(mask, 0.123456789, 3, 42, CLASSES, QualityConfig())
     assert candidate == Candidate(
         seed=42,
         class_id=3,
@@ -100,7 +100,7 @@ masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), 
 @given(mask=masks, confidence=st.floats(0, 1))
 def test_every_pixel_is_counted_and_dropping_follows_the_rules(mask: NDArray[np.uint8], confidence: float) -> None:
     config = QualityConfig()
-    candidate = judge(mask, confidence, None, 0, CLASSES, config)
+    candidate = judge_sample(mask, confidence, None, 0, CLASSES, config)
     assert sum(candidate.class_pixels.values()) == mask.size
     assert 0 < candidate.largest_component <= 1
     share = (mask == 1).mean()
@@ -120,4 +120,4 @@ def test_every_pixel_is_counted_and_dropping_follows_the_rules(mask: NDArray[np.
 def test_turning_the_picture_changes_nothing(mask: NDArray[np.uint8], threshold: float) -> None:
     config = QualityConfig(largest_component_min=threshold)
     turned = np.ascontiguousarray(np.rot90(mask))
-    assert judge(mask, 0.7, None, 0, CLASSES, config) == judge(turned, 0.7, None, 0, CLASSES, config)
+    assert judge_sample(mask, 0.7, None, 0, CLASSES, config) == judge_sample(turned, 0.7, None, 0, CLASSES, config)

@@ -16,7 +16,7 @@ from labelmill.pipeline.dataset.manifest import read_manifest
 from labelmill.pipeline.dataset.verify import verify
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import latents
-from labelmill.pipeline.nightly.measure import measure
+from labelmill.pipeline.nightly.measure import measure_snapshot
 from labelmill.pipeline.report.report import write_report
 from labelmill.pipeline.segmentation.evaluate import evaluate
 from labelmill.pipeline.segmentation.mask_source import open_masks
@@ -140,7 +140,7 @@ def test_pages_and_sheets_keep_the_shape(made: Made) -> None:
 
 
 def test_a_night_measures_them(made: Made) -> None:
-    found = measure(Store.open(str(made.output)), SamplingConfig())
+    found = measure_snapshot(Store.open(str(made.output)), SamplingConfig())
     seeds = [sample.metadata.candidate.seed for sample in read_samples(open_split(str(made.output), None))]
     references = np.stack([made.reference(seed) for seed in seeds]) / 255
     assert found.num_sampled == found.num_samples == 8

@@ -52,7 +52,7 @@ def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, floa
     trial = first.model_copy(update={"num_samples": num_samples})
     with unpublished_worker(config, sampler, sha256, fitted.labeler) as worker:
         start = time.perf_counter()
-        made = make_shard(trial, worker.mill)
+        made = make_shard(trial, worker.loaded)
         seconds = time.perf_counter() - start
     return (
         seconds_to_fit,

@@ -11,11 +11,11 @@ from labelmill.pipeline.check_run import check_run, check_settings
 from labelmill.pipeline.generator.checkpoints.source import located_reference, read_bytes
 from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
-from labelmill.pipeline.nightly.judge import failures, judge
+from labelmill.pipeline.nightly.judge import failures, judge_snapshot
 from labelmill.pipeline.nightly.latest import LiveMovedError, change_latest, fence, publish, read_latest, succeed
 from labelmill.pipeline.nightly.lease import Clock, Lease
 from labelmill.pipeline.nightly.lock import iso_time
-from labelmill.pipeline.nightly.retention import Fate, clear_remains, fates, finish_retiring, prune
+from labelmill.pipeline.nightly.retention import SnapshotDecision, clear_remains, fates, finish_retiring, prune
 from labelmill.pipeline.nightly.seeds import nights_left, run_of
 from labelmill.pipeline.nightly.snapshots import (
     GATES_PAGE_PATH,
@@ -64,7 +64,7 @@ class Outcome:
 
     kind: Kind
     snapshot: str
-    fates: tuple[Fate, ...]
+    fates: tuple[SnapshotDecision, ...]
 
     def __str__(self) -> str:
         deleted = [fate.snapshot.name for fate in self.fates if not fate.is_kept]
@@ -103,7 +103,7 @@ def run_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> O
         raise
 
 
-def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock = time.time) -> list[Fate]:
+def prune_root(config: NightlyConfig, night: date, dry_run: bool, clock: Clock = time.time) -> list[SnapshotDecision]:
     """Delete what retention does not keep, under the lock; with `dry_run`, without it, only say what that would be.
 
     The snapshot of `night` is kept, finished or not. Raises LockedError, OutputError, and ConfigError where the night
@@ -244,7 +244,9 @@ class _Night:
         """Publish a whole snapshot if verification and gates let it pass. Raises GateError or VerificationError."""
         for _ in range(_MOST_COMPARISONS):
             say(f"verifying {name} and comparing it with {latest.snapshot or 'nothing: no snapshot is live'}")
-            self._report = judge(self._root, name, latest.snapshot, self._config, self._clock, self._lease.confirm)
+            self._report = judge_snapshot(
+                self._root, name, latest.snapshot, self._config, self._clock, self._lease.confirm
+            )
             _refuse(self._root, self._report)
             self._lease.confirm()
             try:
@@ -267,7 +269,7 @@ class _Night:
         except OutputError as error:
             _warn_of_remains(error)
 
-    def _tidy(self, name: str) -> tuple[Fate, ...]:
+    def _tidy(self, name: str) -> tuple[SnapshotDecision, ...]:
         """Retention. How the night went matters more, so that what is wrong here is only said."""
         try:
             return tuple(prune(self._root, self._lease, name, self._config.retention))

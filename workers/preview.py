@@ -104,4 +104,4 @@ def unpublished_worker(config: RunConfig, sampler: Sampler, checkpoint_sha256: s
 
 
 def _draw(worker: ShardWorker, seeds: Sequence[int]) -> list[Sample]:
-    return list(candidates(seeds, worker.mill, Stopwatch()))
+    return list(candidates(seeds, worker.loaded, Stopwatch()))

@@ -11,7 +11,7 @@ from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.checkpoints.source import located_reference
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import Labeler
-from labelmill.pipeline.make_shard import MadeShard, Mill, make_shard
+from labelmill.pipeline.make_shard import LoadedRun, MadeShard, make_shard
 from labelmill.pipeline.process.device import choose_device
 from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.shards.check import ShardOrigin
@@ -54,7 +54,7 @@ class ShardWorker:
     ) -> None:
         self._store = Store.open(config.output)
         self._encoders = ThreadPoolExecutor(config.execution.encode_threads, thread_name_prefix="encode")
-        self.mill = Mill(
+        self.loaded = LoadedRun(
             config=config,
             sampler=sampler,
             labeler=labeler,
@@ -66,17 +66,17 @@ class ShardWorker:
         self._origin = ShardOrigin(
             fingerprint,
             checkpoint_sha256,
-            tuple(self.mill.labeler.classes),
+            tuple(self.loaded.labeler.classes),
             sampler.generator.spec.image_shape,
             config.dataset.image_format,
-            self.mill.labeler.optional_files,
+            self.loaded.labeler.optional_files,
         )
 
     def synthesise(self, task: ShardTask) -> MadeShard | None:
         """The shard as bytes, or None where another driver or worker has published it already."""
         if self._store.exists(tar_path(task.name)):
             return None
-        return make_shard(task, self.mill)
+        return make_shard(task, self.loaded)
 
     def publish(self, task: ShardTask, made: MadeShard | None, attempt: int) -> ShardRecord:
         """Publish what `synthesise` made. Another worker may have been faster meanwhile: the first one wins."""

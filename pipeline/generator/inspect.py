@@ -93,7 +93,7 @@ class Description:
         return [f"{key:>14}  {value}" for key, value in facts.items()]
 
 
-def describe(loaded: LoadedCheckpoint) -> Description:
+def describe_checkpoint(loaded: LoadedCheckpoint) -> Description:
     """The facts on a checkpoint."""
     spec = loaded.generator.spec
     provenance = dict(loaded.info.provenance)

@@ -7,7 +7,7 @@ from labelmill.pipeline.nightly.gates import ask_gates
 from labelmill.pipeline.nightly.gates_page import figure, gates_page
 from labelmill.pipeline.nightly.lease import Clock
 from labelmill.pipeline.nightly.lock import iso_time
-from labelmill.pipeline.nightly.measure import measure
+from labelmill.pipeline.nightly.measure import measure_snapshot
 from labelmill.pipeline.nightly.snapshots import GATES_PAGE_PATH, GATES_PATH, open_snapshot
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import LabelmillError, OutputError
@@ -17,7 +17,7 @@ from labelmill.schemas.nightly_files import GateReport, Measures
 _LISTED_PROBLEMS = 20
 
 
-def judge(
+def judge_snapshot(
     root: Store, snapshot: str, live: str | None, config: NightlyConfig, clock: Clock, confirm: Callable[[], None]
 ) -> GateReport:
     """Verify a snapshot and ask the gates. Writes gates.html, then gates.json, into it.
@@ -27,7 +27,7 @@ def judge(
     """
     tonight = open_snapshot(root, snapshot)
     problems = verify(tonight).problems[:_LISTED_PROBLEMS]
-    measures = None if problems else measure(tonight, config.sampling)
+    measures = None if problems else measure_snapshot(tonight, config.sampling)
     live_measures = None if problems else _measure_live(root, live, config)
     results = () if measures is None else ask_gates(measures, live_measures, config.gates)
     report = GateReport(
@@ -54,7 +54,7 @@ def _measure_live(root: Store, live: str | None, config: NightlyConfig) -> Measu
     if live is None:
         return None
     try:
-        return measure(open_snapshot(root, live), config.sampling)
+        return measure_snapshot(open_snapshot(root, live), config.sampling)
     except LabelmillError as error:
         raise OutputError(
             f"the live snapshot {live} cannot be compared with: {error}. `labelmill nightly rollback` makes another "

@@ -40,7 +40,7 @@ class _ShardScores:
     confidence: float
 
 
-def measure(store: Store, sampling: SamplingConfig) -> Measures:
+def measure_snapshot(store: Store, sampling: SamplingConfig) -> Measures:
     """Measure a complete dataset. Raises OutputError when it is not complete, or damaged.
 
     In memory are one tar, one image and 64 bytes for each sampled image, whatever the dataset's size.

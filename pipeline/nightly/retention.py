@@ -25,7 +25,7 @@ _DELETERS = 16
 
 
 @dataclass(frozen=True)
-class Fate:
+class SnapshotDecision:
     """What becomes of a snapshot."""
 
     snapshot: Snapshot
@@ -33,13 +33,15 @@ class Fate:
     reason: str
 
 
-def fates(snapshots: Sequence[Snapshot], latest: Latest, tonight: str | None, config: RetentionConfig) -> list[Fate]:
+def fates(
+    snapshots: Sequence[Snapshot], latest: Latest, tonight: str | None, config: RetentionConfig
+) -> list[SnapshotDecision]:
     """What becomes of each snapshot, the oldest first. `tonight` is the one that may not be finished yet."""
     passed = _passed(snapshots, latest)[: config.keep_last]
     others = [snapshot.name for snapshot in snapshots if snapshot.state in ("rejected", "complete")]
     rejected = others[-config.keep_rejected :] if config.keep_rejected else []
 
-    def fate(snapshot: Snapshot) -> Fate:
+    def fate(snapshot: Snapshot) -> SnapshotDecision:
         name = snapshot.name
         keeps = [
             (name == latest.snapshot, "live"),
@@ -50,7 +52,7 @@ def fates(snapshots: Sequence[Snapshot], latest: Latest, tonight: str | None, co
         ]
         reasons = [reason for holds, reason in keeps if holds]
         goes = {"unfinished": "never finished", "passed": f"not among the last {config.keep_last} that passed"}
-        return Fate(snapshot, bool(reasons), ", ".join(reasons) or goes.get(snapshot.state, "did not pass"))
+        return SnapshotDecision(snapshot, bool(reasons), ", ".join(reasons) or goes.get(snapshot.state, "did not pass"))
 
     return [fate(snapshot) for snapshot in snapshots]
 
@@ -67,7 +69,7 @@ def _passed(snapshots: Sequence[Snapshot], latest: Latest) -> list[str]:
     return [*live, *sorted(others, key=lambda name: name in latest.withdrawn)]
 
 
-def prune(root: Store, lease: Lease, tonight: str | None, config: RetentionConfig) -> list[Fate]:
+def prune(root: Store, lease: Lease, tonight: str | None, config: RetentionConfig) -> list[SnapshotDecision]:
     """Delete what need not be kept; says what became of each snapshot.
 
     Raises LockedError when the lock is lost meanwhile, OutputError when something cannot be deleted.

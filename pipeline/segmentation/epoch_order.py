@@ -17,7 +17,7 @@ _ORDER_PURPOSE = 1
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleIndex:
     """A sample, by its shard's number and its own within the shard."""
 
     shard: int
@@ -51,14 +51,14 @@ class EpochOrder:
         self.batches_per_epoch = -(-num_samples // (num_ranks * batch_size))
         self._epoch, self._order = -1, np.zeros((0, 2), np.int64)
 
-    def batch(self, number: int) -> list[Place]:
+    def batch(self, number: int) -> list[SampleIndex]:
         """The samples of batch `number`, 0 or more, of this rank's stream."""
         epoch, _ = divmod(number, self.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         batch = self._rank * self.batches_per_epoch + self._section_position(number)
         positions = np.arange(batch * self._batch_size, (batch + 1) * self._batch_size)
-        return [Place(shard, sample) for shard, sample in self._order[positions % len(self._order)].tolist()]
+        return [SampleIndex(shard, sample) for shard, sample in self._order[positions % len(self._order)].tolist()]
 
     def _section_position(self, number: int) -> int:
         """Where in its epoch and rank a batch lies. Worker `number % num_workers` makes it, and a worker's batches

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from labelmill.pipeline.dataset.manifest import MANIFEST_PATH, read_index, read_manifest
 from labelmill.pipeline.pictures.mask_png import MaskError, decode_gray
-from labelmill.pipeline.segmentation.epoch_order import EpochOrder, Place
+from labelmill.pipeline.segmentation.epoch_order import EpochOrder, SampleIndex
 from labelmill.pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
 from labelmill.pipeline.segmentation.tar_members import members_of
 from labelmill.pipeline.shards.reader import DamagedTarError, Member, parse_metadata
@@ -74,7 +74,7 @@ class LabeledImage(LabeledPixels):
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairBatch:
     """Samples of one size, on the CPU."""
 
     keys: tuple[str, ...]
@@ -86,10 +86,12 @@ class Batch:
     """uint8 share of foreground, 0 to 255, where the dataset has it."""
     metadata: tuple[SampleMetadata, ...]
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> "PairBatch":
         """The same batch, ready to be copied to a GPU while that works."""
         alphas_BHW = None if self.alphas_BHW is None else self.alphas_BHW.pin_memory()
-        return Batch(self.keys, self.images_BCHW.pin_memory(), self.masks_BHW.pin_memory(), alphas_BHW, self.metadata)
+        return PairBatch(
+            self.keys, self.images_BCHW.pin_memory(), self.masks_BHW.pin_memory(), alphas_BHW, self.metadata
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         """As arrays: pickled tensors would be copied several times, or cross processes through /dev/shm."""
@@ -104,8 +106,8 @@ def _batch_of_arrays(
     masks_BHW: Pixels,
     alphas_BHW: Pixels | None,
     metadata: tuple[SampleMetadata, ...],
-) -> Batch:
-    return Batch(
+) -> PairBatch:
+    return PairBatch(
         keys=keys,
         images_BCHW=torch.from_numpy(images_BHWC).permute(0, 3, 1, 2),
         masks_BHW=torch.from_numpy(masks_BHW),
@@ -188,7 +190,7 @@ def read_samples(split: Split) -> Iterator[LabeledImage]:
     reader = ShardReader(split, capacity=1)
     for number, shard in enumerate(split.shards):
         for sample in range(shard.nsamples):
-            yield reader.read(Place(number, sample))
+            yield reader.read(SampleIndex(number, sample))
 
 
 class ShardReader:
@@ -203,7 +205,7 @@ class ShardReader:
         """Opened by the process that reads: a bucket's client does not survive a move to another process."""
         return Store.open(self._split.url)
 
-    def read(self, place: Place) -> LabeledImage:
+    def read(self, place: SampleIndex) -> LabeledImage:
         """Decode one sample. Raises OutputError naming the shard and the file in it."""
         if place.shard not in self._shards:
             while len(self._shards) >= self._capacity:
@@ -313,20 +315,20 @@ class TrainingBatches:
         self._split, self._order, self._batches, self._seed, self._rank = split, order, batches, seed, rank
         self._shuffle_shards, self._augment = shuffle_shards, augment
 
-    def __call__(self, worker: int, num_workers: int) -> Iterator[Batch]:
+    def __call__(self, worker: int, num_workers: int) -> Iterator[PairBatch]:
         """Those that one of several processes makes."""
         # One core a process.
         cv2.setNumThreads(0)
         torch.set_num_threads(1)
         return self.of(self._batches[worker::num_workers])
 
-    def of(self, numbers: range) -> Generator[Batch, None, None]:
+    def of(self, numbers: range) -> Generator[PairBatch, None, None]:
         """The batches with these numbers."""
         reader = ShardReader(self._split, self._shuffle_shards)
         for number in numbers:
             yield self._make(reader, number)
 
-    def _make(self, reader: ShardReader, number: int) -> Batch:
+    def _make(self, reader: ShardReader, number: int) -> PairBatch:
         samples = [reader.read(place) for place in self._order.batch(number)]
         if self._augment is not None:
             identity = [self._seed, _AUGMENT_PURPOSE, self._rank, number]
@@ -334,7 +336,7 @@ class TrainingBatches:
         return collate(samples)
 
 
-def collate(samples: list[LabeledImage]) -> Batch:
+def collate(samples: list[LabeledImage]) -> PairBatch:
     """Stack samples of one size, which all have alpha, or none has it."""
     alphas = [sample.alpha_HW for sample in samples if sample.alpha_HW is not None]
     assert len(alphas) in (0, len(samples))
@@ -360,7 +362,7 @@ def training_loader(
     augment: Augment | None = None,
     pin_memory: bool = False,
     patience: Patience = FOREVER,
-) -> Generator[Batch, None, None]:
+) -> Generator[PairBatch, None, None]:
     """Batches number batches.start, ... of an endless stream of shuffled epochs, in order; close it when done early.
 
     workers: processes that read; their number changes the order of samples, as seed, ranks and batch_size do.

@@ -24,7 +24,7 @@ from labelmill.pipeline.segmentation.loss import segmentation_loss
 from labelmill.pipeline.segmentation.models import build, save_segmenter
 from labelmill.pipeline.segmentation.progress import TrainingPace, say_what_was_found
 from labelmill.pipeline.segmentation.ranks import Ranks, joined_ranks
-from labelmill.pipeline.segmentation.reading import Batch, Split, open_split, training_loader
+from labelmill.pipeline.segmentation.reading import PairBatch, Split, open_split, training_loader
 from labelmill.pipeline.segmentation.seed_overlap import check_apart
 from labelmill.pipeline.shards.sample_files import ALPHA
 from labelmill.pipeline.training.log import TrainingLog
@@ -77,7 +77,7 @@ def train(config: SegmentationTrainingConfig) -> TrainingMetrics:
 
 def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop: Stop) -> TrainingMetrics:
     """The trainer ends with this function: see joined_ranks."""
-    trainer = Trainer(config, split, ranks)
+    trainer = SegmentationTrainer(config, split, ranks)
     if ranks.is_first:
         say_what_was_found(config, split, ranks, sum(weights.numel() for weights in trainer.segmenter.parameters()))
     with locked(config.output) if ranks.is_first else nullcontext():
@@ -86,7 +86,7 @@ def _train(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, stop:
         return trainer.metrics()
 
 
-class Trainer:
+class SegmentationTrainer:
     """The network, its optimiser and the counters of one training, on one rank."""
 
     def __init__(self, config: SegmentationTrainingConfig, split: Split, ranks: Ranks) -> None:
@@ -151,7 +151,7 @@ class Trainer:
         self.save()
         stop.is_finished = self.is_done
 
-    def _batches(self, stop: Stop) -> Generator[Batch, None, None]:
+    def _batches(self, stop: Stop) -> Generator[PairBatch, None, None]:
         config, optimisation, crop = self.config, self.config.optimisation, self.config.augmentation.crop
         return training_loader(
             self.split,
@@ -169,7 +169,7 @@ class Trainer:
 
     # One step.
 
-    def step(self, batch: Batch) -> None:
+    def step(self, batch: PairBatch) -> None:
         """Learn from a batch."""
         started, settings, device = time.monotonic(), self.config.optimisation, self.ranks.device
         rate = settings.learning_rate * (1 - self.num_steps / settings.steps) ** settings.poly_power

@@ -34,7 +34,7 @@ class VersionedFile:
     version: Version
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """The operations of `Store`, which documents them. Errors are OutputError, in words, and FileNotFoundError."""
 
     def create(self, path: str, data: bytes) -> bool: ...

@@ -7,7 +7,7 @@ obstore.
 from pathlib import Path
 from typing import Self
 
-from labelmill.pipeline.store.backend import Place, StoredFile, Version, VersionedFile
+from labelmill.pipeline.store.backend import Backend, StoredFile, Version, VersionedFile
 from labelmill.pipeline.store.bucket import Bucket
 from labelmill.pipeline.store.bucket_address import parse_bucket_url
 from labelmill.pipeline.store.local_folder import LocalFolder
@@ -19,7 +19,7 @@ __all__ = ["Store", "StoredFile", "Version", "VersionedFile"]
 class Store:
     """Files under one root. Threads, processes and machines may use the same root at once."""
 
-    def __init__(self, url: str, place: Place) -> None:
+    def __init__(self, url: str, place: Backend) -> None:
         self.url = url
         """The root, as the user wrote it, without a / at a bucket's end. Free of secrets."""
         self._place = place

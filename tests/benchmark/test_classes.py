@@ -13,7 +13,7 @@ from labelmill.pipeline.benchmark.classes.results import CLASS_PROMPTS, DEFAULT,
 from labelmill.pipeline.benchmark.classes.students import RECIPE, StudentsExtent, measure_students
 from labelmill.pipeline.benchmark.classes.tables import markdown
 from labelmill.pipeline.benchmark.downstream.training import Regime
-from labelmill.pipeline.benchmark.masks.results import Circumstances
+from labelmill.pipeline.benchmark.masks.results import MasksSettings
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
@@ -27,7 +27,7 @@ from labelmill.schemas.segmentation import SegmentationModelConfig, Segmentation
 from labelmill.schemas.yaml_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = benchmark.Extent(
+TINY = benchmark.ClassesExtent(
     num_dev=16,
     num_test=16,
     timed_batches=1,
@@ -46,7 +46,7 @@ TINY = benchmark.Extent(
     ),
     only=("other-judge", "default", "clusters-8"),
 )
-CIRCUMSTANCES = Circumstances(
+CIRCUMSTANCES = MasksSettings(
     checkpoint="bundled:avatars-32",
     checkpoint_sha256="a" * 64,
     judges="oracle B",

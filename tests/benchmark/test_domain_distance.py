@@ -11,7 +11,7 @@ import torch
 from labelmill.pipeline.avatars.avatars import CLASSES, render
 from labelmill.pipeline.avatars.renders import DISTANCE_SEEDS
 from labelmill.pipeline.benchmark.oracle.detail_distance import detail_distance, detail_patches, sliced_distance
-from labelmill.pipeline.benchmark.oracle.domain_distance import as_markdown, main, measure, shares
+from labelmill.pipeline.benchmark.oracle.domain_distance import as_markdown, main, measure_distances, shares
 from labelmill.pipeline.benchmark.oracle.images import generated_images, rendered_images
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.generator.checkpoints.native import save_generator
@@ -25,7 +25,7 @@ def test_shares_count_pixels() -> None:
 
 def test_generated_avatars_are_farther_from_renders_than_other_renders() -> None:
     num = 96
-    found = measure("bundled:avatars-32", (0.7,), num)
+    found = measure_distances("bundled:avatars-32", (0.7,), num)
     floor, seen = found.distances["other renders"], found.distances["generated, psi 0.7"]
     assert found.classes == CLASSES and (found.num_images, found.resolution) == (num, 32)
     assert 0 < 3 * floor.structure < seen.structure
@@ -51,7 +51,7 @@ def test_generated_avatars_are_farther_from_renders_than_other_renders() -> None
 
 def test_a_small_generator_enlarged_has_the_structure_and_lacks_the_detail() -> None:
     num = 64
-    found = measure("bundled:avatars-32", (1.0,), num, resolution=64)
+    found = measure_distances("bundled:avatars-32", (1.0,), num, resolution=64)
     floor, enlarged = found.distances["other renders"], found.distances["generated, psi 1"]
     renders_BCHW, small_BCHW = (
         rendered_images(DISTANCE_SEEDS[0][:num], 64)[0],

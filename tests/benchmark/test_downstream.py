@@ -11,8 +11,8 @@ from labelmill.pipeline.avatars.renders import DISTANCE_SEEDS, GENERATOR_SEEDS, 
 from labelmill.pipeline.avatars.renders import TRAINING_SEEDS as ORACLE_SEEDS
 from labelmill.pipeline.benchmark.classes.results import PROMPTED_CLUSTERS
 from labelmill.pipeline.benchmark.downstream.data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs
-from labelmill.pipeline.benchmark.downstream.results import Circumstances, DownstreamBenchmark
-from labelmill.pipeline.benchmark.downstream.run import Extent, _Bench, benchmark_downstream
+from labelmill.pipeline.benchmark.downstream.results import DownstreamBenchmark, DownstreamSettings
+from labelmill.pipeline.benchmark.downstream.run import DownstreamExtent, _Bench, benchmark_downstream
 from labelmill.pipeline.benchmark.downstream.tables import PUBLISHED, markdown
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_all_background, score_on, train_on
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
@@ -23,7 +23,9 @@ from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.segmentation import SegmentationModelConfig
 
 TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)
-TINY = Extent(model=TINY_MODEL, steps=2, batch_size=2, num_seeds=2, num_synthetic=4, num_supervised=(3, 1), num_test=3)
+TINY = DownstreamExtent(
+    model=TINY_MODEL, steps=2, batch_size=2, num_seeds=2, num_synthetic=4, num_supervised=(3, 1), num_test=3
+)
 
 
 def test_pairs_are_the_drawings_with_exact_foreground() -> None:
@@ -71,7 +73,7 @@ def test_a_network_learns_its_pairs_and_follows_from_its_seed() -> None:
 
 
 def test_results_are_of_one_labelers_settings(tmp_path: Path) -> None:
-    circumstances = Circumstances(
+    circumstances = DownstreamSettings(
         checkpoint="a",
         checkpoint_sha256="b",
         truncation_psi=0.7,

@@ -26,12 +26,12 @@ from labelmill.pipeline.benchmark.masks.methods import (
 )
 from labelmill.pipeline.benchmark.masks.plots import confidence_plot
 from labelmill.pipeline.benchmark.masks.results import (
-    Circumstances,
     Counts,
     Difference,
     ImageResult,
     MaskBenchmark,
-    RowResult,
+    MasksRowResult,
+    MasksSettings,
     confidence_curve,
     difference,
     interval,
@@ -48,7 +48,7 @@ from labelmill.pipeline.benchmark.masks.subjects import (
 )
 from labelmill.pipeline.benchmark.masks.sweep import (
     NUM_SHOWN,
-    Extent,
+    MasksExtent,
     MaskSweep,
     best_of_each_axis,
     picture_path,
@@ -340,12 +340,12 @@ def miou(images: list[ImageResult]) -> float:
     return found
 
 
-def row_result(images: list[ImageResult], row: MaskRow = ROWS[DEFAULT], dev: float = 0.5) -> RowResult:
+def row_result(images: list[ImageResult], row: MaskRow = ROWS[DEFAULT], dev: float = 0.5) -> MasksRowResult:
     evaluator = MaskEvaluator(("background", "foreground"))
     evaluator.add(np.array([[0, 1]], np.uint8), np.array([[0, 1]], np.uint8))
     scores = evaluator.scores().model_copy(update={"miou": dev})
     split = {"scores": scores, "agreed": scores}
-    return RowResult.model_validate(
+    return MasksRowResult.model_validate(
         {
             "row": row, "key": "", "crossover": 4, "dev": split, "test": split, "interval": (0, 1),
             "seconds_per_image": None, "images": images,
@@ -447,8 +447,8 @@ ONLY = {
     "average-grabcut", "grabcut-1", "grabcut-2", "border-fill-8", "all-background", "untruncated-readout",
     "untruncated-clusters", "drawings-clusters", "drawings-average-mask", "combined",
 }  # fmt: skip
-EXTENT = Extent(num_dev=4, num_test=10, drawings={"fit": 4, "dev": 2, "test": 2}, timed_batches=1, fit_samples=16)
-CIRCUMSTANCES = Circumstances(
+EXTENT = MasksExtent(num_dev=4, num_test=10, drawings={"fit": 4, "dev": 2, "test": 2}, timed_batches=1, fit_samples=16)
+CIRCUMSTANCES = MasksSettings(
     checkpoint="tiny", checkpoint_sha256="c" * 64, judges="brightness", truncation_psi=0.7, device="cpu", threads=1,
     versions={},
 )  # fmt: skip
@@ -520,7 +520,7 @@ def test_a_read_out_is_taught_as_the_labeler_teaches_its_own(sampler: Sampler) -
 @pytest.mark.slow
 def test_scores_are_those_of_the_kept_masks(swept: tuple[Store, MaskBenchmark, list[str]], sampler: Sampler) -> None:
     store, _, _ = swept
-    result = RowResult.model_validate_json(store.read(result_path("grabcut-2")))
+    result = MasksRowResult.model_validate_json(store.read(result_path("grabcut-2")))
     assert [image.seed for image in result.images] == list(range(FIRST_SEED["test"], FIRST_SEED["test"] + 10))
     assert (result.dev.scores.num_images, result.test.scores.num_images) == (4, 10)
     truth = judge(sampler.sample(range(FIRST_SEED["test"], FIRST_SEED["test"] + 8)).images_BCHW)
@@ -602,12 +602,12 @@ def test_a_sweep_goes_on_from_the_rows_that_are_there(
     for file in old.list():
         store.create(file.path, old.read(file.path))
     assert sweep_again(store, sampler) == []
-    before = RowResult.model_validate_json(store.read(result_path("crossover-6")))
+    before = MasksRowResult.model_validate_json(store.read(result_path("crossover-6")))
     store.delete(result_path("crossover-6"))
     store.replace(result_path("grabcut-1"), store.read(result_path("grabcut-1"))[:100])
     store.replace(result_path("shuffled"), store.read(result_path(DEFAULT)))
     assert sorted(sweep_again(store, sampler)) == ["crossover-6", "grabcut-1", "shuffled"]
-    after = RowResult.model_validate_json(store.read(result_path("crossover-6")))
+    after = MasksRowResult.model_validate_json(store.read(result_path("crossover-6")))
     assert after.model_copy(update={"seconds_per_image": before.seconds_per_image}) == before
 
 

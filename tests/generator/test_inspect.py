@@ -22,7 +22,12 @@ from generator.checkpoints.checkpoint_files import (
 )
 
 from labelmill.pipeline.generator.checkpoints import CheckpointError, open_checkpoint, parse_checkpoint
-from labelmill.pipeline.generator.inspect import convert, describe, write_sample_sheet, write_style_mixing_sheet
+from labelmill.pipeline.generator.inspect import (
+    convert,
+    describe_checkpoint,
+    write_sample_sheet,
+    write_style_mixing_sheet,
+)
 from labelmill.pipeline.generator.sampling import latents, to_uint8
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +41,7 @@ def read_png(path: Path) -> np.ndarray:
 
 def test_description() -> None:
     loaded = open_checkpoint(str(DATA / "ada-32-cond.pkl"))
-    described = json.loads(json.dumps(describe(loaded).as_json()))
+    described = json.loads(json.dumps(describe_checkpoint(loaded).as_json()))
     assert described["format"] == "stylegan2-ada-pytorch pickle"
     assert (described["resolution"], described["num_ws"], described["num_classes"]) == (32, 8, 5)
     assert described["channels"] == {"4": 16, "8": 16, "16": 16, "32": 16}
@@ -47,13 +52,15 @@ def test_description() -> None:
     assert described["provenance"] == {"weights": "G_ema"}
     assert described["num_parameters"] == sum(tensor.numel() for tensor in loaded.generator.parameters())
 
-    text = "\n".join(describe(loaded).lines())
+    text = "\n".join(describe_checkpoint(loaded).lines())
     for fact in ("32 px", "5 classes", "8 rows of w", loaded.sha256, "32 px: 16", "Nvidia Source Code License-NC"):
         assert fact in text
 
 
 def test_description_of_rectangular_and_gray_images() -> None:
-    rectangular, gray = (describe(open_checkpoint(str(DATA / f"{name}.pkl"))) for name in ("rectangular", "grayscale"))
+    rectangular, gray = (
+        describe_checkpoint(open_checkpoint(str(DATA / f"{name}.pkl"))) for name in ("rectangular", "grayscale")
+    )
     assert (rectangular.height, rectangular.width, rectangular.img_channels) == (32, 16, 3)
     assert (gray.height, gray.width, gray.img_channels) == (32, 32, 1)
     assert "StyleGAN2 skip, 16 x 32 px (width x height), unconditional" in "\n".join(rectangular.lines())
@@ -63,7 +70,7 @@ def test_description_of_rectangular_and_gray_images() -> None:
 def test_what_a_state_dict_leaves_open_is_shown() -> None:
     generator = random_generator(mapping_width=20)
     content = torch_file({"generator": {}, "generator_smooth": genforce_state(generator)})
-    text = "\n".join(describe(parse_checkpoint("file.pt", content)).lines())
+    text = "\n".join(describe_checkpoint(parse_checkpoint("file.pt", content)).lines())
     for fact in (
         "format  GenForce checkpoint", "weights  generator_smooth", "2 mapping layers of 20 features",
         "assumed  what the file does not hold: no final tanh", "16 px, unconditional",
@@ -71,7 +78,7 @@ def test_what_a_state_dict_leaves_open_is_shown() -> None:
         assert fact in text
     state = rosinality_state(random_generator())
     content = torch_file({"state_dict": {f"decoder.{k}": v for k, v in state.items()}, "latent_avg": torch.ones(6, 12)})
-    text = "\n".join(describe(parse_checkpoint("file.pt", content)).lines())
+    text = "\n".join(describe_checkpoint(parse_checkpoint("file.pt", content)).lines())
     assert "weights  state_dict.decoder" in text and "average  the file's latent_avg" in text
 
 
@@ -168,7 +175,7 @@ def test_the_command_describes_draws_and_converts(tmp_path: Path) -> None:
     done = inspected(str(file), "--json", "--convert", str(own), "--sheets", str(tmp_path), "--truncation-psi", "0.5")
     assert done.returncode == 0, done.stderr
     described = json.loads(done.stdout)
-    assert described == json.loads(json.dumps(describe(open_checkpoint(str(file))).as_json()))
+    assert described == json.loads(json.dumps(describe_checkpoint(open_checkpoint(str(file))).as_json()))
     assert described["has_discriminator"] is True
     assert torch.equal(images(open_checkpoint(str(own)).generator), images(generator))
     write_sample_sheet(tmp_path / "expected.png", generator, psi=0.5)
@@ -179,6 +186,6 @@ def test_the_command_describes_draws_and_converts(tmp_path: Path) -> None:
 def test_the_command_speaks_to_people(tmp_path: Path) -> None:
     file = str(DATA / "ada-32-cond.pkl")
     done = inspected(file)
-    assert (done.returncode, done.stdout) == (0, "\n".join(describe(open_checkpoint(file)).lines()) + "\n")
+    assert (done.returncode, done.stdout) == (0, "\n".join(describe_checkpoint(open_checkpoint(file)).lines()) + "\n")
     refused = inspected(file, "--convert", str(tmp_path / "own.pkl"))
     assert refused.returncode == 2 and "must end in .safetensors" in refused.stderr

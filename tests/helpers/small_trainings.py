@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labelmill.pipeline.generator.training.images import TrainingImages
 from labelmill.pipeline.generator.training.saving import restore
 from labelmill.pipeline.generator.training.start import find_start
-from labelmill.pipeline.generator.training.trainer import Trainer
+from labelmill.pipeline.generator.training.trainer import GeneratorTrainer
 from labelmill.schemas.training import TrainGeneratorConfig
 
 RESOLUTION = 16
@@ -72,11 +72,11 @@ def write_discs(folder: Path, count: int = 256) -> None:
         cv2.imwrite(str(folder / f"{index:03d}.png"), image)
 
 
-def open_trainer(config: TrainGeneratorConfig) -> Trainer:
+def open_trainer(config: TrainGeneratorConfig) -> GeneratorTrainer:
     """Ready for its next step, on the discs that `write_discs` writes."""
     pixels = np.ascontiguousarray(discs(256)[:, :, :, ::-1])  # OpenCV wrote them as BGR
     sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
     data = TrainingImages(pixels, seed=0, horizontal_flip=True, sha256=sha256)
-    trainer = Trainer(config, find_start(config), data)
+    trainer = GeneratorTrainer(config, find_start(config), data)
     restore(trainer)
     return trainer

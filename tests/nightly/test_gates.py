@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
-from labelmill.pipeline.nightly import measure as measuring
+from labelmill.pipeline.nightly import measure_snapshot as measuring
 from labelmill.pipeline.nightly.gates import (
     GATES,
     PSI_FLOOR,
@@ -25,7 +25,7 @@ from labelmill.pipeline.nightly.gates import (
     population_stability_index,
 )
 from labelmill.pipeline.nightly.gates_page import figure
-from labelmill.pipeline.nightly.measure import NUM_BINS, measure, throughput
+from labelmill.pipeline.nightly.measure import NUM_BINS, measure_snapshot, throughput
 from labelmill.pipeline.nightly.perceptual_hash import near_duplicate_share, perceptual_hash
 from labelmill.pipeline.shards.publisher import read_record, record_path
 from labelmill.pipeline.store.store import Store
@@ -157,7 +157,7 @@ def test_measures_are_those_of_the_samples(dataset: Store) -> None:
     images = np.stack([image for _, image, _, _ in samples]) / 255
     masks = np.stack([mask for _, _, mask, _ in samples])
     foreground = ((masks != 0) & (masks != IGNORE)).mean(axis=(1, 2))
-    measures = measure(dataset, SAMPLING)
+    measures = measure_snapshot(dataset, SAMPLING)
     assert measures.num_samples == 11
     values = {**dict(enumerate(CLASSES)), IGNORE: "ignore"}
     assert measures.class_pixels == {name: int((masks == value).sum()) for value, name in values.items()}
@@ -192,7 +192,7 @@ def test_the_sample_is_spread_and_bounded(
     plain_read, plain_hash = Store.read, measuring.perceptual_hash
     monkeypatch.setattr(Store, "read", lambda self, path: read.append(path) or plain_read(self, path))
     monkeypatch.setattr(measuring, "perceptual_hash", lambda image: hashed.append(image) or plain_hash(image))
-    measure(dataset, sampling)
+    measure_snapshot(dataset, sampling)
     assert [path for path in read if path.endswith(".tar")] == [f"shards/painted-{shard:06d}.tar" for shard in shards]
     seeds = [seed for seed, *_ in contents(dataset)]
     for image_HW, position in zip(hashed, positions, strict=True):
@@ -210,7 +210,7 @@ def test_empty_masks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("helpers.small_dataset.paint", without_foreground)
     store, _ = write_dataset(tmp_path / "out")
     seeds = [seed for seed, *_ in contents(store)]
-    assert measure(store, SAMPLING).empty_masks == sum(seed % 5 != 3 for seed in seeds) / 11
+    assert measure_snapshot(store, SAMPLING).empty_masks == sum(seed % 5 != 3 for seed in seeds) / 11
 
 
 def test_throughput_is_of_the_shards_that_tell(dataset: Store) -> None:
@@ -225,11 +225,11 @@ def test_a_damaged_dataset_is_not_measured(tmp_path: Path) -> None:
     tar = store.read("shards/painted-000002.tar")
     store.replace("shards/painted-000002.tar", tar[:2000])
     with pytest.raises(OutputError, match=r"painted-000002\.tar: cannot be measured"):
-        measure(store, SAMPLING)
+        measure_snapshot(store, SAMPLING)
     store.replace("shards/painted-000002.tar", tar)
     store.delete(record_path(1))
     with pytest.raises(OutputError, match="1 of 3 records are missing"):
-        measure(store, SAMPLING)
+        measure_snapshot(store, SAMPLING)
 
 
 BASE = Measures(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from labelmill.pipeline.avatars.avatars import CLASSES, render
 from labelmill.pipeline.dataset.finish import DatasetContext, finish_dataset
 from labelmill.pipeline.pictures.overlay import class_colours
-from labelmill.pipeline.quality import judge
+from labelmill.pipeline.quality import judge_sample
 from labelmill.pipeline.report.data import Row, interleaved, spread
 from labelmill.pipeline.report.figures import Histogram, describe_histogram, draw_histogram
 from labelmill.pipeline.report.report import write_report
@@ -65,7 +65,7 @@ class Recipe:
     def sample(self, seed: int) -> Sample:
         image_HWC, mask_HW = self.draw(seed)
         confidence = 0.99 - 0.03 * (seed % 17)
-        candidate = judge(mask_HW, confidence, None, seed, self.classes, self.quality)
+        candidate = judge_sample(mask_HW, confidence, None, seed, self.classes, self.quality)
         if not candidate.kept and self.drop_reason is not None:
             candidate = candidate.model_copy(update={"drop_reason": self.drop_reason})
         return Sample(sample_key(seed), image_HWC, mask_HW, _metadata(candidate))

@@ -14,8 +14,8 @@ import webdataset
 from helpers.s3_server import S3Server
 from helpers.small_dataset import CLASSES, paint, write_dataset
 
-from labelmill.pipeline.segmentation.epoch_order import EpochOrder, Place
-from labelmill.pipeline.segmentation.reading import Batch, Split, open_split, read_samples, training_loader
+from labelmill.pipeline.segmentation.epoch_order import EpochOrder, SampleIndex
+from labelmill.pipeline.segmentation.reading import PairBatch, Split, open_split, read_samples, training_loader
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
 
@@ -37,12 +37,12 @@ def split(dataset: Path) -> Split:
     return open_split(str(dataset), None)
 
 
-def _loader(split: Split, batches: range, **settings: int) -> list[Batch]:
+def _loader(split: Split, batches: range, **settings: int) -> list[PairBatch]:
     values = {"batch_size": 2, "seed": 5, "shuffle_shards": 2, **settings}
     return list(training_loader(split, batches=batches, **values))  # type: ignore[arg-type]
 
 
-def _keys(batches: list[Batch]) -> list[str]:
+def _keys(batches: list[PairBatch]) -> list[str]:
     return [key for batch in batches for key in batch.keys]
 
 
@@ -99,7 +99,7 @@ def test_all_ranks_together_see_each_sample_once_an_epoch(num_ranks: int, num_wo
         for r in range(num_ranks)
     ]
     length = -(-sum(counts) // (num_ranks * batch_size))
-    everything = {Place(shard, sample) for shard, count in enumerate(counts) for sample in range(count)}
+    everything = {SampleIndex(shard, sample) for shard, count in enumerate(counts) for sample in range(count)}
     for epoch in range(3):
         numbers = range(epoch * length, (epoch + 1) * length)
         seen = Counter(chain.from_iterable(order.batch(number) for order in orders for number in numbers))
@@ -120,7 +120,7 @@ def test_a_worker_reads_neighbours(split: Split) -> None:
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:
-    def epoch(seed: int, number: int) -> list[Place]:
+    def epoch(seed: int, number: int) -> list[SampleIndex]:
         order = EpochOrder([5, 5, 5, 5], batch_size=5, seed=seed, shuffle_shards=2)
         return list(chain.from_iterable(order.batch(4 * number + i) for i in range(4)))
 

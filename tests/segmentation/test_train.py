@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from labelmill.pipeline.pictures.photos import PhotoError
 from labelmill.pipeline.segmentation.ranks import Ranks
 from labelmill.pipeline.segmentation.reading import open_split, read_samples, training_loader
-from labelmill.pipeline.segmentation.train import Trainer, train
+from labelmill.pipeline.segmentation.train import SegmentationTrainer, train
 from labelmill.pipeline.training.state import TrainingStateError
 from labelmill.pipeline.training.stop import Stop
 from labelmill.schemas.errors import ConfigError, OutputError, StalledError
@@ -66,7 +66,7 @@ def _losses(output: Path) -> list[float]:
 class StopAfter(Stop):
     """Asks for a stop once a trainer has taken so many steps."""
 
-    def __init__(self, trainer: Trainer, steps: int) -> None:
+    def __init__(self, trainer: SegmentationTrainer, steps: int) -> None:
         super().__init__(None)
         self._trainer, self._steps = trainer, steps
 
@@ -76,7 +76,9 @@ class StopAfter(Stop):
 
 
 def _train_until(config: SegmentationTrainingConfig, steps: int) -> None:
-    trainer = Trainer(config, open_split(config.data.dataset, config.data.split), Ranks(0, 1, torch.device("cpu")))
+    trainer = SegmentationTrainer(
+        config, open_split(config.data.dataset, config.data.split), Ranks(0, 1, torch.device("cpu"))
+    )
     trainer.restore()
     trainer.run(StopAfter(trainer, steps))
 
@@ -278,7 +280,7 @@ class KillLoadersAfter(StopAfter):
 def test_a_lost_loader_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
     """What was learned until then is saved; nothing that was not learned looks finished."""
     config = _config(dataset, tmp_path, steps=100_000, workers=1)
-    trainer = Trainer(config, open_split(dataset, "train"), Ranks(0, 1, torch.device("cpu")))
+    trainer = SegmentationTrainer(config, open_split(dataset, "train"), Ranks(0, 1, torch.device("cpu")))
     trainer.restore()
     with pytest.raises(StalledError, match=r"was killed by SIGKILL\. If memory ran out, set fewer `workers`"):
         trainer.run(KillLoadersAfter(trainer, 2))

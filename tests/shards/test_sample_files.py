@@ -29,8 +29,8 @@ from labelmill.pipeline.dataset.verify import verify
 from labelmill.pipeline.generator.sampling import Batch
 from labelmill.pipeline.labelers.base import Labels
 from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler
-from labelmill.pipeline.make_shard import Mill, candidates, make_shard
-from labelmill.pipeline.nightly.measure import measure
+from labelmill.pipeline.make_shard import LoadedRun, candidates, make_shard
+from labelmill.pipeline.nightly.measure import measure_snapshot
 from labelmill.pipeline.process.stopwatch import Stopwatch
 from labelmill.pipeline.report.report import write_report
 from labelmill.pipeline.segmentation.mask_source import open_masks
@@ -84,8 +84,8 @@ def origin_in(config: RunConfig, labeler: Matting) -> ShardOrigin:
     return replace(origin, classes=labeler.classes)
 
 
-def mill_of(config: RunConfig, labeler: Matting, threads: ThreadPoolExecutor) -> Mill:
-    return Mill(
+def loaded_run_of(config: RunConfig, labeler: Matting, threads: ThreadPoolExecutor) -> LoadedRun:
+    return LoadedRun(
         config, make_sampler(SIDE, batch_size=16), labeler, CHECKPOINT.sha256, context_of(config).fingerprint, threads
     )
 
@@ -97,7 +97,7 @@ def write_matted(output: Path, labeler: Matting) -> tuple[Store, Manifest]:
     claim(store, config)
     with ThreadPoolExecutor(2) as threads:
         for task in shard_tasks(config):
-            made = make_shard(task, mill_of(config, labeler, threads))
+            made = make_shard(task, loaded_run_of(config, labeler, threads))
             publish_shard(store, task, made.tar, origin=origin, seconds_by_stage={}, attempts=1, host="here", kind=KIND)
     context = replace(context_of(config, labeler.optional_files), classes=labeler.classes)
     return store, finish_dataset(store, existing_records(store, config, origin, repair=False), context)
@@ -223,8 +223,8 @@ def test_a_labeler_gives_what_it_declares(
 ) -> None:
     config = config_in(tmp_path / "out")
     with ThreadPoolExecutor(1) as threads:
-        mill = mill_of(config, Matting(given), threads)
-        [sample] = candidates([100], mill, Stopwatch())
+        run = loaded_run_of(config, Matting(given), threads)
+        [sample] = candidates([100], run, Stopwatch())
         with pytest.raises(AssertionError, match=re.escape(message)):
             ShardWriter("png", 95, threads, declared).add(sample)
 
@@ -246,7 +246,7 @@ def test_values_that_no_file_can_hold_are_refused(
             return replace(super().label(batch), **change)
 
     with ThreadPoolExecutor(1) as threads, pytest.raises(AssertionError, match=message):
-        list(candidates([100], mill_of(config_in(tmp_path / "out"), Wrong(), threads), Stopwatch()))
+        list(candidates([100], loaded_run_of(config_in(tmp_path / "out"), Wrong(), threads), Stopwatch()))
 
 
 # Damages.
@@ -418,14 +418,14 @@ def test_masks_are_scored_and_nights_measured_as_ever(dataset: tuple[Store, Mani
     store, manifest = dataset
     source = open_masks(store.url)
     assert len(source.keys) == 11 and source.read(source.keys[0]).shape == (SIDE, SIDE)
-    assert measure(store, SamplingConfig()).num_samples == manifest.num_samples
+    assert measure_snapshot(store, SamplingConfig()).num_samples == manifest.num_samples
 
 
 def test_the_report_shows_them(dataset: tuple[Store, Manifest]) -> None:
     store, _ = dataset
     with ThreadPoolExecutor(1) as threads:
-        mill = mill_of(config_in(Path(store.url)), Matting(), threads)
-        page = store.read(write_report(store, lambda seeds: list(candidates(seeds, mill, Stopwatch())))).decode()
+        run = loaded_run_of(config_in(Path(store.url)), Matting(), threads)
+        page = store.read(write_report(store, lambda seeds: list(candidates(seeds, run, Stopwatch())))).decode()
     assert len(re.findall(r'alt="Alpha of seed \d+"', page)) == len(re.findall(r'alt="Mask of seed \d+:', page)) == 22
     assert len(re.findall(r'alt="Instances of seed \d+"', page)) == 22
     assert "png + png mask, alpha, instances" in page

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from labelmill.pipeline.benchmark.masks.results import Circumstances
+from labelmill.pipeline.benchmark.masks.results import MasksSettings
 from labelmill.pipeline.labelers.feature_clusters.fitted import DiscoveryRecord
 from labelmill.schemas.labelers.feature_clusters import DiscoverConfig, FeatureClustersConfig
 from labelmill.schemas.scores import Scores
@@ -103,7 +103,7 @@ class ClassBenchmark(_Record):
     format: Literal["labelmill-class-benchmark"] = "labelmill-class-benchmark"
     version: Literal[1] = 1
     quick: bool
-    circumstances: Circumstances
+    circumstances: MasksSettings
     num_dev: int
     num_test: int
     rows: tuple[ClassResult, ...]

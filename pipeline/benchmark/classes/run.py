@@ -27,7 +27,7 @@ from labelmill.pipeline.benchmark.classes.results import (
 )
 from labelmill.pipeline.benchmark.classes.students import ON_CPU, StudentsExtent, measure_students
 from labelmill.pipeline.benchmark.classes.tables import markdown
-from labelmill.pipeline.benchmark.masks.results import Circumstances
+from labelmill.pipeline.benchmark.masks.results import MasksSettings
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.benchmark.record import bundled_weights, network_sha256, read_row, row_key, write_row
@@ -51,7 +51,7 @@ Masks = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Extent:
+class ClassesExtent:
     """How much is measured."""
 
     num_dev: int
@@ -64,9 +64,9 @@ class Extent:
     """Names of rows; None for all."""
 
 
-FULL = Extent(num_dev=256, num_test=1024, timed_batches=16, fit={}, students=StudentsExtent())
+FULL = ClassesExtent(num_dev=256, num_test=1024, timed_batches=16, fit={}, students=StudentsExtent())
 FULL_ON_CPU = replace(FULL, students=StudentsExtent(ON_CPU))
-QUICK = Extent(
+QUICK = ClassesExtent(
     num_dev=64,
     num_test=64,
     timed_batches=3,
@@ -89,7 +89,7 @@ def benchmark_classes(
     numerics = NumericsConfig(threads=1)
     torch.set_num_threads(numerics.threads)
     config = GeneratorConfig(checkpoint=checkpoint)
-    circumstances = Circumstances(
+    circumstances = MasksSettings(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
         judges="oracle B",
@@ -120,7 +120,7 @@ def benchmark_classes(
 class ClassSweep:
     """Measures the rows that are not in the store yet."""
 
-    def __init__(self, store: Store, sampler: Sampler, circumstances: Circumstances, extent: Extent) -> None:
+    def __init__(self, store: Store, sampler: Sampler, circumstances: MasksSettings, extent: ClassesExtent) -> None:
         self._store, self._sampler, self.extent = store, sampler, extent
         size = sampler.generator.spec.resolution
         self._judge, self._other = open_oracle("b", size, sampler.device), open_oracle("a", size, sampler.device)

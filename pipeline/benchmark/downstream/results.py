@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from labelmill.schemas.scores import Scores
 
 
-class Circumstances(BaseModel):
+class DownstreamSettings(BaseModel):
     """What results depend on beside the row, the seed and the code."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class SeedResult(BaseModel):
     scores: Scores
 
 
-class RowResult(BaseModel):
+class DownstreamRowResult(BaseModel):
     """The networks of a row; they differ in the training's seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,8 +75,8 @@ class DownstreamBenchmark(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    circumstances: Circumstances
-    rows: tuple[RowResult, ...]
+    circumstances: DownstreamSettings
+    rows: tuple[DownstreamRowResult, ...]
 
 
 def result_path(row: str, seed: int) -> str:

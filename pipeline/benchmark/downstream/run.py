@@ -20,9 +20,9 @@ from labelmill.pipeline.benchmark.downstream.data import (
     single_image_pairs,
 )
 from labelmill.pipeline.benchmark.downstream.results import (
-    Circumstances,
     DownstreamBenchmark,
-    RowResult,
+    DownstreamRowResult,
+    DownstreamSettings,
     SeedResult,
     result_path,
 )
@@ -42,7 +42,7 @@ _LIBRARIES = ("labelmill", "torch", "torchvision", "numpy", "opencv-python-headl
 
 
 @dataclass(frozen=True)
-class Extent:
+class DownstreamExtent:
     """How much is measured, with which network."""
 
     model: SegmentationModelConfig
@@ -56,7 +56,7 @@ class Extent:
 
 
 _SUPERVISED = (1000, 100, 20, 10, 5, 1)
-FULL = Extent(
+FULL = DownstreamExtent(
     model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=4),
     steps=6000,
     batch_size=16,
@@ -66,7 +66,7 @@ FULL = Extent(
     num_test=1000,
 )
 """For a GPU."""
-QUICK = Extent(
+QUICK = DownstreamExtent(
     model=SegmentationModelConfig(architecture="deeplabv3_mobilenet_v3_large", upscale=4),
     steps=300,
     batch_size=16,
@@ -91,7 +91,7 @@ def benchmark_downstream(
     store: Store,
     checkpoint: str,
     device: torch.device,
-    extent: Extent,
+    extent: DownstreamExtent,
     tell: Callable[[str], None],
 ) -> DownstreamBenchmark:
     """Train what the store does not hold yet, and write downstream.json and downstream.md into it.
@@ -103,7 +103,7 @@ def benchmark_downstream(
     torch.set_num_threads(numerics.threads)
     loaded = open_portraits(checkpoint, device)
     sampler = Sampler(loaded.generator, generator_config, numerics, device)
-    circumstances = Circumstances(
+    circumstances = DownstreamSettings(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
         truncation_psi=generator_config.truncation_psi,
@@ -132,8 +132,8 @@ class _Bench:
         self,
         store: Store,
         sampler: Sampler,
-        circumstances: Circumstances,
-        extent: Extent,
+        circumstances: DownstreamSettings,
+        extent: DownstreamExtent,
         tell: Callable[[str], None],
     ) -> None:
         self._store, self._sampler, self._extent, self._tell = store, sampler, extent, tell
@@ -142,7 +142,7 @@ class _Bench:
         self._pairs: dict[str, Pairs] = {}
         self._seconds: dict[str, float] = {}
 
-    def run(self) -> tuple[RowResult, ...]:
+    def run(self) -> tuple[DownstreamRowResult, ...]:
         rows = [self._measured(row) for row in self._rows()]
         rows.insert(3, self._all_background())
         return tuple(rows)
@@ -175,7 +175,7 @@ class _Bench:
             *supervised,
         ]
 
-    def _measured(self, row: _Row) -> RowResult:
+    def _measured(self, row: _Row) -> DownstreamRowResult:
         seeds, key = range(self._extent.num_seeds), self.key(row.labeler)
         found = {seed: self._stored(row, seed, key) for seed in seeds}
         num_pairs = self._extent.num_synthetic if row.labeler else int(row.name.rpartition("_")[2])
@@ -194,7 +194,7 @@ class _Bench:
             found[seed] = result
             self._tell(f"{row.title}, seed {seed}: mIoU {100 * (result.scores.miou or 0):.1f}, {seconds:.0f} s")
         networks = tuple(result for result in found.values() if result is not None)
-        return RowResult(row=row.name, title=row.title, num_pairs=num_pairs, networks=networks)
+        return DownstreamRowResult(row=row.name, title=row.title, num_pairs=num_pairs, networks=networks)
 
     def key(self, labeler: LabelerConfig | None) -> str:
         """What a stored result must have been measured with. labeler: that made a row's masks, whose settings may be
@@ -210,13 +210,13 @@ class _Bench:
     def _stored(self, row: _Row, seed: int, key: str) -> SeedResult | None:
         return read_row(self._store, result_path(row.name, seed), SeedResult, row=row.name, seed=seed, key=key)
 
-    def _all_background(self) -> RowResult:
+    def _all_background(self) -> DownstreamRowResult:
         scores = score_all_background(self._test())
         network = SeedResult(
             key=self._exact_key, row="all_background", seed=0, label_seconds=None, training_seconds=0, scores=scores
         )
         title = "control: background everywhere"
-        return RowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
+        return DownstreamRowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
 
     def _labeled(self, config: LabelerConfig) -> Pairs:
         labeler = open_fitted(config, self._sampler, fit_labeler(config, self._sampler)).labeler

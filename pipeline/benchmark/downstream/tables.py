@@ -1,6 +1,6 @@
 """The downstream benchmark as tables for people: `downstream.md`."""
 
-from labelmill.pipeline.benchmark.downstream.results import DownstreamBenchmark, RowResult
+from labelmill.pipeline.benchmark.downstream.results import DownstreamBenchmark, DownstreamRowResult
 from labelmill.pipeline.benchmark.markdown import markdown_table
 
 COLUMNS = ("fg", "bg", "mIoU", "trimap fg", "trimap bg", "trimap mIoU")
@@ -52,7 +52,7 @@ def _table(benchmark: DownstreamBenchmark) -> str:
     return markdown_table(head, [_cells(row) for row in benchmark.rows])
 
 
-def _cells(row: RowResult) -> tuple[str, ...]:
+def _cells(row: DownstreamRowResult) -> tuple[str, ...]:
     figures = row.figures()
     label_seconds = row.networks[0].label_seconds
     times = [result.training_seconds for result in row.networks]

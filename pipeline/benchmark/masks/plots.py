@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-from labelmill.pipeline.benchmark.masks.results import ConfidenceCurve, MaskBenchmark, RowResult
+from labelmill.pipeline.benchmark.masks.results import ConfidenceCurve, MaskBenchmark, MasksRowResult
 from labelmill.pipeline.benchmark.masks.rows import MODES, Axis, base_of
 from labelmill.pipeline.benchmark.masks.tables import along, axes_by_field, summary_rows
 
@@ -36,7 +36,7 @@ def settings_plot(benchmark: MaskBenchmark) -> bytes:
 
 
 def _settings_panel(
-    panel: Axes, axes: Sequence[Axis], benchmark: MaskBenchmark, score: Callable[[RowResult], float | None]
+    panel: Axes, axes: Sequence[Axis], benchmark: MaskBenchmark, score: Callable[[MasksRowResult], float | None]
 ) -> None:
     for axis in axes:
         colour, marker = (_BLUE, "o") if axis.mode == MODES[0] else (_ORANGE, "s")
@@ -72,7 +72,7 @@ def controls_plot(benchmark: MaskBenchmark) -> bytes:
     return _png(figure)
 
 
-def _title(result: RowResult, benchmark: MaskBenchmark) -> str:
+def _title(result: MasksRowResult, benchmark: MaskBenchmark) -> str:
     is_tuned = result.row.name == benchmark.tuned != benchmark.default
     return f"tuned: {result.row.title}" if is_tuned else result.row.title
 

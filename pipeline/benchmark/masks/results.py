@@ -45,7 +45,7 @@ class SplitResult(_Record):
     """The same, without the pixels on which the judges disagree."""
 
 
-class RowResult(_Record):
+class MasksRowResult(_Record):
     """`rows/<name>.json`."""
 
     row: MaskRow
@@ -96,7 +96,7 @@ class ConfidenceCurve(_Record):
     """As many images each, by confidence in ascending order; none in results of before they were counted."""
 
 
-class Circumstances(_Record):
+class MasksSettings(_Record):
     """What the results go with. Rows that were measured under others are measured anew."""
 
     checkpoint: str
@@ -115,7 +115,7 @@ class MaskBenchmark(_Record):
     format: Literal["labelmill-mask-benchmark"] = "labelmill-mask-benchmark"
     version: Literal[1] = 1
     quick: bool
-    circumstances: Circumstances
+    circumstances: MasksSettings
     num_fit: int
     num_dev: int
     num_test: int
@@ -126,9 +126,9 @@ class MaskBenchmark(_Record):
     confidence: tuple[ConfidenceCurve, ...]
     against_default: dict[str, Difference]
     """By the names of rows; the default on the same images."""
-    rows: tuple[RowResult, ...]
+    rows: tuple[MasksRowResult, ...]
 
-    def result(self, row: str) -> RowResult:
+    def result(self, row: str) -> MasksRowResult:
         """A row by its name."""
         return next(result for result in self.rows if result.row.name == row)
 
@@ -188,7 +188,7 @@ def _middle(values_R: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def confidence_curve(result: RowResult) -> ConfidenceCurve:
+def confidence_curve(result: MasksRowResult) -> ConfidenceCurve:
     """How mIoU rises as more and more of the least confident test images are dropped."""
     counts = Counts.of(result.images)
     own_I = counts.mious_of_images()

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from labelmill.pipeline.benchmark.masks import plots as masks_plots
 from labelmill.pipeline.benchmark.masks.results import (
-    Circumstances,
     MaskBenchmark,
-    RowResult,
+    MasksRowResult,
+    MasksSettings,
     confidence_curve,
     difference,
 )
 from labelmill.pipeline.benchmark.masks.rows import DEFAULT, default_of, is_label_free_mixing
 from labelmill.pipeline.benchmark.masks.subjects import BATCH_SIZE, Judge, Truth
-from labelmill.pipeline.benchmark.masks.sweep import FULL, QUICK, Extent, MaskSweep, picture_path
+from labelmill.pipeline.benchmark.masks.sweep import FULL, QUICK, MasksExtent, MaskSweep, picture_path
 from labelmill.pipeline.benchmark.masks.tables import best_on_dev, markdown, summary_rows
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import Oracle, open_oracle
@@ -51,7 +51,7 @@ def benchmark_masks(
     config = GeneratorConfig(checkpoint=checkpoint)
     oracle_b, oracle_a = (open_oracle(name, spec.resolution, device) for name in ("b", "a"))
     sha_b, sha_a = (network_sha256(oracle.network) for oracle in (oracle_b, oracle_a))
-    circumstances = Circumstances(
+    circumstances = MasksSettings(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
         judges=f"oracle B ({sha_b[:12]}; oracle A is {sha_a[:12]})",
@@ -68,8 +68,8 @@ def run_sweep(
     store: Store,
     sampler: Sampler,
     judge: Judge,
-    circumstances: Circumstances,
-    extent: Extent,
+    circumstances: MasksSettings,
+    extent: MasksExtent,
     tell: Callable[[str], None],
     only: Collection[str] | None = None,
 ) -> MaskBenchmark:
@@ -121,7 +121,7 @@ def _write(store: Store, benchmark: MaskBenchmark) -> None:
         store.replace(path, content)
 
 
-def _strips(store: Store, results: Sequence[RowResult]) -> dict[str, NDArray[np.uint8]]:
+def _strips(store: Store, results: Sequence[MasksRowResult]) -> dict[str, NDArray[np.uint8]]:
     """Kept pictures, by their titles."""
     names = {"image": "generator-images", "oracle": "generator-truth"}
     names |= {result.row.title: result.row.name for result in results if result.row.kind != "all_background"}

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from labelmill.pipeline.benchmark.masks.methods import Method, fitted_method
 from labelmill.pipeline.benchmark.masks.results import (
     CLASSES,
-    Circumstances,
     ImageResult,
-    RowResult,
+    MasksRowResult,
+    MasksSettings,
     SplitResult,
     interval,
 )
@@ -55,7 +55,7 @@ NUM_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Extent:
+class MasksExtent:
     """How much is measured."""
 
     num_dev: int
@@ -68,8 +68,8 @@ class Extent:
     """Fewer rows."""
 
 
-FULL = Extent(num_dev=128, num_test=256, drawings={"fit": 64, "dev": 32, "test": 96}, timed_batches=3)
-QUICK = Extent(
+FULL = MasksExtent(num_dev=128, num_test=256, drawings={"fit": 64, "dev": 32, "test": 96}, timed_batches=3)
+QUICK = MasksExtent(
     num_dev=16, num_test=32, drawings={"fit": 16, "dev": 16, "test": 16}, timed_batches=1, fit_samples=32, quick=True
 )
 
@@ -82,8 +82,8 @@ class MaskSweep:
         store: Store,
         sampler: Sampler,
         judge: Judge,
-        circumstances: Circumstances,
-        extent: Extent,
+        circumstances: MasksSettings,
+        extent: MasksExtent,
         only: Collection[str] | None = None,
     ) -> None:
         """circumstances: what results depend on beside rows, extent and code. only: names of rows; None for all."""
@@ -100,7 +100,7 @@ class MaskSweep:
             circumstances=circumstances.model_dump(mode="json"),
         )
 
-    def run(self, tell: Callable[[str], None]) -> tuple[RowResult, ...]:
+    def run(self, tell: Callable[[str], None]) -> tuple[MasksRowResult, ...]:
         """The results of all rows, the combined one last. tell: gets a line for each row that is measured."""
         results = self._results(self.rows, tell)
         combined = best_of_each_axis(results)
@@ -108,7 +108,7 @@ class MaskSweep:
             results += self._results([combined], tell)
         return tuple(results)
 
-    def _results(self, rows: Sequence[MaskRow], tell: Callable[[str], None]) -> list[RowResult]:
+    def _results(self, rows: Sequence[MaskRow], tell: Callable[[str], None]) -> list[MasksRowResult]:
         stored = {row.name: self.stored(row) for row in rows}
         missing = [row for row in rows if stored[row.name] is None]
         for row in sorted(missing, key=_sharing):
@@ -117,9 +117,9 @@ class MaskSweep:
             tell(_line(result))
         return [result for result in stored.values() if result is not None]
 
-    def stored(self, row: MaskRow) -> RowResult | None:
+    def stored(self, row: MaskRow) -> MasksRowResult | None:
         """A row that was finished by this very benchmark; None if there is none."""
-        return read_row(self._store, result_path(row.name), RowResult, row=row, key=self.key)
+        return read_row(self._store, result_path(row.name), MasksRowResult, row=row, key=self.key)
 
     def _subject(self, name: SubjectName) -> Subject:
         if name not in self._subjects:
@@ -141,12 +141,12 @@ class MaskSweep:
             sampler = Sampler(sampler.generator, config, sampler.numerics, sampler.device)
         return GeneratorSubject(sampler, self._judge, labeler, sizes)
 
-    def _measured(self, row: MaskRow) -> RowResult:
+    def _measured(self, row: MaskRow) -> MasksRowResult:
         subject = self._subject(row.subject)
         method = fitted_method(row, subject)
         dev, _, _ = self._scored(subject, "dev", method)
         test, images, shown = self._scored(subject, "test", method)
-        result = RowResult(
+        result = MasksRowResult(
             row=row,
             key=self.key,
             crossover=method.crossover,
@@ -215,7 +215,7 @@ def picture_path(row: str) -> str:
     return f"rows/{row}.png"
 
 
-def best_of_each_axis(results: Sequence[RowResult]) -> MaskRow | None:
+def best_of_each_axis(results: Sequence[MasksRowResult]) -> MaskRow | None:
     """The row with the value of each setting that is best on dev, in the default's mode.
 
     None if it is among the results already.
@@ -259,7 +259,7 @@ def _counted(seed: int, confidence: float, mask_HW: NDArray[np.uint8], truth_HW:
     return ImageResult(seed=seed, confidence=confidence, **counts)
 
 
-def _line(result: RowResult) -> str:
+def _line(result: MasksRowResult) -> str:
     seconds = result.seconds_per_image
     dev, test = (100 * (split.scores.miou or 0.0) for split in (result.dev, result.test))
     timed = "" if seconds is None else f", {1000 * seconds:.1f} ms an image"

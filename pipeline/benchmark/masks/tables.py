@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from labelmill.pipeline.benchmark.markdown import markdown_table
-from labelmill.pipeline.benchmark.masks.results import ConfidenceCurve, MaskBenchmark, RowResult
+from labelmill.pipeline.benchmark.masks.results import ConfidenceCurve, MaskBenchmark, MasksRowResult
 from labelmill.pipeline.benchmark.masks.rows import MODES, Axis, Kind, as_text, axes_of, base_of, default_of
 from labelmill.pipeline.benchmark.masks.subjects import BATCH_SIZE
 
@@ -25,7 +25,7 @@ PUBLISHED = {
 _FAMILIES: tuple[Kind, ...] = ("single_image", "grabcut", "border_fill")
 
 
-def summary_rows(benchmark: MaskBenchmark) -> list[RowResult]:
+def summary_rows(benchmark: MaskBenchmark) -> list[MasksRowResult]:
     """The rows that answer the question: ours, what bounds it, and the controls, each at its best on dev."""
     ours = dict.fromkeys((benchmark.default, benchmark.tuned, *(base_of(mode) for mode in MODES), "paper"))
     bounds = ("ceiling", "other-judge")
@@ -35,7 +35,7 @@ def summary_rows(benchmark: MaskBenchmark) -> list[RowResult]:
     return [*named, *chosen, benchmark.result("all-background")]
 
 
-def _family(benchmark: MaskBenchmark, kind: Kind) -> list[RowResult]:
+def _family(benchmark: MaskBenchmark, kind: Kind) -> list[MasksRowResult]:
     rows = [result for result in benchmark.rows if result.row.kind == kind]
     plain = [
         result for result in rows if not result.row.merged_by_truth and result.row.labeler.masks_from == "clusters"
@@ -43,7 +43,7 @@ def _family(benchmark: MaskBenchmark, kind: Kind) -> list[RowResult]:
     return [result for result in (plain or rows) if result.row.subject == "generator"]
 
 
-def along(axis: Axis, benchmark: MaskBenchmark) -> dict[str, RowResult]:
+def along(axis: Axis, benchmark: MaskBenchmark) -> dict[str, MasksRowResult]:
     """Results by the setting's value. One variant is the image itself."""
     results = {as_text(getattr(row.labeler, axis.field)): benchmark.result(row.name) for row in axis.rows}
     if axis.field != "variants":
@@ -61,7 +61,7 @@ def axes_by_field(benchmark: MaskBenchmark) -> dict[str, list[Axis]]:
     return found
 
 
-def best_on_dev(results: Sequence[RowResult]) -> RowResult:
+def best_on_dev(results: Sequence[MasksRowResult]) -> MasksRowResult:
     """The row of the highest mIoU on dev images."""
     return max(results, key=lambda result: result.dev.scores.miou or 0.0)
 
@@ -136,11 +136,11 @@ def _preamble(benchmark: MaskBenchmark) -> str:
     )
 
 
-def _table(results: Sequence[RowResult], benchmark: MaskBenchmark) -> str:
+def _table(results: Sequence[MasksRowResult], benchmark: MaskBenchmark) -> str:
     return markdown_table(_HEAD, [_cells(result, benchmark) for result in results])
 
 
-def _cells(result: RowResult, benchmark: MaskBenchmark) -> tuple[str, ...]:
+def _cells(result: MasksRowResult, benchmark: MaskBenchmark) -> tuple[str, ...]:
     scores, seconds = result.test.scores, result.seconds_per_image
     low, high = result.interval
     return (
@@ -157,13 +157,13 @@ def _cells(result: RowResult, benchmark: MaskBenchmark) -> tuple[str, ...]:
     )
 
 
-def _title(result: RowResult) -> str:
+def _title(result: MasksRowResult) -> str:
     if result.crossover is None or result.row.labeler.crossover != "auto":
         return result.row.title
     return f"{result.row.title} (crossover {result.crossover})"
 
 
-def _against_default(result: RowResult, benchmark: MaskBenchmark) -> str:
+def _against_default(result: MasksRowResult, benchmark: MaskBenchmark) -> str:
     if result.row.name == default_of(result.row.subject):
         return ""
     difference = benchmark.against_default[result.row.name]

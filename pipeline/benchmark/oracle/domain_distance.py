@@ -91,7 +91,7 @@ def shares(masks: NDArray[Any], num_classes: int) -> Floats:
     return np.bincount(masks.ravel(), minlength=num_classes) / masks.size
 
 
-def measure(
+def measure_distances(
     checkpoint: str, truncations: Sequence[float], num_images: int, resolution: int | None = None
 ) -> DomainDistance:
     """Distances of a generator's seeds 0, 1, ... with constant noise at each truncation.
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--images: 2 to {most}, got {given.images}")
     torch.set_num_threads(given.threads)
     try:
-        print(as_markdown(measure(given.generator, given.psi, given.images, given.resolution)))
+        print(as_markdown(measure_distances(given.generator, given.psi, given.images, given.resolution)))
     except LabelmillError as error:
         print(f"domain_distance: {error}", file=sys.stderr)
         return error.exit_code

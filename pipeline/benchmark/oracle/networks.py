@@ -23,7 +23,7 @@ _FOLDED = 16
 
 
 @dataclass(frozen=True)
-class Sight:
+class OracleOutput:
     """What a network makes of a batch."""
 
     logits_BNHW: Tensor
@@ -48,7 +48,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_double(lower + upper, upper) for lower, upper in pairs)
         self.head = nn.Conv2d(widths[0], num_classes, 1)
 
-    def forward(self, images_BCHW: Tensor) -> Sight:
+    def forward(self, images_BCHW: Tensor) -> OracleOutput:
         """images float32 in [-1, 1], of the resolution."""
         levels, x_BCHW = [], images_BCHW
         for index, block in enumerate(self.down):
@@ -59,7 +59,7 @@ class UNet(nn.Module):
             enlarged_BCHW = functional.interpolate(x_BCHW, scale_factor=2, mode="nearest")
             x_BCHW = block(torch.cat([enlarged_BCHW, skip_BCHW], dim=1))
             features.append(x_BCHW)
-        return Sight(self.head(x_BCHW), _means(features[:2]))
+        return OracleOutput(self.head(x_BCHW), _means(features[:2]))
 
 
 class DilatedNet(nn.Module):
@@ -83,7 +83,7 @@ class DilatedNet(nn.Module):
         self.join = convolution(2 * stem, stem)
         self.head = nn.Conv2d(stem, num_classes, 1)
 
-    def forward(self, images_BCHW: Tensor) -> Sight:
+    def forward(self, images_BCHW: Tensor) -> OracleOutput:
         """images float32 in [-1, 1], of the resolution."""
         stem_BCHW = self.stem(images_BCHW)
         x_BCHW, features = self.fold(stem_BCHW), []
@@ -92,7 +92,7 @@ class DilatedNet(nn.Module):
             features.append(x_BCHW)
         joined_BCHW = self.join(torch.cat([stem_BCHW, self.unfold(x_BCHW)], dim=1))
         widest = self.DILATIONS.index(max(self.DILATIONS))
-        return Sight(self.head(joined_BCHW), _means([features[widest], features[-1]]))
+        return OracleOutput(self.head(joined_BCHW), _means([features[widest], features[-1]]))
 
 
 def _double(inputs: int, outputs: int) -> nn.Sequential:

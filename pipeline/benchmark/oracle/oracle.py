@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmill.pipeline.avatars.renders import RESOLUTION
-from labelmill.pipeline.benchmark.oracle.networks import ARCHITECTURES, DilatedNet, Sight, UNet
+from labelmill.pipeline.benchmark.oracle.networks import ARCHITECTURES, DilatedNet, OracleOutput, UNet
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.process.safetensors_json import load_with_json, save_with_json
@@ -134,7 +134,7 @@ class Oracle:
         """Means over each picture of inner activations, float32 [B, D]. Takes and raises what `segment` does."""
         return torch.cat([sight.features_BD for sight in self._look(images_BCHW)])
 
-    def _look(self, images_BCHW: Tensor) -> Iterator[Sight]:
+    def _look(self, images_BCHW: Tensor) -> Iterator[OracleOutput]:
         shape, side = tuple(images_BCHW.shape), self.info.resolution
         if len(shape) != 4 or shape[0] == 0 or shape[1:] != (3, side, side):
             raise OracleError(
@@ -146,7 +146,7 @@ class Oracle:
             padded_BCHW[:num] = part_BCHW.detach().to(self.device, torch.float32).clamp(-1, 1)
             with repeatable_kernels():
                 sight = self.network(padded_BCHW)
-            yield Sight(sight.logits_BNHW[:num], sight.features_BD[:num])
+            yield OracleOutput(sight.logits_BNHW[:num], sight.features_BD[:num])
 
 
 def _read(path: Path) -> tuple[OracleInfo, dict[str, Tensor]]:

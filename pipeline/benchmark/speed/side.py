@@ -90,7 +90,7 @@ def random_generator(request: SideRequest) -> Generator:
     return generator
 
 
-def measure(request: SideRequest) -> SideResult:
+def measure_side(request: SideRequest) -> SideResult:
     """Time the request's side on this machine."""
     torch.set_num_threads(request.numerics.threads)
     with torch.no_grad():
@@ -201,4 +201,4 @@ class _Side:
 
 
 if __name__ == "__main__":
-    print(measure(SideRequest.model_validate_json(sys.argv[1])).model_dump_json())
+    print(measure_side(SideRequest.model_validate_json(sys.argv[1])).model_dump_json())

@@ -3,7 +3,7 @@
 import time
 
 from labelmill.pipeline.generator.training.augmentation import FEW_IMAGES
-from labelmill.pipeline.generator.training.start import Start
+from labelmill.pipeline.generator.training.start import TrainingStart
 from labelmill.pipeline.process.log import say
 from labelmill.schemas.training import TrainGeneratorConfig
 
@@ -12,7 +12,7 @@ PACE_STEPS = 10
 
 
 def introduce(
-    config: TrainGeneratorConfig, start: Start, data: str, images_seen: int, device: str, *, augmented: bool
+    config: TrainGeneratorConfig, start: TrainingStart, data: str, images_seen: int, device: str, *, augmented: bool
 ) -> None:
     """Say all that is known before the first step."""
     settings = config.optimisation
@@ -25,7 +25,7 @@ def introduce(
     say(f"output: {config.output}: log.jsonl, samples/ and state/; the same command resumes")
 
 
-def _describe_start(config: TrainGeneratorConfig, start: Start, images_seen: int) -> str:
+def _describe_start(config: TrainGeneratorConfig, start: TrainingStart, images_seen: int) -> str:
     size = f"{start.spec.resolution} px"
     if images_seen > 0:
         return f"resumes after {images_seen:,} of {config.total_images:,} images, at {size}"

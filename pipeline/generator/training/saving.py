@@ -6,7 +6,7 @@ from torch import Tensor
 from labelmill.pipeline.generator.checkpoints.native import save_generator
 from labelmill.pipeline.generator.training.optimiser import update_average
 from labelmill.pipeline.generator.training.start import Source, spec_as_json
-from labelmill.pipeline.generator.training.trainer import Trainer
+from labelmill.pipeline.generator.training.trainer import GeneratorTrainer
 from labelmill.pipeline.training.resume import refuse_changes
 from labelmill.pipeline.training.state import (
     GENERATOR_FILE,
@@ -25,8 +25,8 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def save(trainer: Trainer) -> None:
-    """Publish the state of this step and the averaged generator. Raises what Trainer.check_finite does."""
+def save(trainer: GeneratorTrainer) -> None:
+    """Publish the state of this step and the averaged generator. Raises what GeneratorTrainer.check_finite does."""
     trainer.check_finite()
     progress = {
         "config": comparable(trainer.config),
@@ -51,7 +51,7 @@ def save(trainer: Trainer) -> None:
     save_generator(trainer.config.output / GENERATOR_FILE, trainer.average, provenance)
 
 
-def restore(trainer: Trainer) -> None:
+def restore(trainer: GeneratorTrainer) -> None:
     """Resume from the newest state of config.output; without one, take the weights of the start."""
     state = latest_state(trainer.config.output / "state")
     if state is None:
@@ -82,7 +82,7 @@ def restore(trainer: Trainer) -> None:
     trainer.log.truncate(trainer.num_steps, progress["log_sums"])
 
 
-def _groups(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+def _groups(trainer: GeneratorTrainer) -> dict[str, dict[str, Tensor]]:
     """All tensors that change, by the file and the name that they are saved under; restoring writes into them."""
     return {
         "generator": trainer.generator.state_dict(),
@@ -95,7 +95,7 @@ def _groups(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def _take_weights(trainer: Trainer, source: Source) -> None:
+def _take_weights(trainer: GeneratorTrainer, source: Source) -> None:
     """Those of a generator of the same sizes as they are; a smaller one's average for all old blocks, beside a new
     toRGB layer that adds nothing yet."""
     if trainer.small is None:

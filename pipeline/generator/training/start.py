@@ -36,7 +36,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainingStart:
     """Sizes of the networks, and the weights that they begin with."""
 
     spec: GeneratorSpec
@@ -56,7 +56,7 @@ class Start:
         return self.source is not None and discriminator_fits(self.source, self.discriminator_channels, self.detail)
 
 
-def find_start(config: TrainGeneratorConfig) -> Start:
+def find_start(config: TrainGeneratorConfig) -> TrainingStart:
     """Read what `config` names; a training that is resumed reads sizes from its state alone.
 
     Raises TrainingStateError or CheckpointError where the two do not go together.
@@ -130,15 +130,15 @@ def _from_checkpoint(loaded: LoadedCheckpoint) -> Source:
 
 def _start(
     config: TrainGeneratorConfig, spec: GeneratorSpec, source: Source | None, small: GeneratorSpec | None
-) -> Start:
+) -> TrainingStart:
     detail = config.discriminator.detail
     if detail is None:
         detail = GROWN_DETAIL if small is not None else 0.0 if source is None else source.detail
-    start = Start(spec, _discriminator_channels(config, spec), detail, source, small, head_start_images=0)
+    start = TrainingStart(spec, _discriminator_channels(config, spec), detail, source, small, head_start_images=0)
     return replace(start, head_start_images=_head_start_images(config, start))
 
 
-def _head_start_images(config: TrainGeneratorConfig, start: Start) -> int:
+def _head_start_images(config: TrainGeneratorConfig, start: TrainingStart) -> int:
     asked = config.optimisation.discriminator_head_start_images
     if start.small is not None:
         return growth_of(config).head_start_images
@@ -174,13 +174,13 @@ def _discriminator_channels(config: TrainGeneratorConfig, spec: GeneratorSpec) -
     return channels_by_resolution(spec.resolution, channel_base=base, channel_max=widest)
 
 
-def _resumed(config: TrainGeneratorConfig, state: Path) -> Start:
+def _resumed(config: TrainGeneratorConfig, state: Path) -> TrainingStart:
     spec, detail = _sizes(state)
     progress = read_progress(state)
     small, head_start_images = progress["small"], progress["head_start_images"]
     assert isinstance(head_start_images, int)
     small_spec = None if small is None else spec_from_json(small)
-    return Start(spec, _discriminator_channels(config, spec), detail, None, small_spec, head_start_images)
+    return TrainingStart(spec, _discriminator_channels(config, spec), detail, None, small_spec, head_start_images)
 
 
 def _sizes(state: Path) -> tuple[GeneratorSpec, float]:

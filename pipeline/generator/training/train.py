@@ -13,7 +13,7 @@ from labelmill.pipeline.generator.training.images import TrainingImages, load_im
 from labelmill.pipeline.generator.training.overview import Pace, introduce
 from labelmill.pipeline.generator.training.saving import restore, save
 from labelmill.pipeline.generator.training.start import find_start
-from labelmill.pipeline.generator.training.trainer import Trainer, device_of
+from labelmill.pipeline.generator.training.trainer import GeneratorTrainer, device_of
 from labelmill.pipeline.process.log import say
 from labelmill.pipeline.training.state import GENERATOR_FILE, TrainingStateError, locked
 from labelmill.pipeline.training.stop import Stop, stop_on_signals
@@ -50,7 +50,7 @@ def _train(config: TrainGeneratorConfig) -> None:
     data = TrainingImages(
         loaded.images_NHWC, seed=config.seed, horizontal_flip=config.horizontal_flip, sha256=loaded.sha256
     )
-    trainer = Trainer(config, start, data)
+    trainer = GeneratorTrainer(config, start, data)
     restore(trainer)
     introduce(config, start, loaded.summary, trainer.images_seen, str(trainer.device), augmented=trainer.augmented)
     with stop_on_signals(config.max_seconds) as stop:
@@ -63,7 +63,7 @@ def _train(config: TrainGeneratorConfig) -> None:
         say(f"stopped after {trainer.images_seen:,} of {config.total_images:,} images; the same command resumes")
 
 
-def run(trainer: Trainer, stop: Stop) -> None:
+def run(trainer: GeneratorTrainer, stop: Stop) -> None:
     """The loop: step; log, sample and save when due; save at the end."""
     config, pace = trainer.config, Pace(trainer.config, trainer.num_steps)
     next_save = time.monotonic() + config.checkpoint_interval_seconds

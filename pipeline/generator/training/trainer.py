@@ -27,7 +27,7 @@ from labelmill.pipeline.generator.training.images import TrainingImages
 from labelmill.pipeline.generator.training.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
 from labelmill.pipeline.generator.training.optimiser import SecondMomentAdam, update_average
 from labelmill.pipeline.generator.training.quality import QualityMonitor
-from labelmill.pipeline.generator.training.start import Start, growth_of
+from labelmill.pipeline.generator.training.start import TrainingStart, growth_of
 from labelmill.pipeline.process.device import choose_device
 from labelmill.pipeline.training.log import TrainingLog
 from labelmill.schemas.errors import ConfigError
@@ -37,10 +37,10 @@ PATH_LENGTH_DECAY = 0.01
 RAMP_FLOOR_IMAGES = 500
 
 
-class Trainer:
+class GeneratorTrainer:
     """Networks, optimisers and counters of one training."""
 
-    def __init__(self, config: TrainGeneratorConfig, start: Start, data: TrainingImages) -> None:
+    def __init__(self, config: TrainGeneratorConfig, start: TrainingStart, data: TrainingImages) -> None:
         self.config, self.start, self.data = config, start, data
         self.device = device_of(config)
         with torch.random.fork_rng(devices=[]):

@@ -128,7 +128,7 @@ def sample_plan(num_features: int, num_pixels: int, num_images: int) -> tuple[in
     return -(-num_images // most), min(num_pixels, max(1, most // num_images))
 
 
-class Trial(BaseModel):
+class ClusteringTrial(BaseModel):
     """What one layer or one k gave."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,7 +154,7 @@ class SampleClusters:
     centroids_KD: Tensor
     cluster_S: Tensor
     """The cluster of each pixel, int64."""
-    trial: Trial
+    trial: ClusteringTrial
 
 
 def channel_scales(x_SD: Tensor, normalisation: str) -> Tensor:
@@ -174,7 +174,7 @@ def cluster_sample(sample: PixelSample, x_SD: Tensor, kmeans: KMeans) -> SampleC
     whole_S, even_S, odd_S = (squared_distances(x_SD, c_KD).argmin(dim=1) for c_KD in (whole_KD, even_KD, odd_KD))
     num_clusters = len(whole_KD)
     counts_KK = contingency(even_S, odd_S, num_clusters)
-    trial = Trial(
+    trial = ClusteringTrial(
         stability=round(adjusted_rand_index(counts_KK), 4),
         explained_colour=round(explained_colour(sample, whole_S, num_clusters), 4),
         stable_clusters=num_stable(counts_KK),
@@ -224,7 +224,7 @@ def _variance_within(values_SC: Tensor, group_S: Tensor) -> float:
     return float((values_SC - (sums / counts[:, None])[group_S]).square().sum())
 
 
-def best_number(trials: Mapping[int, Trial]) -> int:
+def best_number(trials: Mapping[int, ClusteringTrial]) -> int:
     """The k whose clusters bear most classes, or without prompts the one with most stable clusters less dissolved."""
     named = {number: (trial.classes_found, trial.unsure_share) for number, trial in trials.items()}
     most = max((found for found, _ in named.values() if found is not None), default=None)
@@ -234,6 +234,6 @@ def best_number(trials: Mapping[int, Trial]) -> int:
     return max(trials, key=lambda number: (2 * trials[number].stable_clusters - number, number))
 
 
-def best_layers(trials: Mapping[str, Trial]) -> str:
+def best_layers(trials: Mapping[str, ClusteringTrial]) -> str:
     """The layer of the highest merit; of equals the first."""
     return max(trials, key=lambda name: trials[name].merit)

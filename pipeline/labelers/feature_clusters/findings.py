@@ -7,7 +7,7 @@ same in every image gives the most stable clusters of all.
 
 from collections.abc import Iterator
 
-from labelmill.pipeline.labelers.feature_clusters.fitted import ClusterRecord, DiscoveryRecord, Provenance
+from labelmill.pipeline.labelers.feature_clusters.fitted import ClusterRecord, ClustersProvenance, DiscoveryRecord
 from labelmill.schemas.labeler_findings import LabelerFindings
 
 WEAK_EXPLAINED, DOUBTFUL_EXPLAINED = 0.5, 0.6
@@ -17,7 +17,7 @@ _TRY = (
 )
 
 
-def cluster_findings(provenance: Provenance) -> LabelerFindings:
+def cluster_findings(provenance: ClustersProvenance) -> LabelerFindings:
     """What `fit` found, in words, and whether it is worth anything."""
     explained = provenance.trial.explained_colour
     found = (
@@ -33,7 +33,7 @@ def cluster_findings(provenance: Provenance) -> LabelerFindings:
     return LabelerFindings(verdict="sound", words=words)
 
 
-def findings(provenance: Provenance) -> list[str]:
+def findings(provenance: ClustersProvenance) -> list[str]:
     """A line for each, none where all is well."""
     return [
         *_unsure(provenance.clusters),
@@ -52,7 +52,7 @@ def _unsure(clusters: list[ClusterRecord]) -> Iterator[str]:
         )
 
 
-def _without_clusters(provenance: Provenance) -> Iterator[str]:
+def _without_clusters(provenance: ClustersProvenance) -> Iterator[str]:
     borne = {record.name for record in provenance.clusters if not record.is_unsure}
     missing = [name for name in provenance.classes if name not in borne]
     if missing:

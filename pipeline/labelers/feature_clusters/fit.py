@@ -14,10 +14,10 @@ from labelmill.pipeline.labelers.common.kmeans import KMeans
 from labelmill.pipeline.labelers.common.pixel_reading import some_pixels
 from labelmill.pipeline.labelers.feature_clusters.choose import (
     START_POINTS,
+    ClusteringTrial,
     PixelSample,
     SampleClusters,
     SampleCollector,
-    Trial,
     best_layers,
     best_number,
     channel_scales,
@@ -37,7 +37,7 @@ from labelmill.pipeline.labelers.feature_clusters.discovery import (
     find_edits,
     starts_of_rare,
 )
-from labelmill.pipeline.labelers.feature_clusters.fitted import ClusterRecord, FittedFeatureClusters, Provenance
+from labelmill.pipeline.labelers.feature_clusters.fitted import ClusterRecord, ClustersProvenance, FittedFeatureClusters
 from labelmill.pipeline.labelers.feature_clusters.labeler import check_feature_clusters, check_mapping, layer_candidates
 from labelmill.pipeline.labelers.feature_clusters.naming import (
     ClusterPool,
@@ -108,8 +108,8 @@ class _Chosen:
     x_SD: Tensor
     """Scaled features of the sample."""
     clusters: SampleClusters
-    layer_trials: dict[str, Trial] | None
-    cluster_trials: dict[int, Trial] | None
+    layer_trials: dict[str, ClusteringTrial] | None
+    cluster_trials: dict[int, ClusteringTrial] | None
 
 
 class _Fit:
@@ -133,7 +133,7 @@ class _Fit:
         discoveries = [
             edit.record.model_copy(update={"clusters": numbers}) for edit, numbers in zip(edits, rare, strict=True)
         ]
-        provenance = Provenance(
+        provenance = ClustersProvenance(
             config=config,
             checkpoint_sha256=checkpoint_sha256,
             resolution=spec.resolution,
@@ -208,7 +208,7 @@ class _Fit:
             clusters = replace(clusters, trial=self._named_trial(sample, clusters))
         return clusters
 
-    def _named_trial(self, sample: PixelSample, clusters: SampleClusters) -> Trial:
+    def _named_trial(self, sample: PixelSample, clusters: SampleClusters) -> ClusteringTrial:
         """The trial with what prompts make of its clusters."""
         config = self.config
         assert self.prompt_model is not None and config.names is not None

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from labelmill.pipeline.generator.spec import GeneratorSpec
-from labelmill.pipeline.labelers.feature_clusters.choose import Trial
+from labelmill.pipeline.labelers.feature_clusters.choose import ClusteringTrial
 from labelmill.pipeline.labelers.feature_clusters.clusters import ClusterModel, layer_channels
 from labelmill.pipeline.labelers.fitted_file import (
     REMEDY,
@@ -74,18 +74,18 @@ class DiscoveryRecord(_Record):
     """Clusters that started from its pixels, and were kept."""
 
 
-class Provenance(FileProvenance):
+class ClustersProvenance(FileProvenance):
     """The JSON in the file."""
 
     format: str = "labelmill-feature-clusters"
     version: int = 1
     config: FeatureClustersConfig
     layers: list[str]
-    layer_trials: dict[str, Trial] | None
+    layer_trials: dict[str, ClusteringTrial] | None
     """What `layers: auto` chose from."""
-    cluster_trials: dict[int, Trial] | None
+    cluster_trials: dict[int, ClusteringTrial] | None
     """What a list of `clusters` was chosen from."""
-    trial: Trial
+    trial: ClusteringTrial
     """Of the clusters that were taken, before rare classes were added."""
     classes: list[str]
     named_by: str
@@ -100,7 +100,7 @@ class Provenance(FileProvenance):
 class FittedFeatureClusters:
     """All that labeling needs beside the generator."""
 
-    provenance: Provenance
+    provenance: ClustersProvenance
     model: ClusterModel
     edits_QD: Tensor
     """What is added to every row of w to give an image each rare class; [0, w_dim] without `discover`."""
@@ -128,7 +128,7 @@ class FittedFeatureClusters:
         checkpoint_sha256: str | None = None,
     ) -> "FittedFeatureClusters":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted(content, Provenance)
+        provenance, tensors = read_fitted(content, ClustersProvenance)
         check_purpose(provenance, config, spec)
         check_checkpoint(provenance, checkpoint_sha256)
         _check_meaning(provenance, config, spec)
@@ -143,7 +143,7 @@ class FittedFeatureClusters:
         return FittedFeatureClusters(provenance, model, edits_QD)
 
 
-def _check_meaning(provenance: Provenance, config: FeatureClustersConfig, spec: GeneratorSpec) -> None:
+def _check_meaning(provenance: ClustersProvenance, config: FeatureClustersConfig, spec: GeneratorSpec) -> None:
     channels = layer_channels(spec)
     strangers = [name for name in provenance.layers if name not in channels]
     if strangers or not provenance.layers:
@@ -166,7 +166,7 @@ def _check_meaning(provenance: Provenance, config: FeatureClustersConfig, spec: 
         )
 
 
-def _expected_shapes(provenance: Provenance, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(provenance: ClustersProvenance, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
     channels = layer_channels(spec)
     num_features = sum(channels[name] for name in provenance.layers)
     shapes = {"centroids": (len(provenance.clusters), num_features), "scales": (num_features,), "temperature": ()}

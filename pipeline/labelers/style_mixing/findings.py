@@ -8,7 +8,7 @@ of many features learns noise too.
 
 from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing
 from labelmill.pipeline.labelers.style_mixing.foreground import separation_of
-from labelmill.pipeline.labelers.style_mixing.labeler import class_names
+from labelmill.pipeline.labelers.style_mixing.labeler import mixing_classes
 from labelmill.schemas.labeler_findings import LabelerFindings
 
 WEAK_SEPARATION = 0.4
@@ -27,9 +27,8 @@ def mixing_findings(fitted: FittedStyleMixing) -> LabelerFindings:
     separation = separation_of(fitted.foreground.sharpness)
     share = 1 - float(fitted.foreground.background_HW.cpu().mean())
     agreement = provenance.readout_agreement
-    found = (
-        f"classes: {', '.join(class_names(provenance.config.parts))}; on average {share:.0%} of an image is foreground"
-    )
+    classes = ", ".join(mixing_classes(provenance.config.parts))
+    found = f"classes: {classes}; on average {share:.0%} of an image is foreground"
     sure = (
         f"foreground and background are {separation:.2f} apart (untrained generators: 0.1 to 0.3, the bundled one: 0.6 "
         f"to 0.8), and two ways to the masks agree with a mean IoU of {agreement:.2f}"

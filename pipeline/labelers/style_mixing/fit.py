@@ -17,7 +17,7 @@ from labelmill.pipeline.labelers.common.joint_upsampling import downsample, resa
 from labelmill.pipeline.labelers.common.kmeans import Clusters, PixelClusters
 from labelmill.pipeline.labelers.style_mixing.confidence import ConfidenceModel, fit_confidence
 from labelmill.pipeline.labelers.style_mixing.crossover import CrossoverTable, measure_crossovers
-from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing, Provenance, readout_background
+from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing, MixingProvenance, readout_background
 from labelmill.pipeline.labelers.style_mixing.foreground import (
     ForegroundModel,
     border_affinity,
@@ -26,7 +26,7 @@ from labelmill.pipeline.labelers.style_mixing.foreground import (
     decide_by_clusters,
 )
 from labelmill.pipeline.labelers.style_mixing.labeler import (
-    Found,
+    LabeledBatch,
     check_style_mixing,
     class_maps,
     found_by_clusters,
@@ -77,7 +77,7 @@ class _Fit:
         parts = self._fit_parts(clusters, foreground)
         readout = self._fit_readout(clusters, foreground, parts)
         confidence, readout_agreement = self._fit_confidence(clusters, foreground, parts, readout)
-        provenance = Provenance(
+        provenance = MixingProvenance(
             config=config,
             checkpoint_sha256=checkpoint_sha256,
             resolution=spec.resolution,
@@ -185,7 +185,9 @@ class _Fit:
         agreement_B = torch.cat(agreements)
         return fit_confidence(torch.cat(signals), agreement_B), round(agreement_B.mean().item(), 4)
 
-    def _found(self, clusters: PixelClusters, batch: Batch, model: ForegroundModel, parts: PartsModel | None) -> Found:
+    def _found(
+        self, clusters: PixelClusters, batch: Batch, model: ForegroundModel, parts: PartsModel | None
+    ) -> LabeledBatch:
         return found_by_clusters(clusters, batch.images_BCHW, model, parts, self.config.variants)
 
     def _seeds(self, count: int) -> range:

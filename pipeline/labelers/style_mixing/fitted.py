@@ -24,7 +24,7 @@ from labelmill.pipeline.labelers.style_mixing.readout import Readout, readout_sh
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 
 
-class Provenance(FileProvenance):
+class MixingProvenance(FileProvenance):
     """The JSON in the file."""
 
     format: str = "labelmill-style-mixing"
@@ -53,7 +53,7 @@ def num_signals(config: StyleMixingConfig) -> int:
 class FittedStyleMixing:
     """All that labeling needs beside the generator."""
 
-    provenance: Provenance
+    provenance: MixingProvenance
     donors_NLD: Tensor
     foreground: ForegroundModel
     parts: PartsModel | None
@@ -81,7 +81,7 @@ class FittedStyleMixing:
         checkpoint_sha256: str | None = None,
     ) -> "FittedStyleMixing":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted(content, Provenance)
+        provenance, tensors = read_fitted(content, MixingProvenance)
         check_purpose(provenance, config, spec)
         check_checkpoint(provenance, checkpoint_sha256)
         _check_mixing(provenance, spec)
@@ -115,7 +115,7 @@ def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def _check_mixing(provenance: Provenance, spec: GeneratorSpec) -> None:
+def _check_mixing(provenance: MixingProvenance, spec: GeneratorSpec) -> None:
     sizes = [size for size, _ in spec.channels]
     if provenance.variant_resolution not in sizes:
         raise FittedLabelerError(
@@ -128,7 +128,7 @@ def _check_mixing(provenance: Provenance, spec: GeneratorSpec) -> None:
         )
 
 
-def _expected_shapes(provenance: Provenance, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(provenance: MixingProvenance, spec: GeneratorSpec) -> dict[str, tuple[int, ...]]:
     config = provenance.config
     shapes = {
         "foreground": ForegroundModel.shapes(spec.size_at(provenance.variant_resolution)),

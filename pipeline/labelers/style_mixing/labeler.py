@@ -65,14 +65,14 @@ def check_style_mixing(config: StyleMixingConfig, spec: GeneratorSpec) -> None:
         )
 
 
-def class_names(num_parts: int) -> tuple[str, ...]:
+def mixing_classes(num_parts: int) -> tuple[str, ...]:
     """Names of the mask values."""
     parts = [f"part_{number}" for number in range(1, num_parts + 1)] if num_parts > 1 else ["foreground"]
     return ("background", *parts)
 
 
 @dataclass(frozen=True)
-class Found:
+class LabeledBatch:
     """Masks, and what was noticed about them."""
 
     decision: Decision
@@ -85,10 +85,10 @@ def found_by_clusters(
     foreground: ForegroundModel,
     parts: PartsModel | None,
     num_variants: int,
-) -> Found:
+) -> LabeledBatch:
     """Masks of images whose variants were clustered."""
     decision = decide_by_clusters(class_maps(clusters, foreground, parts, num_variants), images_BCHW)
-    return Found(decision, decision.sharpness()[:, None])
+    return LabeledBatch(decision, decision.sharpness()[:, None])
 
 
 def class_maps(
@@ -101,13 +101,13 @@ def class_maps(
     return part_maps(clusters, probability_BK, num_variants, parts)
 
 
-def found_by_readout(batch: Batch, readout: Readout) -> Found:
+def found_by_readout(batch: Batch, readout: Readout) -> LabeledBatch:
     """Masks of a batch that has the read-out's features."""
     parts_BKHW, halves_B2HW = readout(batch.features)
     # Scores know the edges already: they are moved by a pixel of the features at most.
     decision = decide(parts_BKHW, batch.images_BCHW, radius=max(1, min(parts_BKHW.shape[2:]) // 64))
     first_BHW, second_BHW = (halves_B2HW > 0.5).float().unbind(dim=1)
-    return Found(decision, torch.stack([decision.sharpness(), soft_iou(first_BHW, second_BHW)], dim=1))
+    return LabeledBatch(decision, torch.stack([decision.sharpness(), soft_iou(first_BHW, second_BHW)], dim=1))
 
 
 class StyleMixingLabeler:
@@ -118,7 +118,7 @@ class StyleMixingLabeler:
     def __init__(self, config: StyleMixingConfig, sampler: Sampler, fitted: FittedStyleMixing) -> None:
         self.generator, self.config, self.fitted = sampler.generator, config, fitted
         self.batch_size = sampler.numerics.batch_size
-        self.classes = class_names(config.parts)
+        self.classes = mixing_classes(config.parts)
         self.layers = readout_layers(sampler.generator.spec) if config.masks_from == "readout" else ()
         self.donors_NLD = fitted.donors_NLD
         self.crossover = fitted.provenance.crossover
@@ -139,10 +139,10 @@ class StyleMixingLabeler:
         passes = mix_in_passes(self.generator, batch, self.donors_NLD, self.crossover, self.variant_resolution)
         return torch.cat([variants_BNCHW for _, variants_BNCHW in passes])[: len(batch)]
 
-    def _by_readout(self, whole: Batch) -> Found:
+    def _by_readout(self, whole: Batch) -> LabeledBatch:
         return found_by_readout(whole, self.fitted.readout)
 
-    def _by_clusters(self, batch: Batch, whole: Batch) -> Found:
+    def _by_clusters(self, batch: Batch, whole: Batch) -> LabeledBatch:
         clusters = self._clusterer.of_batch(
             self.generator, batch, self.donors_NLD, self.crossover, self.variant_resolution
         )

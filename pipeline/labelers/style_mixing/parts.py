@@ -51,7 +51,7 @@ def fit_parts(clusters: PixelClusters, foreground_BK: Tensor, num_variants: int,
     count = min(len(image_S), _MOST_PIXELS)
     chosen = (torch.arange(count, device=image_S.device) * len(image_S)) // count
     image_S, pixel_S = image_S[chosen], pixel_S[chosen]
-    described_SF = describe(clusters, num_variants)[image_S, clusters.assignment_BP[image_S, pixel_S]]
+    described_SF = describe_parts(clusters, num_variants)[image_S, clusters.assignment_BP[image_S, pixel_S]]
     scales_F = _scales(described_SF)
     found = KMeans(num_parts, restarts=_RESTARTS, iterations=_ITERATIONS, device=described_SF.device)(
         (described_SF * scales_F)[None]
@@ -61,14 +61,14 @@ def fit_parts(clusters: PixelClusters, foreground_BK: Tensor, num_variants: int,
 
 def part_maps(clusters: PixelClusters, foreground_BK: Tensor, num_variants: int, model: PartsModel) -> Tensor:
     """Probability of each part in each pixel [B, Q, H, W]: its cluster's of foreground, in the cluster's part."""
-    described_BKF = describe(clusters, num_variants) * model.scales_F
+    described_BKF = describe_parts(clusters, num_variants) * model.scales_F
     distance_BKQ = (described_BKF[:, :, None] - model.centres_QF).square().sum(dim=3)
     is_part_BKQ = functional.one_hot(distance_BKQ.argmin(dim=2), len(model.centres_QF))
     maps = [on_pixels(clusters, foreground_BK * is_part_BK) for is_part_BK in is_part_BKQ.float().unbind(dim=2)]
     return torch.stack(maps, dim=1)
 
 
-def describe(clusters: PixelClusters, num_variants: int) -> Tensor:
+def describe_parts(clusters: PixelClusters, num_variants: int) -> Tensor:
     """What tells clusters apart [B, K, F]: their centred colours over the variants, and their mean row and column.
 
     Rows and columns run from -1 to 1.

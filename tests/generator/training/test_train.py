@@ -27,7 +27,7 @@ from labelmill.pipeline.generator.training.optimiser import SecondMomentAdam
 from labelmill.pipeline.generator.training.saving import save
 from labelmill.pipeline.generator.training.start import find_start, spec_of
 from labelmill.pipeline.generator.training.train import train_generator
-from labelmill.pipeline.generator.training.trainer import Trainer
+from labelmill.pipeline.generator.training.trainer import GeneratorTrainer
 from labelmill.pipeline.training.state import (
     TrainingStateError,
     latest_state,
@@ -300,7 +300,7 @@ class TestState:
     def test_files_of_the_128_px_training_stay_small(self, tmp_path: Path) -> None:
         config = TrainGeneratorConfig.model_validate({"data": {"kind": "domain"}, "output": str(tmp_path / "run")})
         data = TrainingImages(np.zeros((1, 128, 128, 3), np.uint8), seed=0, horizontal_flip=False)
-        save(Trainer(config, find_start(config), data))
+        save(GeneratorTrainer(config, find_start(config), data))
         state = latest_state(tmp_path / "run" / "state")
         assert state is not None
         sizes = [path.stat().st_size for path in state.iterdir()]

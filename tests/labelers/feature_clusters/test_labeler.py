@@ -26,9 +26,9 @@ from labelmill.pipeline.labelers.common.pixel_reading import some_pixels
 from labelmill.pipeline.labelers.feature_clusters import choose as choose_clustering
 from labelmill.pipeline.labelers.feature_clusters import labeler as feature_clusters
 from labelmill.pipeline.labelers.feature_clusters.choose import (
+    ClusteringTrial,
     PixelSample,
     SampleCollector,
-    Trial,
     adjusted_rand_index,
     best_layers,
     best_number,
@@ -198,9 +198,9 @@ def test_auto_layers_and_a_list_of_k_are_recorded_with_what_they_were_chosen_fro
     assert all(trial["classes_found"] is None for trial in numbers.values())
 
 
-def trial(stability: float = 0.5, colour: float = 0.5, stable: int = 0, **named: object) -> Trial:
+def trial(stability: float = 0.5, colour: float = 0.5, stable: int = 0, **named: object) -> ClusteringTrial:
     values = {"stability": stability, "explained_colour": colour, "stable_clusters": stable}
-    return Trial.model_validate({**values, **named})
+    return ClusteringTrial.model_validate({**values, **named})
 
 
 def test_choosing() -> None:

@@ -11,7 +11,7 @@ from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.fitted_file import read_fitted
 from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
 from labelmill.pipeline.labelers.style_mixing.findings import WEAK_SEPARATION
-from labelmill.pipeline.labelers.style_mixing.fitted import Provenance
+from labelmill.pipeline.labelers.style_mixing.fitted import MixingProvenance
 from labelmill.pipeline.labelers.style_mixing.foreground import separation_of
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig, RunConfig
 from labelmill.schemas.errors import ConfigError
@@ -36,7 +36,7 @@ def _random(seed: int, resolution: int, width: int) -> Sampler:
 
 def _judged(sampler: Sampler) -> tuple[float, LabelerFindings]:
     fitted = fit_labeler(QUICK, sampler)
-    _, tensors = read_fitted(fitted, Provenance)
+    _, tensors = read_fitted(fitted, MixingProvenance)
     return separation_of(tensors["foreground.sharpness"]), open_fitted(QUICK, sampler, fitted).findings
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from labelmill.pipeline.labelers.common.kmeans import Clusters, PixelClusters
-from labelmill.pipeline.labelers.style_mixing.parts import describe, fit_parts, part_maps
+from labelmill.pipeline.labelers.style_mixing.parts import describe_parts, fit_parts, part_maps
 
 NUM_VARIANTS, SIDE = 6, 8
 # Rows of each image: background, and three kinds of foreground with their own response to donors.
@@ -34,7 +34,7 @@ def striped(seed: int) -> tuple[PixelClusters, torch.Tensor, torch.Tensor]:
 
 def test_descriptions_by_hand() -> None:
     clusters, _, kinds_HW = striped(0)
-    described = describe(clusters, NUM_VARIANTS)
+    described = describe_parts(clusters, NUM_VARIANTS)
     assert described.shape == (1, 4, NUM_VARIANTS * 3 + 2)
     background = int(clusters.assignment_BP[0, 0])
     assert kinds_HW[0, 0] == 0
@@ -48,14 +48,14 @@ def test_places_of_rectangles_by_hand() -> None:
     """The same pixels as 4 rows of 16: the first 16, the background, are the first row."""
     clusters, _, _ = striped(0)
     background = int(clusters.assignment_BP[0, 0])
-    described = describe(replace(clusters, size=(4, 16)), NUM_VARIANTS)
+    described = describe_parts(replace(clusters, size=(4, 16)), NUM_VARIANTS)
     torch.testing.assert_close(described[0, background, -2:], torch.tensor([-0.75, 0.0]), rtol=0, atol=1e-6)
-    described = describe(replace(clusters, size=(16, 4)), NUM_VARIANTS)
+    described = describe_parts(replace(clusters, size=(16, 4)), NUM_VARIANTS)
     torch.testing.assert_close(described[0, background, -2:], torch.tensor([-0.75, 0.0]), rtol=0, atol=1e-6)
     first_HW = torch.zeros(2, 32, dtype=torch.int64)
     first_HW[:, :8] = 1
     quarter = replace(clusters, size=(2, 32), assignment_BP=first_HW.view(1, 64), sizes_BK=torch.full((1, 4), 16.0))
-    described = describe(quarter, NUM_VARIANTS)
+    described = describe_parts(quarter, NUM_VARIANTS)
     torch.testing.assert_close(described[0, 1, -2:], torch.tensor([0.0, -0.75]), rtol=0, atol=1e-6)
 
 
