@@ -6,13 +6,13 @@ which then rebuilds what follows from their tars.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from labelmill.pipeline.dataset.claim import check_claim, check_labeler_claim, claimed_identity
 from labelmill.pipeline.dataset.existing_shards import check_strangers, existing_records
 from labelmill.pipeline.dataset.splits import check_splits, empty_splits
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
@@ -58,12 +58,16 @@ class CheckedRun:
     """Of the shards that are there, by index."""
 
 
-def check_run(config: RunConfig, open_sampler: Callable[[RunConfig], tuple[Sampler, CheckpointSource]]) -> CheckedRun:
+def check_run(config: RunConfig) -> CheckedRun:
     """Everything that can be known before work. Raises LabelmillError kinds as `generate` would; writes nothing."""
-    store = Store.open(config.output)
+    Store.open(config.output)
     check_settings(config)
+    return check_opened_run(config, *open_sampler(config))
+
+
+def check_opened_run(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -> CheckedRun:
+    """The rest of `check_run`, once the generator is open."""
     warn_of_empty_splits(config)
-    sampler, checkpoint = open_sampler(config)
     output = check_output(config, sampler, checkpoint.sha256)
     if output.labeler is None:
         return CheckedRun(sampler, checkpoint, None, [])
@@ -77,7 +81,8 @@ def check_run(config: RunConfig, open_sampler: Callable[[RunConfig], tuple[Sampl
         config.dataset.image_format,
         fitted.labeler.optional_files,
     )
-    return CheckedRun(sampler, checkpoint, fitted, existing_records(store, config, origin, repair=False))
+    records = existing_records(Store.open(config.output), config, origin, repair=False)
+    return CheckedRun(sampler, checkpoint, fitted, records)
 
 
 def check_settings(config: RunConfig) -> None:

@@ -97,9 +97,8 @@ def validate(
         raise typer.BadParameter("give a run file, or --schema")
     config = load_config(run_file, RunConfig, overrides or ())
     from labelmill.pipeline.check_run import check_run
-    from labelmill.workers.shard_worker import open_sampler
 
-    checked = check_run(config, open_sampler)
+    checked = check_run(config)
     spec, sha256 = checked.sampler.generator.spec, checked.checkpoint.sha256
     print(f"{run_file}: fine. {spec.size_in_words}, {spec.num_ws} rows of w, checkpoint sha256 {sha256}")
 

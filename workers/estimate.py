@@ -12,7 +12,6 @@ from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.shard import ShardTask
 from labelmill.workers.preview import unpublished_worker
-from labelmill.workers.shard_worker import open_sampler
 
 TRIAL_BATCHES = 2
 
@@ -22,7 +21,7 @@ def estimate(config: RunConfig) -> list[str]:
 
     Raises what `generate` would raise for this configuration.
     """
-    checked, tasks = check_run(config, open_sampler), shard_tasks(config)
+    checked, tasks = check_run(config), shard_tasks(config)
     missing = remaining_tasks(tasks, checked.records)
     num_missing = sum(task.num_samples for task in missing)
     seconds_to_fit, seconds, num_bytes, kept_share = _measure(config, checked)

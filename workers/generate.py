@@ -6,6 +6,7 @@ from labelmill.pipeline.check_run import check_settings, check_strength, warn_of
 from labelmill.pipeline.dataset.existing_shards import existing_records
 from labelmill.pipeline.dataset.finish import DatasetContext, finish_dataset
 from labelmill.pipeline.dataset.plan import remaining_tasks, shard_tasks
+from labelmill.pipeline.dataset.splits import check_splits
 from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.process.log import say, speaking_of
 from labelmill.pipeline.store.store import Store
@@ -37,9 +38,13 @@ def open_cluster(config: RunConfig) -> Cluster:
 
 
 def fit(config: RunConfig) -> PreparedRun:
-    """Claim the output and publish the fitted labeler, where `generate` will find it. Refuses what `generate` would."""
+    """Claim the output and publish the fitted labeler, where `generate` will find it.
+
+    Refuses what `generate` would, but for quality rules that need classes: those of clusters get their names from what
+    `fit` shows.
+    """
     Store.open(config.output)
-    check_settings(config)
+    check_splits(config.dataset)
     with speaking_of(config.name), open_cluster(config) as cluster:
         return cluster.prepare()
 

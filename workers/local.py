@@ -7,13 +7,14 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import Self
 
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.process.interruption import Interrupted, result_of
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import EXIT_RESUMABLE
 from labelmill.schemas.progress import RunState
 from labelmill.schemas.shard import ShardRecord, ShardTask
 from labelmill.workers.prepare import OpenRun, PreparedRun, prepare, worker_of
-from labelmill.workers.shard_worker import ShardWorker, open_sampler
+from labelmill.workers.shard_worker import ShardWorker
 from labelmill.workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
 from labelmill.workers.watchdog import Watchdog
 

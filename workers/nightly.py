@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
-from labelmill.pipeline.check_run import check_run, check_settings
+from labelmill.pipeline.check_run import check_opened_run, check_settings
 from labelmill.pipeline.generator.checkpoints.source import located_reference, read_bytes
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
 from labelmill.pipeline.nightly.judge import failures, judge_snapshot
@@ -43,7 +44,6 @@ from labelmill.schemas.nightly import NightlyConfig
 from labelmill.schemas.nightly_files import GateReport, Latest
 from labelmill.schemas.secrets import without_secrets
 from labelmill.workers.generate import generate
-from labelmill.workers.shard_worker import open_sampler
 from labelmill.workers.watchdog import Watchdog
 
 # A live snapshot that changes while tonight's is compared with it has been changed by hand.
@@ -130,7 +130,7 @@ def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) ->
     sampler, checkpoint = open_sampler(run)
     method_of(run.labeler).check(run.labeler, sampler)
     name = _name_of(run, night, those_that_have_come(list_snapshots(root), clock()), checkpoint.sha256)
-    check_run(run.model_copy(update={"output": snapshot_url(root, name)}), lambda config: (sampler, checkpoint))
+    check_opened_run(run.model_copy(update={"output": snapshot_url(root, name)}), sampler, checkpoint)
     dataset = run.dataset
     last = dataset.first_seed + dataset.num_shards * dataset.seeds_per_shard - 1
     lines = [

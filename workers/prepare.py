@@ -7,6 +7,7 @@ from typing import Any
 
 from labelmill.pipeline.check_run import OutputLabeler, check_output, labeler_path, open_output_labeler
 from labelmill.pipeline.dataset.claim import check_labeler_claim, claim_fingerprint, claim_output
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
 from labelmill.pipeline.labelers.methods import method_of
@@ -21,7 +22,7 @@ from labelmill.schemas.manifest import CheckpointSource
 from labelmill.schemas.sample import ImageShape, OptionalFile
 from labelmill.schemas.secrets import plain_address
 from labelmill.workers.fit_folder import fit_folder, forget_fit
-from labelmill.workers.shard_worker import ShardWorker, open_sampler
+from labelmill.workers.shard_worker import ShardWorker
 
 
 @dataclass(frozen=True)

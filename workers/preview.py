@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from labelmill.pipeline.check_run import check_settings, labeler_path, open_output_labeler
 from labelmill.pipeline.dataset.claim import check_labeler_claim, claimed_identity
 from labelmill.pipeline.dataset.manifest import RUN_PATH, read_manifest, read_run_file
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
 from labelmill.pipeline.labelers.methods import fit_labeler, method_of, open_fitted
@@ -20,7 +21,7 @@ from labelmill.schemas.errors import CheckpointError, OutputError
 from labelmill.schemas.fingerprint import differing_keys, identity
 from labelmill.schemas.sample import Sample
 from labelmill.schemas.yaml_file import validate
-from labelmill.workers.shard_worker import ShardWorker, open_sampler
+from labelmill.workers.shard_worker import ShardWorker
 
 Redraw = Callable[[Sequence[int]], list[Sample]]
 PREVIEW_COLUMNS = 8

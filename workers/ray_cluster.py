@@ -30,6 +30,7 @@ from ray.exceptions import (
 )
 
 from labelmill.pipeline.generator.checkpoints.source import located_reference
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.process.interruption import Interrupted, interruptible, postponed
 from labelmill.pipeline.process.last_resort import last_resort
 from labelmill.pipeline.process.log import say, speaking_of
@@ -43,7 +44,7 @@ from labelmill.schemas.section import LocatedSection
 from labelmill.schemas.shard import ShardRecord, ShardTask
 from labelmill.workers.metrics import RunMetrics
 from labelmill.workers.prepare import PreparedRun, open_prepared_worker, prepare, read_labeler
-from labelmill.workers.shard_worker import ShardWorker, open_sampler
+from labelmill.workers.shard_worker import ShardWorker
 from labelmill.workers.supervisor import (
     DEATHS_PER_SHARD,
     SHARDS_IN_FLIGHT,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from labelmill.pipeline.dataset.claim import FINGERPRINT_PATH, read_claim
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.labelers.style_mixing.method import METHOD
 from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.shards.sealed import seal
@@ -18,7 +19,6 @@ from labelmill.schemas.errors import OutputError
 from labelmill.schemas.fingerprint import fingerprint, identity
 from labelmill.schemas.yaml_file import load_config
 from labelmill.workers.prepare import PreparedRun, prepare
-from labelmill.workers.shard_worker import open_sampler
 
 LABELER = "labeler/style_mixing.safetensors"
 

@@ -37,8 +37,8 @@ class _FeatureClusters:
         if quality.enabled and config.names is None and config.mapping is None:
             raise ConfigError(
                 "quality: clusters without names have no foreground to judge, so that the rules would drop nearly "
-                "every sample; name the clusters with labeler.names or labeler.mapping (`labelmill fit` with "
-                "quality.enabled: false writes clusters.yaml to edit), or set quality.enabled: false"
+                "every sample; name the clusters with labeler.names or labeler.mapping (`labelmill fit` "
+                "writes clusters.yaml to edit), or set quality.enabled: false"
             )
 
     def check(self, config: FeatureClustersConfig, sampler: Sampler) -> None:

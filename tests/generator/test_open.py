@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from labelmill.pipeline.generator.open import open_sampler
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.yaml_file import load_config
-from labelmill.workers.shard_worker import open_sampler
 
 
 def test_bits_do_not_depend_on_the_threads_that_torch_has(write_run_file: Callable[..., Path]) -> None:
