@@ -44,9 +44,15 @@ from labelmill.schemas.errors import EXIT_RESUMABLE, LabelmillError
 FRESH_SEEDS = range(7_000_000, 7_000_064)
 BUNDLED = Path(train_oracle.__file__).parent / "bundled"
 # On 1,000 held-out renders the cards state foreground mIoU STATED_FOREGROUND and, over 11 classes, STATED_CLASSES.
-STATED_FOREGROUND = {"a": 0.981, "b": 0.981}
-STATED_CLASSES = {"a": 0.841, "b": 0.842}
-STATED_HAND = {"a": 0.977, "b": 0.973}
+BUNDLED_ORACLES = [("a", 32), ("b", 32), ("a", 64), ("b", 64)]
+STATED_FOREGROUND = dict(zip(BUNDLED_ORACLES, (0.981, 0.981, 0.988, 0.987), strict=True))
+STATED_CLASSES = dict(zip(BUNDLED_ORACLES, (0.841, 0.842, 0.902, 0.891), strict=True))
+STATED_HAND = dict(zip(BUNDLED_ORACLES, (0.977, 0.973, 0.982, 0.981), strict=True))
+
+
+@pytest.fixture(scope="module", params=BUNDLED_ORACLES)
+def bundled(request: pytest.FixtureRequest) -> Oracle:
+    return open_oracle(*request.param)
 
 
 @pytest.fixture(scope="module", params=["a", "b"])
@@ -64,41 +70,43 @@ def small_renders(tmp_path_factory: pytest.TempPathFactory) -> Renders:
     return load_renders(range(7_100_000, 7_100_012), tmp_path_factory.mktemp("renders"))
 
 
-def name_of(oracle: Oracle) -> str:
-    return {"u-net": "a", "dilated": "b"}[oracle.info.architecture]
+def name_of(oracle: Oracle) -> tuple[str, int]:
+    return {"u-net": "a", "dilated": "b"}[oracle.info.architecture], oracle.info.resolution
 
 
 # The bundled weights
 
 
-def test_masks_of_fresh_renders_are_as_good_as_stated(oracle: Oracle, fresh: tuple[torch.Tensor, np.ndarray]) -> None:
-    images_BCHW, truths_NHW = fresh
-    masks_NHW = masks_of(oracle, images_BCHW)
+def test_masks_of_fresh_renders_are_as_good_as_stated(bundled: Oracle) -> None:
+    images_BCHW, truths_NHW = rendered_images(FRESH_SEEDS, bundled.info.resolution)
+    masks_NHW = masks_of(bundled, images_BCHW)
     whole = compare_foreground(masks_NHW, truths_NHW).miou
     parts = compare(masks_NHW, truths_NHW, CLASSES).miou
     assert whole is not None and parts is not None
-    assert whole > STATED_FOREGROUND[name_of(oracle)] - 0.005
-    assert parts > STATED_CLASSES[name_of(oracle)] - 0.03  # few of 64 renders have glasses or a beard
+    assert whole > STATED_FOREGROUND[name_of(bundled)] - 0.005
+    assert parts > STATED_CLASSES[name_of(bundled)] - 0.03  # few of 64 renders have glasses or a beard
 
 
-def test_hand_labels_agree(oracle: Oracle) -> None:
-    assert score_on_hand_labels(oracle, hand_labels(32)).miou == pytest.approx(STATED_HAND[name_of(oracle)], abs=0.005)
+def test_hand_labels_agree(bundled: Oracle) -> None:
+    labels = hand_labels(bundled.info.resolution)
+    assert score_on_hand_labels(bundled, labels).miou == pytest.approx(STATED_HAND[name_of(bundled)], abs=0.005)
 
 
 def test_cards_state_what_is_asserted_here() -> None:
-    for name in ("a", "b"):
-        card = (BUNDLED / f"oracle-{name}-32.md").read_text()
+    for name, resolution in BUNDLED_ORACLES:
+        card = (BUNDLED / f"oracle-{name}-{resolution}.md").read_text()
         for stated in (STATED_FOREGROUND, STATED_CLASSES, STATED_HAND):
-            assert f"{stated[name]:.3f}" in card
+            assert f"{stated[name, resolution]:.3f}" in card
 
 
-def test_files_are_small_and_say_where_they_come_from(oracle: Oracle) -> None:
-    path = BUNDLED / f"oracle-{name_of(oracle)}-32.safetensors"
-    num_parameters = sum(parameter.numel() for parameter in oracle.network.parameters())
+def test_files_are_small_and_say_where_they_come_from(bundled: Oracle) -> None:
+    name, resolution = name_of(bundled)
+    path = BUNDLED / f"oracle-{name}-{resolution}.safetensors"
+    num_parameters = sum(parameter.numel() for parameter in bundled.network.parameters())
     assert path.stat().st_size < 2 * 2**20 and 2e5 <= num_parameters <= 1e6
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
-    assert oracle.classes == CLASSES
-    assert {"data", "steps", "validation", "licence", "attribution"} <= set(oracle.info.provenance)
+    assert bundled.classes == CLASSES
+    assert {"data", "steps", "validation", "licence", "attribution"} <= set(bundled.info.provenance)
 
 
 def test_the_two_are_built_differently() -> None:
@@ -385,7 +393,7 @@ def test_report_compares_on_renders_generated_images_and_hand_labels() -> None:
     lines = report(FRESH_SEEDS[:6], range(4), "bundled:avatars-32", 32).splitlines()
     assert lines[0] == "| IoU | a, renders | b, renders | a and b, generated |"
     assert "| images | 6 | 6 | 4 |" in lines and "| images | 6 | 6 | 4 | 20 | 20 |" in lines
-    assert f"| {STATED_HAND['a']:.3f} | {STATED_HAND['b']:.3f} |" in next(
+    assert f"| {STATED_HAND['a', 32]:.3f} | {STATED_HAND['b', 32]:.3f} |" in next(
         line for line in reversed(lines) if line.startswith("| mean |")
     )
 
