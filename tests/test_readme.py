@@ -73,7 +73,7 @@ def test_every_python_block_runs(workplace: Path, block: str) -> None:
 def test_what_blocks_need_is_installed_by_make_demo_or_named_before_them() -> None:
     """Libraries that readers use are not all among labelmill's own. Ray Data needs pandas without importing it here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    installed = {re.split(r"[\[<>=]", line)[0].lower() for line in project["dependencies"]}
+    installed = {project["name"], *(re.split(r"[\[<>=]", line)[0].lower() for line in project["dependencies"])}
     packages = {"cv2": "opencv-python-headless"}
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL))
     assert blocks

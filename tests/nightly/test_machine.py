@@ -225,7 +225,9 @@ class Nights(RuleBasedStateMachine):
         if lock is not None and lock.owner is not None and self.now < lock.expires:
             before = read_latest(self.root)
             result = self._run(config, day, _Driver(None, self._happen, self._look))
-            assert isinstance(result, LockedError) and read_latest(self.root) == before
+            # A heartbeat so far ahead means that one of the clocks is wrong.
+            refusal = OutputError if lock.heartbeat - self.now > TTL else LockedError
+            assert isinstance(result, refusal) and read_latest(self.root) == before
             return
         if kind == "none":
             self._undisturbed(config, day)

@@ -592,7 +592,7 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     assert found["live"] == second and found["newest_gates"]["live"] == first
     metrics = labelmill("nightly", "status", root, "--metrics").stdout
     assert f'labelmill_nightly_snapshots{{root="{root}",state="passed"}} 2.0\n' in metrics
-    assert f'labelmill_nightly_gate_value{{root="{root}",gate="near_duplicates"}} 0.0\n' in metrics
+    assert f'labelmill_nightly_gate_value{{gate="near_duplicates",root="{root}"}} 0.0\n' in metrics
 
     said = labelmill("nightly", "validate", nightly_file, "--date", "2026-01-03").stdout
     assert f"{root}/snapshots/{first}: 12 samples of the seeds 0 to 47\nlive is {second}\n" in said
