@@ -27,9 +27,10 @@ def fit_folder(store: Store, run_identity: Mapping[str, Any]) -> Iterator[Path]:
     temporary folder, which nobody resumes from.
     """
     folder = _place(store, run_identity)
-    lock = _locked(folder)
-    if lock is None:
-        say(f"fit: {folder} is in use or cannot be written; this fit could not be resumed", level="warning")
+    lock = _locked(folder, make=True)
+    if folder is None or lock is None:
+        why = "no home folder is known" if folder is None else f"{folder} is in use or cannot be written"
+        say(f"fit: {why}; this fit could not be resumed", level="warning")
         with tempfile.TemporaryDirectory(prefix="labelmill-fit-") as temporary:
             yield Path(temporary)
         return
@@ -44,24 +45,34 @@ def fit_folder(store: Store, run_identity: Mapping[str, Any]) -> Iterator[Path]:
 def forget_fit(store: Store, run_identity: Mapping[str, Any]) -> None:
     """Delete what a fit that was killed after its last step has left, unless another one works there."""
     folder = _place(store, run_identity)
-    lock = _locked(folder) if folder.exists() else None
-    if lock is not None:
+    lock = _locked(folder, make=False)
+    if folder is not None and lock is not None:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
-def _place(store: Store, run_identity: Mapping[str, Any]) -> Path:
+def _place(store: Store, run_identity: Mapping[str, Any]) -> Path | None:
+    """None for a user without a home folder, as in containers that run under any user's number."""
     if store.folder is not None:
         return store.folder / FOLDER
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
     whose = hashlib.sha256(canonical_json({"output": store.url, "identity": run_identity})).hexdigest()
     return cache / "labelmill" / f"fit-{whose[:32]}"
 
 
-def _locked(folder: Path) -> int | None:
-    """The folder's lock, as an open file: the kernel frees it with the process. None where it cannot be had."""
+def _locked(folder: Path | None, *, make: bool) -> int | None:
+    """The folder's lock, as an open file: the kernel frees it with the process. None where it cannot be had.
+
+    make: whether to make a folder that is not there.
+    """
+    if folder is None:
+        return None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         return None

@@ -1,5 +1,6 @@
 """Where a fit keeps what it resumes from."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,32 @@ def test_two_at_once_do_not_share_a_folder(store: Store, capsys: pytest.CaptureF
         forget_fit(store, IDENTITY)
         assert first.exists()
     assert not first.exists() and not second.exists()
+
+
+def test_a_user_without_a_home_folder_or_cache_fits_for_a_bucket_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open("s3://bucket/prefix")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with fit_folder(store, IDENTITY) as work:
+        assert work.is_dir()
+    assert "cannot be written" in capsys.readouterr().err
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it gives where no home is known
+    forget_fit(store, IDENTITY)
+    with fit_folder(store, IDENTITY) as work:
+        assert work.is_dir()
+    assert "no home folder is known; this fit could not be resumed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_cache_that_may_not_be_looked_into_holds_nothing_to_forget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "closed"))
+    (tmp_path / "closed").mkdir(mode=0)
+    forget_fit(Store.open("s3://bucket/prefix"), IDENTITY)
 
 
 def test_what_is_left_of_a_published_fit_is_deleted(store: Store) -> None:

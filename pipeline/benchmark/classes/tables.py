@@ -185,7 +185,7 @@ def _students(students: Sequence[StudentResult]) -> str:
     ]
     first = students[0]
     about = (
-        "The paper's last step: its dilated ResNet-18 by its recipe (classes_students.py), here from random weights, "
+        "The paper's last step: its dilated ResNet-18 by its recipe (students.py), here from random weights, "
         f"for {first.steps} steps (the recipe: 1000) and with images enlarged {first.upscale} times (to the recipe's "
         f"128 px it would be 4), tested on {first.scores.num_images} drawings that nothing has seen, with exact masks."
     )
