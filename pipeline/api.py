@@ -1,6 +1,7 @@
 """labelmill from Python: `import labelmill`. The command is made of the same parts."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,17 +22,17 @@ class _LabelerFile(Section):
     labeler: LabelerConfig
 
 
-def open_generator(checkpoint: str, *, device: str = "auto", **settings: Any) -> Sampler:
+def open_generator(checkpoint: str | Path, *, device: str = "auto", **settings: Any) -> Sampler:
     """A generator that turns seeds into images, as a run file's does.
 
     checkpoint and settings: the fields of a run file's `generator` section, such as truncation_psi. device: auto (a GPU
     where there is one), cpu, cuda or cuda:N. `sample(seeds)` gives a batch of images_BCHW, float32, nominally in
     [-1, 1]. Raises CheckpointError or ConfigError.
     """
-    config = validate({"checkpoint": checkpoint, **settings}, "open_generator", GeneratorConfig)
+    config = validate({"checkpoint": str(checkpoint), **settings}, "open_generator", GeneratorConfig)
     chosen, numerics = choose_device(device), NumericsConfig()
     torch.set_num_threads(numerics.threads)
-    return Sampler(open_checkpoint(checkpoint, chosen).generator, config, numerics, chosen)
+    return Sampler(open_checkpoint(config.checkpoint, chosen).generator, config, numerics, chosen)
 
 
 def fit_labeler(sampler: Sampler, method: str, **settings: Any) -> Labeler:
@@ -53,10 +54,10 @@ def label(sampler: Sampler, labeler: Labeler, seeds: Sequence[int]) -> Iterator[
     return ((batch, labeler.label(batch)) for batch in sampler.batches(seeds, labeler.layers))
 
 
-def read_dataset(place: str, split: str | None = None) -> Iterator[LabeledImage]:
+def read_dataset(place: str | Path, split: str | None = None) -> Iterator[LabeledImage]:
     """The samples of a finished dataset, in order: image_HWC RGB and mask_HW, both uint8, key and metadata.
 
     place: its folder or bucket. split: one of its splits; None for all. One shard is held in memory. Raises
     OutputError, naming what is not as it should be.
     """
-    return read_samples(open_split(place, split))
+    return read_samples(open_split(str(place), split))

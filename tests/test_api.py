@@ -34,12 +34,18 @@ def test_a_dataset_is_read_whole_or_by_split(tmp_path: Path) -> None:
     manifest = read_manifest(Store.open(str(tmp_path)))
     samples = list(labelmill.read_dataset(str(tmp_path)))
     assert len(samples) == manifest.num_samples
+    assert next(labelmill.read_dataset(tmp_path)).key == samples[0].key
     assert samples[0].image_HWC.shape == (*manifest.image_shape.size, 3)
     assert set(np.unique(samples[0].mask_HW)) <= {*range(len(manifest.classes)), 255}
     by_split = [
         sample.key for split in manifest.samples_by_split for sample in labelmill.read_dataset(str(tmp_path), split)
     ]
     assert sorted(by_split) == [sample.key for sample in samples]
+
+
+def test_a_checkpoint_is_named_by_a_path_object_too() -> None:
+    bundled = Path(labelmill.__path__[0]) / "pipeline/generator/bundled/avatars-32.safetensors"
+    assert labelmill.open_generator(bundled, device="cpu").generator.spec.image_shape.size == (32, 32)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ def choose_device(name: str = "auto", *, key: str = "device") -> torch.device:
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         name = "cuda" if num_gpus else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"{key}: {name} is no device; auto, cpu, cuda or cuda:N works") from None
     if device.type == "cuda" and not num_gpus:
         raise ConfigError(f"{key}: {name}, but PyTorch finds no GPU here; auto or cpu works")
     if device.type == "cuda" and (device.index or 0) >= num_gpus:

@@ -27,6 +27,7 @@ def test_the_device_of_a_name(num_gpus: None, name: str, chosen: str) -> None:
     [
         (0, "cuda", "execution.device: cuda, but PyTorch finds no GPU here; auto or cpu works"),
         (0, "cuda:1", "execution.device: cuda:1, but PyTorch finds no GPU here; auto or cpu works"),
+        (2, "gpu", "execution.device: gpu is no device; auto, cpu, cuda or cuda:N works"),
         (2, "cuda:2", "execution.device: cuda:2 is not there; this machine has 2 GPUs, counted from cuda:0"),
     ],
     indirect=["num_gpus"],

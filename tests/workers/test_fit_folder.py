@@ -68,12 +68,8 @@ def test_a_user_without_a_home_folder_or_cache_fits_for_a_bucket_all_the_same(
     assert "no home folder is known; this fit could not be resumed" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_cache_that_may_not_be_looked_into_holds_nothing_to_forget(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "closed"))
-    (tmp_path / "closed").mkdir(mode=0)
+def test_a_cache_that_cannot_be_looked_into_holds_nothing_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/" + 300 * "n")  # longer than a name may be
     forget_fit(Store.open("s3://bucket/prefix"), IDENTITY)
 
 
