@@ -14,8 +14,8 @@ from labelmill.pipeline.process.log import say
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.fingerprint import canonical_json
 
-FOLDER = "fit"
-"""In a local output, where a fit that is resumed on another machine of a shared file system finds it too."""
+FOLDER = ".fit"
+"""In a local output, hidden, where a fit that is resumed on another machine of a shared file system finds it too."""
 _LOCK = "lock"
 
 

@@ -93,7 +93,8 @@ Files = Callable[[], Iterator[tuple[str, Callable[[], bytes]]]]
 def _files_in(folder: Path) -> Files:
     def files() -> Iterator[tuple[str, Callable[[], bytes]]]:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not STAGING.fullmatch(path.name):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.is_file() and not is_hidden and not STAGING.fullmatch(path.name):
                 yield path.name, path.read_bytes
 
     return files

@@ -172,7 +172,7 @@ def test_a_fit_that_is_killed_resumes_in_its_folder(toy: _Toy, tiny_checkpoint: 
     said = toy.commands(f"fit {run}")
     begun = re.search(r"toy: fit begins at step (\d)", said)
     assert begun is not None and int(begun[1]) >= 3
-    assert not (tmp_path / "out" / "fit").exists() and not (tmp_path / "whole" / "fit").exists()
+    assert not (tmp_path / "out" / ".fit").exists() and not (tmp_path / "whole" / ".fit").exists()
     fitted = "labeler/toy.safetensors"
     assert (tmp_path / "out" / fitted).read_bytes() == (tmp_path / "whole" / fitted).read_bytes()
 
