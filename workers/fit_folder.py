@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def fit_folder(store: Store, run_identity: Mapping[str, Any]) -> Iterator[Path]:
         return
     try:
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete(folder)
     finally:
         os.close(lock)
         _remove_if_unused(folder)
@@ -47,7 +47,7 @@ def forget_fit(store: Store, run_identity: Mapping[str, Any]) -> None:
     folder = _place(store, run_identity)
     lock = _locked(folder, make=False)
     if folder is not None and lock is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete(folder)
         os.close(lock)
 
 
@@ -84,6 +84,17 @@ def _locked(folder: Path | None, *, make: bool) -> int | None:
         pass
     os.close(lock)
     return None
+
+
+def _delete(folder: Path) -> None:
+    """The lock last: who finds none has an empty folder."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _LOCK:
+                entry.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_if_unused(folder: Path) -> None:

@@ -17,7 +17,7 @@ from labelmill.pipeline.pictures.png import encode_picture
 from labelmill.pipeline.process.stopwatch import Stopwatch
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
-from labelmill.schemas.errors import CheckpointError, OutputError
+from labelmill.schemas.errors import CheckpointError, ConfigError, OutputError
 from labelmill.schemas.fingerprint import differing_keys, identity
 from labelmill.schemas.sample import Sample
 from labelmill.schemas.yaml_file import validate
@@ -46,7 +46,8 @@ def preview_sheet(config: RunConfig, num_samples: int) -> bytes:
 
 @contextmanager
 def redrawing(store: Store) -> Iterator[Redraw | None]:
-    """A function that draws a dataset's seeds again; None when its checkpoint is no longer where it was.
+    """A function that draws a dataset's seeds again; None when its checkpoint is no longer where it was, or
+    needs a device that this machine lacks.
 
     Raises OutputError where the output's labeler is not the one that the dataset was made with.
     """
@@ -54,7 +55,7 @@ def redrawing(store: Store) -> Iterator[Redraw | None]:
     config = validate({**manifest.config, "output": store.url}, "manifest.json", RunConfig)
     try:
         sampler, checkpoint = open_sampler(config)
-    except CheckpointError:
+    except (CheckpointError, ConfigError):  # the latter: it was made on a GPU, and there is none here
         yield None
         return
     path = labeler_path(config)

@@ -192,14 +192,14 @@ def test_a_lock_that_was_taken_just_now_is_noticed(
 ) -> None:
     """Its new owner has not come as far as to shut others out."""
     config = nightly_config(tiny_checkpoint, tmp_path / "root", gates=GATES)
-    judge = nightly.judge
+    judge = nightly.judge_snapshot
 
     def disturbed(root: Store, *arguments: Any) -> Any:
         report = judge(root, *arguments)
         acquire(root, "another run", NOON + 61, 60, 0)
         return report
 
-    monkeypatch.setattr(nightly, "judge", disturbed)
+    monkeypatch.setattr(nightly, "judge_snapshot", disturbed)
     with pytest.raises(LockedError, match="this run has lost the lock: another run has taken it"):
         night(config, 1)
     assert read_latest(Store.open(config.root)).snapshot is None
@@ -313,7 +313,7 @@ def test_the_live_snapshot_moves_while_tonights_is_compared_with_it(
         config = nightly_config(tiny_checkpoint, root.url, gates=GATES, run={"dataset": {"first_seed": first_seed}})
         names.append(night(config, 1).snapshot)
     compared_with = []
-    judge = nightly.judge
+    judge = nightly.judge_snapshot
 
     def disturbed(root: Store, snapshot: str, live: str | None, *arguments: Any) -> Any:
         report = judge(root, snapshot, live, *arguments)
@@ -322,7 +322,7 @@ def test_the_live_snapshot_moves_while_tonights_is_compared_with_it(
             change_latest(root, roll_back(names[0], "now"))
         return report
 
-    monkeypatch.setattr(nightly, "judge", disturbed)
+    monkeypatch.setattr(nightly, "judge_snapshot", disturbed)
     config = nightly_config(tiny_checkpoint, root.url, gates=GATES, run={"dataset": {"first_seed": 900}})
     assert night(config, 2).kind == "published"
     assert compared_with == [names[1], names[0]]
