@@ -1,6 +1,6 @@
-"""The `labelmill` command: a function a subcommand.
+"""The `labelmill` command: one function per subcommand.
 
-Imports are made inside the functions, so that `--help` need not wait for torch.
+The functions import what they need, so that `--help` does not wait for torch.
 """
 
 import json
@@ -32,7 +32,8 @@ from labelmill.schemas.yaml_file import load_config
 HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 
 Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards or photos failed; 4 verification failed; 5 a
-nightly gate failed; 6 locked by another nightly run; 75 interrupted, the same command goes on.
+nightly gate failed; 6 locked by another nightly run; 75 interrupted, or no worker available; rerun the same command to
+resume.
 """
 HELP_OPTIONS = ("-h", "--help")
 app = typer.Typer(
@@ -56,7 +57,7 @@ nightly = typer.Typer(no_args_is_help=True, cls=_NightlyGroup)
 app.add_typer(
     nightly,
     name="nightly",
-    help="Make a dataset every night and publish it only if it is sound: `labelmill nightly NIGHTLY.YAML`.",
+    help="Make a dataset every night and publish it only if it passes its gates: `labelmill nightly NIGHTLY.YAML`.",
 )
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", metavar="RUN.YAML")]
@@ -64,8 +65,10 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a k
 Output = Annotated[str, typer.Argument(help="The dataset's folder.", metavar="OUTPUT")]
 NightlyFile = Annotated[Path, typer.Argument(help="The nightly file (YAML).", metavar="NIGHTLY.YAML")]
 Root = Annotated[str, typer.Argument(help="The nightly file, or its root: a folder or bucket.", metavar="ROOT")]
-Night = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The night; today in UTC unless given.")]
-SnapshotName = Annotated[str, typer.Argument(help="A snapshot's name, or how it begins.", metavar="SNAPSHOT")]
+Night = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Date of the night (default: today in UTC).")
+]
+SnapshotName = Annotated[str, typer.Argument(help="A snapshot's name, or the start of one.", metavar="SNAPSHOT")]
 
 
 def _print_version(asked: bool) -> None:
@@ -87,14 +90,14 @@ def _all_commands(
 def validate(
     run_file: Annotated[Path | None, typer.Argument(metavar="RUN.YAML")] = None,
     overrides: Overrides = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the run file's JSON Schema instead.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of run files instead.")] = False,
 ) -> None:
-    """Check a run file, its checkpoint and what its output holds, without making anything."""
+    """Check a run file, its checkpoint and the content of its output. Writes nothing."""
     if schema:
         print(json.dumps(RunConfig.model_json_schema(), indent=2))
         return
     if run_file is None:
-        raise typer.BadParameter("give a run file, or --schema")
+        raise typer.BadParameter("give a run file or --schema")
     config = load_config(run_file, RunConfig, overrides or ())
     from labelmill.pipeline.check_run import check_run
 
@@ -105,7 +108,7 @@ def validate(
 
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Say what `generate` would do, with a measured estimate of time and bytes."""
+    """Show what `generate` would make, with a measured estimate of time and bytes."""
     from labelmill.workers.estimate import estimate
 
     for line in estimate(load_config(run_file, RunConfig, overrides or ())):
@@ -116,10 +119,10 @@ def plan(run_file: RunFile, overrides: Overrides = None) -> None:
 def preview(
     run_file: RunFile,
     overrides: Overrides = None,
-    samples: Annotated[int, typer.Option(min=1, max=1024, help="How many.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="Where the PNG goes [NAME-preview.png].")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=1024, help="Number of samples to draw (default 64).")] = 64,
+    out: Annotated[Path | None, typer.Option(help="File for the PNG (default NAME-preview.png).")] = None,
 ) -> None:
-    """Label the run's first seeds and draw them as one sheet, dropped ones included."""
+    """Label the run's first seeds and draw them on one sheet, dropped samples included."""
     from labelmill.workers.preview import preview_sheet
 
     config = load_config(run_file, RunConfig, overrides or ())
@@ -136,11 +139,13 @@ def preview(
 def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint: path, URL or bundled:NAME.", metavar="CKPT")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    sheets: Annotated[Path | None, typer.Option(help="Folder for a sample and a style-mixing sheet (PNG).")] = None,
+    sheets: Annotated[
+        Path | None, typer.Option(help="Folder for a sheet of samples and a style-mixing sheet (PNG).")
+    ] = None,
     truncation_psi: Annotated[float, typer.Option(min=0, max=2, help="Truncation psi of the sheets.")] = 0.7,
-    convert: Annotated[Path | None, typer.Option(help="Write the generator as .safetensors.")] = None,
+    convert: Annotated[Path | None, typer.Option(help="File to write the generator to (.safetensors).")] = None,
 ) -> None:
-    """Say what a checkpoint is, without executing anything in it."""
+    """Describe a checkpoint; nothing in it is executed."""
     from labelmill.pipeline.generator import inspect as inspection
     from labelmill.pipeline.generator.checkpoints import open_checkpoint
 
@@ -156,7 +161,7 @@ def inspect(
 
 @app.command()
 def fit(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Fit the labeler and publish it in the output, which `generate` then uses."""
+    """Fit the labeler and publish it in the output, where `generate` finds it."""
     config = load_config(run_file, RunConfig, overrides or ())
     from labelmill.pipeline.labelers.methods import method_of
     from labelmill.workers.generate import fit as run_fit
@@ -175,9 +180,9 @@ def fit(run_file: RunFile, overrides: Overrides = None) -> None:
 def generate(
     run_file: RunFile,
     overrides: Overrides = None,
-    keep_rejects: Annotated[bool, typer.Option("--keep-rejects", help="Write dropped candidates aside.")] = False,
+    keep_rejects: Annotated[bool, typer.Option("--keep-rejects", help="Write dropped candidates to rejects/.")] = False,
 ) -> None:
-    """Make the dataset. Run it again after any interruption: it makes what is missing."""
+    """Make the dataset. After an interruption, rerun the same command to resume."""
     flags = ["execution.keep_rejects=true"] if keep_rejects else []
     config = load_config(run_file, RunConfig, [*(overrides or ()), *flags])
     from labelmill.workers.generate import generate as run
@@ -190,7 +195,7 @@ def generate(
 
 @app.command()
 def status(output: Output, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say how far a run is, from any shell."""
+    """Show a run's progress."""
     from labelmill.pipeline.store.store import Store
     from labelmill.workers.status import status as look
     from labelmill.workers.status import status_lines
@@ -204,10 +209,12 @@ def verify(
     output: Output,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Rebuild parquet files, records, index and the counts of the manifest."),
+        typer.Option(
+            "--repair", help="Rebuild parquet files, records, index and the manifest's counts from the shards."
+        ),
     ] = False,
 ) -> None:
-    """Read every byte of a dataset back and check it against its manifest."""
+    """Read every byte of a dataset and check it against the manifest."""
     from labelmill.pipeline.dataset.verify import verify as check
     from labelmill.pipeline.store.store import Store
     from labelmill.schemas.errors import VerificationError
@@ -225,7 +232,7 @@ def verify(
 
 @nightly.command("run")
 def nightly_run(nightly_file: NightlyFile, overrides: Overrides = None, date: Night = None) -> None:
-    """Make tonight's snapshot and publish it if it passes. Run it again after any interruption."""
+    """Make tonight's snapshot and publish it if it passes its gates. Rerun the same command to resume."""
     from labelmill.workers.nightly import run_night
 
     night = (date or datetime.now(UTC)).date()
@@ -234,7 +241,7 @@ def nightly_run(nightly_file: NightlyFile, overrides: Overrides = None, date: Ni
 
 @nightly.command("validate")
 def nightly_validate(nightly_file: NightlyFile, overrides: Overrides = None, date: Night = None) -> None:
-    """Check a nightly file, its checkpoint and its seeds, and say what a night would make. Writes nothing."""
+    """Check a nightly file, its checkpoint and its seeds, and show what a night would make. Writes nothing."""
     from labelmill.workers.nightly import check_night
 
     night = (date or datetime.now(UTC)).date()
@@ -245,9 +252,9 @@ def nightly_validate(nightly_file: NightlyFile, overrides: Overrides = None, dat
 def nightly_status(
     root: Root,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    metrics: Annotated[bool, typer.Option("--metrics", help="Print Prometheus' text format.")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Print metrics in Prometheus' text format.")] = False,
 ) -> None:
-    """Say what is live, what else there is, and who works on it."""
+    """Show the live snapshot, the other snapshots, and the run that holds the lock."""
     from labelmill.pipeline.nightly.commands import open_root
     from labelmill.pipeline.nightly.prometheus import prometheus_text
     from labelmill.pipeline.nightly.status import nightly_status as look
@@ -264,10 +271,11 @@ def nightly_status(
 def nightly_rollback(
     root: Root,
     snapshot: Annotated[
-        str | None, typer.Argument(help="What to make live; what was live before unless given.", metavar="SNAPSHOT")
+        str | None,
+        typer.Argument(help="Snapshot to make live (default: the one that was live before).", metavar="SNAPSHOT"),
     ] = None,
 ) -> None:
-    """Make an earlier snapshot live, at once, even while a run works."""
+    """Make an earlier snapshot live at once, even while a run is in progress."""
     from labelmill.pipeline.nightly.commands import open_root
     from labelmill.pipeline.nightly.commands import rollback as roll_back
 
@@ -277,7 +285,7 @@ def nightly_rollback(
 
 @nightly.command("pin")
 def nightly_pin(root: Root, snapshot: SnapshotName) -> None:
-    """Never delete a snapshot."""
+    """Pin a snapshot so that retention never deletes it."""
     from labelmill.pipeline.nightly.commands import open_root, pin_snapshot
 
     print(f"{pin_snapshot(open_root(root), snapshot)} is pinned")
@@ -285,10 +293,10 @@ def nightly_pin(root: Root, snapshot: SnapshotName) -> None:
 
 @nightly.command("unpin")
 def nightly_unpin(root: Root, snapshot: SnapshotName) -> None:
-    """Let retention decide over a snapshot again."""
+    """Unpin a snapshot so that retention may delete it."""
     from labelmill.pipeline.nightly.commands import open_root, unpin_snapshot
 
-    print(f"{unpin_snapshot(open_root(root), snapshot)} is not pinned any more")
+    print(f"{unpin_snapshot(open_root(root), snapshot)} is no longer pinned")
 
 
 @nightly.command("prune")
@@ -296,9 +304,9 @@ def nightly_prune(
     nightly_file: NightlyFile,
     overrides: Overrides = None,
     date: Night = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")] = False,
 ) -> None:
-    """Delete the snapshots that retention does not keep. Every night does so at its end."""
+    """Delete the snapshots that retention does not keep. Every night ends with this step."""
     from labelmill.workers.nightly import prune_root
 
     night = (date or datetime.now(UTC)).date()
@@ -310,9 +318,9 @@ def nightly_prune(
 @app.command()
 def resolve(
     root: Root,
-    split: Annotated[str | None, typer.Option(help="Only this split: --split train.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only the shards of this split, such as train.")] = None,
 ) -> None:
-    """Print where the shards of a nightly root's live snapshot are, one a line, for a training job."""
+    """Print the URLs of the live snapshot's shards, one per line, for a training job."""
     from labelmill.pipeline.nightly.commands import open_root, shard_urls
 
     print("\n".join(shard_urls(open_root(root), split)))
@@ -320,7 +328,7 @@ def resolve(
 
 @app.command()
 def report(output: Output) -> None:
-    """Write report/index.html: what is in the dataset, to look at."""
+    """Write report/index.html: pictures and statistics of a dataset."""
     from labelmill.pipeline.report.report import write_report
     from labelmill.pipeline.store.store import Store
     from labelmill.workers.preview import redrawing
@@ -333,20 +341,25 @@ def report(output: Output) -> None:
 
 @app.command()
 def evaluate(
-    pred: Annotated[str, typer.Argument(help="Predicted masks: folder of PNG, .tar, dataset.", metavar="PRED")],
-    truth: Annotated[str, typer.Argument(help="True masks, likewise; matched by name.", metavar="TRUTH")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, exact.")] = False,
+    pred: Annotated[
+        str, typer.Argument(help="Predicted masks: a folder of PNG files, a .tar or a dataset.", metavar="PRED")
+    ],
+    truth: Annotated[str, typer.Argument(help="True masks, in the same forms; matched by name.", metavar="TRUTH")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with exact values.")] = False,
     classes: Annotated[
-        str | None, typer.Option(help="Names of the values 0, 1, ...: sky,road,car; or how many classes there are.")
+        str | None, typer.Option(help="Names of the values 0, 1, ... (sky,road,car), or the number of classes.")
     ] = None,
     positive: Annotated[
         int | None, typer.Option(min=1, max=255, help="Masks hold 0 and this value, which is class 1.")
     ] = None,
     match: Annotated[
-        bool, typer.Option("--match", help="Predictions are unnamed clusters: match one to each class first.")
+        bool, typer.Option("--match", help="Predictions are unnamed clusters: match one cluster to each class first.")
     ] = False,
     match_many: Annotated[
-        bool, typer.Option("--match-many", help="Likewise, but each cluster is the class it overlaps most.")
+        bool,
+        typer.Option(
+            "--match-many", help="Predictions are unnamed clusters: match each cluster to the class it overlaps most."
+        ),
     ] = False,
 ) -> None:
     """Score masks against true masks: IoU, F1, trimap IoU and more, from one confusion matrix.
@@ -373,24 +386,28 @@ def evaluate(
 
 @app.command()
 def benchmark(
-    masks: Annotated[bool, typer.Option("--masks", help="Mask quality by method and setting.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Mask quality per method and setting.")] = False,
     downstream: Annotated[
-        bool, typer.Option("--downstream", help="Networks trained on each method's masks, and on exact ones.")
+        bool, typer.Option("--downstream", help="Networks trained on each method's masks and on exact masks.")
     ] = False,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Labeled images a second, by stage, on random weights.")
+        bool, typer.Option("--speed", help="Labeled images per second and time per stage, on random weights.")
     ] = False,
-    classes: Annotated[bool, typer.Option("--classes", help="Semantic classes by clusters and prompts.")] = False,
-    out: Annotated[str, typer.Option(help="Where tables and pictures go; run it again to go on.")] = "out/benchmark",
+    classes: Annotated[bool, typer.Option("--classes", help="Semantic classes from clusters and prompts.")] = False,
+    out: Annotated[str, typer.Option(help="Folder for tables and pictures; rerun to resume.")] = "out/benchmark",
     quick: Annotated[
-        bool, typer.Option("--quick/--full", help="Little enough for a CPU, with wide intervals; or all of it.")
+        bool,
+        typer.Option(
+            "--quick/--full",
+            help="--quick: a small sample for a CPU (wide confidence intervals); --full: everything.",
+        ),
     ] = False,
     training_seeds: Annotated[
-        int | None, typer.Option(min=1, help="Networks a row of --downstream; by default 1 with --quick, else 3.")
+        int | None, typer.Option(min=1, help="Networks per row of --downstream (default 1 with --quick, else 3).")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="The generator that is labeled.")] = "bundled:avatars-32",
+    checkpoint: Annotated[str, typer.Option(help="Generator to label.")] = "bundled:avatars-32",
 ) -> None:
-    """Measure labelmill on this machine: what the options name, or everything."""
+    """Measure labelmill on this machine: the selected benchmarks, or all of them."""
     from labelmill.pipeline.benchmark.downstream.run import FULL, QUICK, benchmark_downstream
     from labelmill.pipeline.benchmark.masks.run import benchmark_masks
     from labelmill.pipeline.process.device import choose_device
@@ -424,7 +441,7 @@ def train(
     config_file: Annotated[Path, typer.Argument(help="The training file (YAML).", metavar="TRAIN.YAML")],
     overrides: Overrides = None,
 ) -> None:
-    """Train a segmentation network on a dataset. Run it again to resume; start it with torchrun for several GPUs."""
+    """Train a segmentation network on a dataset. Rerun to resume; use torchrun for several GPUs."""
     from labelmill.pipeline.segmentation.evaluate import as_lines
     from labelmill.pipeline.segmentation.train import CURVES_FILE, LOG_FILE, METRICS_FILE, MODEL_FILE
     from labelmill.pipeline.segmentation.train import train as run
@@ -438,16 +455,16 @@ def train(
     print(f"{config.output / MODEL_FILE}: {steps}; {METRICS_FILE}, {CURVES_FILE} and {LOG_FILE} are beside it")
 
 
-TrainedModel = Annotated[Path, typer.Argument(help="model.safetensors of `labelmill train`.", metavar="MODEL")]
+TrainedModel = Annotated[Path, typer.Argument(help="A model.safetensors from `labelmill train`.", metavar="MODEL")]
 
 
 @app.command()
 def predict(
     model: TrainedModel,
-    photos: Annotated[Path, typer.Argument(help="Folder of photos, with its subfolders.", metavar="PHOTOS")],
-    out: Annotated[Path, typer.Option(help="Folder for the masks (PNG, of the photos' paths and sizes).")],
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, including its subfolders.", metavar="PHOTOS")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks (PNG, with the photos' paths and sizes).")],
     side: Annotated[
-        int | None, typer.Option(min=8, help="Photos' shorter side in the network [what it learned from].")
+        int | None, typer.Option(min=8, help="Photos' shorter side in the network (default: as in training).")
     ] = None,
 ) -> None:
     """Label a folder of photos with a trained network."""
@@ -466,7 +483,7 @@ def export_onnx(
     model: TrainedModel,
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="MODEL.ONNX")],
 ) -> None:
-    """Write a trained network as ONNX, checked against PyTorch with onnxruntime."""
+    """Export a trained network to ONNX and check it against PyTorch with onnxruntime."""
     import torch
 
     from labelmill.pipeline.segmentation.models import load_segmenter
@@ -475,7 +492,7 @@ def export_onnx(
     segmenter, card = load_segmenter(model, torch.device("cpu"))
     difference = export(segmenter, card, out)
     print(
-        f"{out}: images [batch, 3, height, width] in [0, 1], best at {card.image_shape.size_in_words}, to logits; "
+        f"{out}: images [batch, 3, height, width] in [0, 1] to logits, best at {card.image_shape.size_in_words}; "
         f"onnxruntime agrees within {difference:.1g}"
     )
 
@@ -485,7 +502,7 @@ def train_generator(
     config_file: Annotated[Path, typer.Argument(help="The training file (YAML).", metavar="TRAIN.YAML")],
     overrides: Overrides = None,
 ) -> None:
-    """Train a StyleGAN2 generator on a folder, shards or a named domain. Run it again to resume."""
+    """Train a StyleGAN2 generator on a folder, on shards or on a named domain. Rerun to resume."""
     from labelmill.pipeline.generator.training.train import train_generator as train
     from labelmill.schemas.training import TrainGeneratorConfig
 
@@ -494,13 +511,13 @@ def train_generator(
 
 @app.command("train-prompt-model")
 def train_prompt_model(
-    out: Annotated[Path, typer.Option(help="Folder of state, log and weights; run it again to resume.")],
-    cache: Annotated[Path | None, typer.Option(help="Folder of drawn avatars [OUT/cache].")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Batches to learn from.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Images a batch.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for state, log and weights; rerun to resume.")],
+    cache: Annotated[Path | None, typer.Option(help="Folder of drawn avatars (default OUT/cache).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of training steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Images per batch.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of PyTorch threads.")] = None,
 ) -> None:
-    """Train the prompt model of the avatars domain, which is bundled, from drawn avatars and their captions."""
+    """Train the bundled prompt model of the avatars domain on drawn avatars and their captions."""
     from labelmill.pipeline.benchmark.prompts.train import WEIGHTS_FILE, PromptTraining, train_avatars_prompts
 
     asked: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "threads": threads}
@@ -510,7 +527,7 @@ def train_prompt_model(
 
 
 def main() -> None:
-    """The process of a command: gone soon after a signal, whatever it waits for."""
+    """Run a command in this process, which ends soon after a signal whatever it waits for."""
     restart_with_process_settings()
     end_soon_after_signals()
     try:
