@@ -1,4 +1,4 @@
-"""Which cluster is which class: `clusters.yaml`, which a fit writes and a person may edit."""
+"""The class of each cluster: `clusters.yaml`, which a fit writes and a person may edit."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.yaml_file import read_mapping, validate
 
 IGNORED = "ignore"
-"""Stands where a class would for a cluster whose pixels become 255."""
+"""Name given instead of a class to a cluster whose pixels become 255."""
 MOST_CLASSES = 255
 """Mask values 0 to 254; 255 is ignore."""
 
@@ -20,31 +20,31 @@ ClassName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ -]{0,63}$")]
 def check_class_names(names: list[str]) -> None:
     """Raises ValueError unless these can be the classes of a dataset."""
     if len(names) < 2:
-        raise ValueError(f"two classes at least, the first of which is the background, got {names}")
+        raise ValueError(f"at least two classes are needed, the first of them the background, got {names}")
     if len(names) > MOST_CLASSES:
-        raise ValueError(f"masks hold {MOST_CLASSES} classes at most, got {len(names)}")
+        raise ValueError(f"masks hold at most {MOST_CLASSES} classes, got {len(names)}")
     if IGNORED in names:
-        raise ValueError(f"{IGNORED!r} cannot name a class: it means that pixels are left out")
+        raise ValueError(f"{IGNORED!r} cannot name a class: it marks pixels that are left out")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"classes given twice: {', '.join(twice)}")
 
 
 class ClusterMapping(BaseModel):
-    """A cluster's class by its number.
+    """The class of each cluster, by cluster number.
 
-    In the file a cluster is `3: {name: hair, similarity: 0.31, ...}` or just `3: hair`; what stands there beside the
-    name tells a person how sure it is, and is dropped.
+    In the file a cluster is `3: {name: hair, similarity: 0.31, ...}` or just `3: hair`; the values beside the name show
+    a person how sure the name is, and are ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     clustering: str | None = None
-    """Which clusters are meant, as the fit that made them names them. A mapping for others is refused."""
+    """Identity of the clusters, as written by the fit that made them. A mapping for other clusters is refused."""
     classes: list[ClassName]
     """Names of the mask values 0, 1, ...; the first is the background."""
     clusters: dict[int, str]
-    """A class, or `ignore`, for every cluster."""
+    """A class, or `ignore`, per cluster."""
 
     @field_validator("classes")
     @classmethod
@@ -67,7 +67,7 @@ class ClusterMapping(BaseModel):
         known = (*self.classes, IGNORED)
         strangers = {number: name for number, name in self.clusters.items() if name not in known}
         if strangers:
-            raise ValueError(f"clusters of unknown classes: {_listed(strangers)}; there are {', '.join(known)}")
+            raise ValueError(f"clusters of unknown classes: {_listed(strangers)}; the classes are {', '.join(known)}")
         negative = [number for number in self.clusters if number < 0]
         if negative:
             raise ValueError(f"clusters are numbered from 0, got {negative}")
@@ -76,7 +76,7 @@ class ClusterMapping(BaseModel):
     def check_clusters(self, num_clusters: int, at_least: int | None = None) -> None:
         """Raises ConfigError unless exactly these clusters have a class.
 
-        at_least: so many there are for certain, where `fit` has yet to find how many of the others are kept.
+        at_least: number of clusters that are certain, where `fit` has yet to decide how many of the others are kept.
         """
         least = num_clusters if at_least is None else at_least
         unknown = sorted(set(self.clusters) - set(range(num_clusters)))
@@ -96,7 +96,7 @@ def load_mapping(path: str | Path) -> ClusterMapping:
 
 
 def _number(key: Any) -> Any:
-    """A key as the number that it is: in JSON, keys are text."""
+    """A key as a number: in JSON, keys are text."""
     return int(key) if isinstance(key, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,8}", key) else key
 
 

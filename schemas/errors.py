@@ -1,21 +1,21 @@
-"""Errors that speak to a person. Each kind carries the exit status that `labelmill` ends with."""
+"""Errors for users. Each class carries the exit status that `labelmill` ends with."""
 
 EXIT_RESUMABLE = 75
-"""Interrupted, or nothing to work with: the same command goes on."""
+"""Interrupted, or no worker available: rerun the same command to resume."""
 
 
 class LabelmillError(ValueError):
-    """What a user can understand and mend: names the file or dotted key, the value, and a way out."""
+    """An error that a user can correct. The message names the file or dotted key, the value, and what to do next."""
 
     exit_code = 2
 
 
 class ConfigError(LabelmillError):
-    """The run file is wrong. The message lists every mistake, one a line."""
+    """The run file is wrong. The message lists every mistake, one per line."""
 
 
 class CheckpointError(LabelmillError):
-    """A generator checkpoint cannot be used. The message names the file, what it is, what would work."""
+    """A generator checkpoint cannot be used. The message names the file, what it is, and what would work."""
 
 
 class OutputError(LabelmillError):
@@ -29,7 +29,7 @@ class ShardError(LabelmillError):
 
 
 class StalledError(LabelmillError):
-    """A run cannot go on where it is, through no fault of its own: no worker starts, or Ray does not answer."""
+    """A run cannot continue for an outside reason: no worker starts, or Ray does not answer."""
 
     exit_code = EXIT_RESUMABLE
 
@@ -41,18 +41,18 @@ class VerificationError(LabelmillError):
 
 
 class GateError(LabelmillError):
-    """Tonight's dataset is whole but differs too much from the one that is live. The message names the gates."""
+    """Tonight's dataset is complete but differs too much from the live one. The message names the gates."""
 
     exit_code = 5
 
 
 class LockedError(LabelmillError):
-    """Another run has the lock, or has taken it over. The message names it and says until when."""
+    """Another run holds the lock, or has taken it over. The message names the run and when its lock expires."""
 
     exit_code = 6
 
 
 class LockExpiredError(LockedError):
-    """The lock ran out though its owner lives: its machine was frozen, or a clock jumped. The same command goes on."""
+    """The lock expired while its owner was alive: its machine was frozen, or a clock jumped. Rerun to resume."""
 
     exit_code = EXIT_RESUMABLE

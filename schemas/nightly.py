@@ -1,6 +1,6 @@
-"""The nightly file: what is made every night, where, and what it must not differ in from the night before.
+"""The nightly file: what is made every night, where, and how far it may differ from the night before.
 
-Reading one takes in the run file that it names, so that all mistakes are told at once.
+Reading a nightly file also reads the run file that it names, so that all mistakes are reported at once.
 """
 
 import re
@@ -19,39 +19,39 @@ from labelmill.schemas.yaml_file import apply_overrides, read_mapping, validate
 
 
 class NightlyRun(RunConfig):
-    """A run file's sections. Its output is the night's snapshot."""
+    """The sections of a run file. The output is the night's snapshot."""
 
     output: str = ""
-    """Ignored: each snapshot is an output of its own, under `root`."""
+    """Ignored: each snapshot has its own folder under `root`."""
 
 
 class FreshSeedsConfig(Section):
-    """Ranges of seeds, one a date, for `seeds: fresh`.
+    """Ranges of seeds, one per date, for `seeds: fresh`.
 
     A night's range begins at run.dataset.first_seed + per_night * (days since `since`). No two nights share a seed as
-    long as these two fields and the run's first_seed stay as they are. When the seeds below 2^32 are used up the night
-    is refused before any work; a later `since` then begins again with the seeds of the first nights.
+    long as these two fields and the run's first_seed stay as they are. When the seeds below 2^32 are used up, the night
+    is refused before any work; a later `since` then starts again with the seeds of the first nights.
     """
 
     since: date = date(2026, 1, 1)
     """The night of the first range. Nights before it are refused."""
     per_night: int = Field(2**20, ge=1, le=SEED_LIMIT)
-    """Seeds set aside for each night, at least what the run may try: samples, rounded up to whole shards, times
+    """Seeds reserved per night; at least as many as the run may try: samples, rounded up to whole shards, times
     max_candidates_per_sample. 2^20 lasts for 4,096 nights."""
 
 
 class GatesConfig(Section):
     """The highest value of each gate that passes; null turns a gate off.
 
-    The defaults are measured on the bundled generator: nights of 256 samples that differ in their seeds alone stay
-    about half below each of them or further, and a truncation psi of .5 or 1 instead of .7 fails.
+    The defaults were measured on the bundled generator: nights of 256 samples that differ only in their seeds stay at
+    about half of each limit or lower, and a truncation psi of .5 or 1 instead of .7 fails.
 
-    Gates that compare with the live snapshot are skipped while there is none. Change a limit, or override it once
-    with --set, and run the same night again: nothing is made anew, the gates are asked again.
+    Gates that compare with the live snapshot are skipped while there is none. To apply another limit, change it, or
+    override it once with --set, and run the same night again: no shard is made again, only the gates are checked.
     """
 
     missing_samples: float | None = Field(0.1, ge=0, le=1)
-    """Share by which tonight has fewer samples than the live snapshot."""
+    """Share of samples that tonight lacks compared with the live snapshot."""
     class_psi: float | None = Field(0.01, ge=0)
     """Population stability index between both snapshots' class shares of all pixels. Seeds alone gave up to
     .00025, a truncation psi of .3 instead of .7 gave .0055."""
@@ -64,97 +64,97 @@ class GatesConfig(Section):
     empty_masks: float | None = Field(0.01, ge=0, le=1)
     """Share of tonight's masks without a foreground pixel."""
     confidence_drop: float | None = Field(0.05, ge=0, le=1)
-    """By how much the labeler's mean confidence is lower than in the live snapshot."""
+    """Drop of the labeler's mean confidence from the live snapshot."""
     brightness_shift: float | None = Field(0.04, ge=0, le=1)
-    """Difference of mean pixel values, which are in [0, 1]."""
+    """Difference of mean pixel values, in [0, 1]."""
     contrast_change: float | None = Field(0.1, ge=0)
     """Relative difference of the standard deviations of pixel values. Seeds alone gave up to .022, a truncation psi of
     .5 or 1 instead of .7 gave .14 and .13."""
     near_duplicates: float | None = Field(0.1, ge=0, le=1)
-    """Share of tonight's sampled images that look like another one of them. 1024 images of the bundled generator have
+    """Share of tonight's sampled images that look like another of them. 1024 images of the bundled generator give
     .002, .002, .032, .18 and 1 at truncation psi 1, .7, .5, .3 and 0."""
     near_duplicates_rise: float | None = Field(0.05, ge=0, le=1)
-    """By how much that share is higher than in the live snapshot."""
+    """Rise of that share from the live snapshot."""
     image_bytes_change: float | None = Field(0.25, ge=0)
-    """Relative difference of bytes a sample."""
+    """Relative difference of bytes per sample."""
     throughput_drop: float | None = Field(0.9, ge=0, le=1)
-    """Share by which workers are slower, in samples a second of one worker's work. Not the data's fault: the default
-    only stops a night whose workers have lost their GPUs."""
+    """Share by which workers are slower, in samples per second of one worker's work. Speed says nothing about the data:
+    the default only stops a night whose workers have lost their GPUs."""
 
 
 class SamplingConfig(Section):
-    """Which images the gates look at; everything else is counted over all samples."""
+    """Images that the gates decode; all other measures cover all samples."""
 
     images: int = Field(1024, ge=2, le=16384)
-    """Images that are decoded, of each snapshot, evenly spread. The share of near duplicates grows with them."""
+    """Images decoded per snapshot, evenly spread. The share of near duplicates grows with this number."""
     shards: int = Field(8, ge=1, le=256)
-    """Shards that they are taken from, evenly spread. Each is read whole, one at a time."""
+    """Shards that these images come from, evenly spread. Each is read whole, one at a time."""
     duplicate_bits: int = Field(4, ge=0, le=32)
-    """Two images are near duplicates when their 64-bit perceptual hashes differ in so many bits or fewer."""
+    """Two images are near duplicates if their 64-bit perceptual hashes differ in at most this many bits."""
 
 
 class RetentionConfig(Section):
-    """Which snapshots are kept. The live one, pinned ones and tonight's are kept in any case.
+    """Which snapshots are kept. The live snapshot, pinned snapshots and tonight's are always kept.
 
-    A training job that started on a snapshot can finish on it as long as it is among these.
+    A training job that started on a snapshot can finish on it as long as the snapshot is kept.
     """
 
     keep_last: int = Field(7, ge=1)
-    """Snapshots that passed the gates: what is live and what was, the last one first. Those that never were, and then
-    those that a rollback left, stay as long as there is room."""
+    """Number of snapshots kept that passed the gates: the live one and those that were live, the latest first.
+    Snapshots that were never live, and then those that a rollback left, fill the remaining places."""
     keep_rejected: int = Field(2, ge=0)
-    """Newest snapshots that did not, to look at."""
+    """Number of the newest snapshots kept that did not pass, for inspection."""
 
 
 class LockConfig(Section):
-    """How long a run may be silent before another one takes over."""
+    """How long a run may go without renewing its lock before another run takes over."""
 
     ttl_s: float = Field(600, gt=0)
-    """A lock that was not renewed for so many seconds is free. Far above the difference of the machines' clocks, and
-    above the seconds that a machine is frozen while it is moved."""
+    """Seconds after which a lock that was not renewed is free. Keep it far above the difference between the machines'
+    clocks, and above the time that a machine is frozen during a migration."""
     heartbeat_s: float = Field(60, gt=0)
-    """It is renewed every so many seconds."""
+    """Seconds between renewals of the lock."""
 
     @model_validator(mode="after")
     def _check_heartbeat(self) -> "LockConfig":
         if 3 * self.heartbeat_s > self.ttl_s:
             raise ValueError(
-                f"heartbeat_s: {self.heartbeat_s:g} leaves no room for two that fail within ttl_s {self.ttl_s:g}; "
-                f"at most {self.ttl_s / 3:g} works"
+                f"heartbeat_s: {self.heartbeat_s:g} leaves no room for two failed renewals within ttl_s "
+                f"{self.ttl_s:g}; at most {self.ttl_s / 3:g} works"
             )
         return self
 
 
 class WebhookConfig(Section):
-    """Who is told of a night that publishes nothing new although it should."""
+    """Webhook that is called when a night should publish a new snapshot but does not."""
 
     url_variable: str = Field(repr=False)
-    """Environment variable that holds the URL. The URL itself is a secret and has no place in a file."""
+    """Environment variable that holds the URL. The URL itself is a secret and must not stand in a file."""
     timeout_s: float = Field(10, gt=0, le=120)
-    """The webhook's answer is awaited for so many seconds."""
+    """Seconds to wait for the webhook's answer."""
 
     @field_validator("url_variable")
     @classmethod
     def _check_name(cls, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
             raise ValueError(
-                "takes the name of an environment variable, such as LABELMILL_WEBHOOK, and what stands there is none "
-                "(it is not shown, for it may be the URL, which is a secret). Put the URL into that variable"
+                "takes the name of an environment variable, such as LABELMILL_WEBHOOK; the value is not a valid name "
+                "(it is not shown, as it may be the URL, which is a secret). Put the URL into that variable"
             )
         return name
 
 
 class NightlyConfig(Section):
-    """A whole nightly file."""
+    """A nightly file."""
 
     run: NightlyRun
-    """The run: its sections, whose paths are relative to the nightly file then, or the path of a run file, relative to
-    it too."""
+    """The run: either a run file's sections, with paths relative to the nightly file, or the path of a run file, also
+    relative to the nightly file."""
     root: str = Field(pattern=PRINTABLE)
-    """Folder or bucket of the snapshots, of latest.json, which names the live one, and of lock.json."""
+    """Folder or bucket that holds the snapshots, latest.json, which names the live snapshot, and lock.json."""
     seeds: Literal["fixed", "fresh"] = "fixed"
-    """`fixed`: every night has the run's seeds, and a night on which nothing else has changed makes nothing.
-    `fresh`: every date has seeds of its own."""
+    """`fixed`: every night uses the run's seeds, and a night on which nothing else has changed makes nothing.
+    `fresh`: every date has its own seeds."""
     fresh_seeds: FreshSeedsConfig = FreshSeedsConfig()
     gates: GatesConfig = GatesConfig()
     sampling: SamplingConfig = SamplingConfig()

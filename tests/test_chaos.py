@@ -119,7 +119,7 @@ def test_sigterm_ends_resumable(write_run_file: RunFileWriter, tmp_path: Path) -
     driver.send_signal(signal.SIGTERM)
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 75
-    assert "interrupted by SIGTERM; the same command goes on from here" in errors
+    assert "interrupted by SIGTERM; rerun the same command to resume" in errors
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 

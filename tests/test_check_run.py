@@ -106,7 +106,7 @@ def test_validate_and_plan_take_what_generate_rebuilds(
     before = _files(tmp_path / "out")
     run_file = write_run_file(dataset={"samples": 6, "samples_per_shard": 3})
     assert ": fine. 32 px" in _run("validate", run_file)
-    assert "there already: 2 shards; to make: 0 shards" in _run("plan", run_file)
+    assert "existing: 2 shards; to make: 0 shards" in _run("plan", run_file)
     assert _files(tmp_path / "out") == before
     _run("generate", run_file)
     assert (tmp_path / "out" / "shards" / "tiny-000001.parquet").read_bytes() == (

@@ -128,7 +128,7 @@ def test_plan_refuses_what_generate_refuses(write_run_file: RunFileWriter, tmp_p
     with pytest.raises(OutputError, match=r"generator\.truncation_psi"):
         labelmill("plan", run_file, "--set", "generator.truncation_psi=0.5")
     (tmp_path / "out" / "shards" / "tiny-000001.tar").unlink()
-    assert "there already: 3 shards; to make: 1 shards, 6 samples" in labelmill("plan", run_file).stdout
+    assert "existing: 3 shards; to make: 1 shards, 6 samples" in labelmill("plan", run_file).stdout
 
 
 def test_seeds_at_the_limit(write_run_file: RunFileWriter, tmp_path: Path) -> None:

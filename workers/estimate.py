@@ -17,7 +17,7 @@ TRIAL_BATCHES = 2
 
 
 def estimate(config: RunConfig) -> list[str]:
-    """Lines that say what the run will make and what that will take. Writes nothing.
+    """Lines that describe what the run will make, in what time and how many bytes. Writes nothing.
 
     Raises what `generate` would raise for this configuration.
     """
@@ -28,10 +28,10 @@ def estimate(config: RunConfig) -> list[str]:
     return [
         f"{config.output}: {config.dataset.samples} samples in {len(tasks)} shards ({_splits(config, tasks)})",
         f"seeds {tasks[0].first_seed} to {tasks[-1].first_seed + tasks[-1].num_seeds - 1}, "
-        f"{config.dataset.seeds_per_shard} a shard; a dataset to score on, of other images: dataset.first_seed: "
-        f"{held_out_first_seed(config.dataset)}",
-        f"there already: {len(tasks) - len(missing)} shards; to make: {len(missing)} shards, {num_missing} samples",
-        f"measured on this machine: {1000 * seconds:.1f} ms and {num_bytes / 1000:.1f} kB a sample, "
+        f"{config.dataset.seeds_per_shard} per shard; for a dataset of other images to score on, set "
+        f"dataset.first_seed: {held_out_first_seed(config.dataset)}",
+        f"existing: {len(tasks) - len(missing)} shards; to make: {len(missing)} shards, {num_missing} samples",
+        f"measured on this machine: {1000 * seconds:.1f} ms and {num_bytes / 1000:.1f} kB per sample, "
         f"{kept_share:.0%} of the candidates kept",
         f"estimate: {_duration(seconds_to_fit + num_missing * seconds)} "
         f"({_duration(seconds_to_fit)} of it to fit the labeler), {num_missing * num_bytes / 1e6:.1f} MB",
@@ -39,7 +39,7 @@ def estimate(config: RunConfig) -> list[str]:
 
 
 def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, float, float]:
-    """Seconds to fit; seconds and bytes a sample; the share of candidates kept."""
+    """Seconds to fit; seconds and bytes per sample; the share of candidates kept."""
     start = time.perf_counter()
     sampler, sha256, fitted = checked.sampler, checked.checkpoint.sha256, checked.labeler
     if fitted is None:

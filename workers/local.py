@@ -20,7 +20,7 @@ from labelmill.workers.watchdog import Watchdog
 
 # For the shard that is on its way when the run is interrupted; a store that is down may take minutes to say so.
 _LAST_PUT_SECONDS = 5.0
-_LAST_WORDS = "interrupted, and the output does not answer; the same command goes on from here"
+_LAST_WORDS = "interrupted, and the output does not answer; rerun the same command to resume"
 
 
 def _impatience() -> AbstractContextManager[None]:

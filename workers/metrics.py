@@ -19,8 +19,8 @@ class RunMetrics:
         self._shown_at, self._num_worker_seconds = time.monotonic(), 0.0
         self._done = _Level("labelmill_samples_done", "Samples in published shards, earlier drivers' too.", run)
         self._wanted = _Level("labelmill_samples_wanted", "Samples asked for.", run)
-        self._rate = _Level("labelmill_images_per_second", "Samples kept a second, mean since the driver started.", run)
-        self._workers = _Level("labelmill_workers", "Workers that make shards now.", run)
+        self._rate = _Level("labelmill_images_per_second", "Samples kept per second since the driver started.", run)
+        self._workers = _Level("labelmill_workers", "Workers making shards now.", run)
         # Not totals: Ray exports no total before its first step, so that an alert on the step would miss it.
         self._retries = _Level("labelmill_retries", "Shards sent out again after a death or a refusal.", run)
         self._failed = _Level("labelmill_failed_shards", "Shards given up: quarantined, or impossible to make.", run)

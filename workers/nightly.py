@@ -51,7 +51,9 @@ _MOST_COMPARISONS = 5
 _FEW_NIGHTS = 30
 # To let the lock go when the night is interrupted.
 _RELEASE_SECONDS = 5.0
-_LAST_WORDS = "interrupted, and the root does not answer; the same command goes on once the lock (lock.ttl_s) is free"
+_LAST_WORDS = (
+    "interrupted, and the root does not answer; rerun the same command to resume once the lock (lock.ttl_s) is free"
+)
 
 Kind = Literal["published", "unchanged", "withdrawn", "superseded"]
 """unchanged: the snapshot is live already. withdrawn: it was, and a rollback left it. superseded: with seeds that are

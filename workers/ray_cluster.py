@@ -316,7 +316,7 @@ class RayCluster:
     def _interrupted(self) -> None:
         self._watchdog.hurry(
             exit_code=EXIT_RESUMABLE,
-            last_words="interrupted, and Ray does not answer; the same command goes on from here",
+            last_words="interrupted, and Ray does not answer; rerun the same command to resume",
         )
 
     @contextmanager
@@ -328,7 +328,7 @@ class RayCluster:
                 _CALL_SECONDS,
                 exit_code=EXIT_RESUMABLE,
                 last_words=f"Ray has not answered for {_CALL_SECONDS:g} s: its head or this machine's node is gone or "
-                "frozen. What is finished is kept; the same command goes on from here",
+                "frozen. Finished work is kept; rerun the same command to resume",
             ),
         ):
             yield
@@ -339,8 +339,8 @@ class RayCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = f"Ray did not shut down in {_SHUTDOWN_SECONDS:g} s and was left alone"
-        words = f"{left}; the same command goes on from here" if error is None else f"{error}\nlabelmill: {left}"
+        left = f"Ray did not shut down in {_SHUTDOWN_SECONDS:g} s and was left running"
+        words = f"{left}; rerun the same command to resume" if error is None else f"{error}\nlabelmill: {left}"
         # To go on beside it is no way out: Ray ends a process whose cluster has been silent for a minute.
         with (
             postponed(),

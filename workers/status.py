@@ -55,18 +55,18 @@ def status_lines(status: Status) -> list[str]:
         more = len(status.damaged) - _MOST_NAMED
         names = ", ".join(status.damaged[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
         lines.append(
-            f"it was complete, but since then these are missing or of another size: {names}; `labelmill verify` says "
-            f"what to do"
+            f"the dataset was complete, but these files are now missing or of another size: {names}; "
+            f"`labelmill verify` shows what to do"
         )
     if status.run is None or status.silent_seconds is None:
-        return [*lines, "nothing from a driver yet"]
+        return [*lines, "no driver has reported yet"]
     run = status.run
     lines += [
         state_line(run),
         f"{run.state}, written {status.silent_seconds:.0f} s ago by process {run.process} on {run.host}",
     ]
     if run.state == "running" and status.silent_seconds > SILENT_SECONDS:
-        lines.append("its driver has gone silent: it was killed, or is cut off; `labelmill generate` goes on from here")
+        lines.append("the driver is silent: it was killed or is cut off; run `labelmill generate` again to resume")
     return [*lines, *(f"failed: {name}: {reason}" for name, reason in run.failures.items())]
 
 

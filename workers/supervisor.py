@@ -290,7 +290,8 @@ class Supervisor:
         self._failures_alike[kind] += 1
         alike = self._failures_alike[kind]
         if alike >= ALIKE and alike > self._num_made and self._num_open:
-            self._end(ShardError(f"{alike} shards failed alike, {self._num_made} are made; the rest was left: {text}"))
+            count = f"{alike} shards failed in the same way, {self._num_made} are made"
+            self._end(ShardError(f"{count}; the remaining shards were not tried: {text}"))
 
     def _refused(self, index: int, error: OutputError) -> None:
         """The store refused a shard: not the shard's fault, but no reason to try for ever."""
@@ -328,7 +329,8 @@ class Supervisor:
         self._dead_in_a_row.add(index)
         if len(self._dead_in_a_row) >= max(2 * ALIKE, SHARDS_IN_FLIGHT * ALIKE * len(self._workers)):
             shards = len(self._dead_in_a_row)
-            self._end(ShardError(f"workers died on {shards} shards in a row, so the rest was left: {event.reason}"))
+            why = f"workers died on {shards} shards in a row"
+            self._end(ShardError(f"{why}, so the remaining shards were not tried: {event.reason}"))
 
     def _check_deadlines(self, now: float) -> None:
         for number, worker in list(self._workers.items()):
@@ -347,7 +349,7 @@ class Supervisor:
                 StalledError(
                     f"no worker started in {2 * self._limits.start_seconds:g} s (2 execution.start_timeout_s){last}. "
                     "Does the cluster have a live node with what execution.gpus_per_worker, cpus_per_worker and "
-                    "node_labels ask for? What is finished is kept"
+                    "node_labels ask for? Finished work is kept"
                 )
             )
 
@@ -383,5 +385,5 @@ def failure_report(failures: dict[str, str]) -> str:
     if count > _LISTED:
         lines.append(f"  and {count - _LISTED} more")
     shards = "1 shard" if count == 1 else f"{count} shards"
-    heading = f"{shards} failed; the others are finished, and the same command retries only what failed:"
+    heading = f"{shards} failed; all others are finished. Rerun the same command to retry only the failed ones:"
     return "\n".join([heading, *lines])

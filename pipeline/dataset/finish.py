@@ -66,7 +66,9 @@ def finish_dataset(store: Store, records: Sequence[ShardRecord], context: Datase
         _swap(store, wanted, standing)
         if number:  # another driver finishes at this moment
             time.sleep(random.uniform(0, _LONGEST_PAUSE))
-    raise OutputError(f"{store.url}: other drivers keep changing its index and manifest; run it again when they ended")
+    raise OutputError(
+        f"{store.url}: other drivers keep changing its index and manifest; run it again when they have ended"
+    )
 
 
 def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:

@@ -49,7 +49,7 @@ _REDO = "delete it and run `labelmill generate` again"
 _GENERATE = "run `labelmill generate` again"
 _REPAIR = "`labelmill verify --repair` rebuilds it"
 # A tar that is wrong is often wrong in every sample.
-_MAX_PROBLEMS_A_SHARD = 5
+_MAX_PROBLEMS_PER_SHARD = 5
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class _Audit:
             return None
         found = [*self._hash_problems(tar, task), *tar_problems(tar, task, self._origin, self._decoders)]
         if found:
-            self.problems += [f"{path}: {problem}; {_REDO}" for problem in found[:_MAX_PROBLEMS_A_SHARD]]
-            if len(found) > _MAX_PROBLEMS_A_SHARD:
-                self.problems.append(f"{path}: and {len(found) - _MAX_PROBLEMS_A_SHARD} problems more")
+            self.problems += [f"{path}: {problem}; {_REDO}" for problem in found[:_MAX_PROBLEMS_PER_SHARD]]
+            if len(found) > _MAX_PROBLEMS_PER_SHARD:
+                self.problems.append(f"{path}: and {len(found) - _MAX_PROBLEMS_PER_SHARD} more problems")
             return None
         sidecars = derive_sidecars(tar, task.index, task.name)
         self._compare(sidecars)

@@ -119,11 +119,14 @@ GATES = (
         shown=lambda m: m.near_duplicates,
     ),
     Gate(
-        "image_bytes_change", "relative difference of bytes a sample", image_bytes_change, shown=lambda m: m.image_bytes
+        "image_bytes_change",
+        "relative difference of bytes per sample",
+        image_bytes_change,
+        shown=lambda m: m.image_bytes,
     ),
     Gate(
         "throughput_drop",
-        "share slower, in samples a second of work",
+        "share slower, in samples per second of work",
         throughput_drop,
         shown=lambda m: m.throughput,
     ),

@@ -48,7 +48,7 @@ class Lease:
             lock.release(self._store, self._held)
         except OutputError as problem:
             # What the run has done is done, whether or not the next one must wait for the lock to expire.
-            say(f"the lock is not let go, but expires in {self._config.ttl_s:g} s: {problem}", level="warning")
+            say(f"the lock could not be released; it expires in {self._config.ttl_s:g} s: {problem}", level="warning")
 
     @property
     def generation(self) -> int:

@@ -111,7 +111,7 @@ def read_lock(store: Store) -> tuple[LockFile, Version]:
         raise OutputError(f"{store.url}/{LOCK_PATH}: is gone; it must not be deleted while a run works here") from None
     except ValidationError:
         raise OutputError(
-            f"{store.url}/{LOCK_PATH}: is not what labelmill writes; delete it when no run works here"
+            f"{store.url}/{LOCK_PATH}: is not what labelmill writes; delete it when no run is in progress"
         ) from None
 
 

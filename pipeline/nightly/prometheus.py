@@ -29,24 +29,28 @@ def prometheus_text(status: NightlyStatus) -> str:
     results = () if gates is None else gates.results
     states = [snapshot.state for snapshot in status.snapshots]
     gauges: list[tuple[str, str, list[_Sample]]] = [
-        ("status_timestamp_seconds", "When this was found out.", [({}, status.unix_time)]),
+        ("status_timestamp_seconds", "When this status was read.", [({}, status.unix_time)]),
         ("success_timestamp_seconds", "When a night last ended well.", [({}, when(status.success_age_seconds))]),
         ("live_timestamp_seconds", "When the live snapshot became live.", [({}, when(status.live_age_seconds))]),
         ("live_night_timestamp_seconds", "The live snapshot's night, at 0:00 UTC.", [({}, live_night)]),
         (
             "heartbeat_timestamp_seconds",
-            "When the lock's owner was last heard of.",
+            "When the lock's owner last renewed it.",
             [({}, when(status.heartbeat_age_seconds))],
         ),
         ("generation", "Runs that have had the lock.", [({}, status.generation)]),
         ("snapshots", "Snapshots by state.", [({"state": state}, states.count(state)) for state in get_args(State)]),
         (
             "gates_passed",
-            "Whether what was judged last passed, or a night has ended well since.",
+            "Whether the snapshot judged last passed, or a night has ended well since.",
             [({}, None if gates is None else gates.passed)],
         ),
         ("gate_value", "A gate's value.", [({"gate": result.name}, result.value) for result in results]),
-        ("gate_limit", "Its highest value that passes.", [({"gate": result.name}, result.limit) for result in results]),
+        (
+            "gate_limit",
+            "Highest value of the gate that passes.",
+            [({"gate": result.name}, result.limit) for result in results],
+        ),
     ]
     families = []
     for name, description, samples in gauges:

@@ -126,4 +126,4 @@ def check_publishable(root: Store, name: str, latest: Latest) -> None:
     sizes = {file.path: file.num_bytes for file in snapshot.list("shards")}
     for shard in read_index(snapshot).shardlist:
         if sizes.get(shard.url) != shard.filesize:
-            raise OutputError(f"{url}/{shard.url}: is missing or damaged; `labelmill verify {url}` tells more")
+            raise OutputError(f"{url}/{shard.url}: is missing or damaged; `labelmill verify {url}` shows the details")

@@ -106,9 +106,9 @@ def status_lines(status: NightlyStatus) -> list[str]:
         else f"{status.root}: {status.live} is live since {status.published}"
     ]
     if status.live_is_ahead:
-        lines.append("that night is ahead of this machine's clock; `labelmill nightly validate` says how to mend it")
+        lines.append("that night is ahead of this machine's clock; `labelmill nightly validate` shows how to fix it")
     if status.owner is None:
-        lines.append("no run works here")
+        lines.append("no run is in progress")
     else:
         until = f"had the lock until {status.lock_expires}" if status.lock_has_expired else "has the lock"
         tail = "; it is free for the next run" if status.lock_has_expired else f", until {status.lock_expires}"

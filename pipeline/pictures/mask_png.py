@@ -52,7 +52,7 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
 def _header(png: bytes) -> PngHeader:
     header = read_header(png)
     if header is None:
-        raise MaskError(f"is no PNG; {_CONVERT}")
+        raise MaskError(f"is not a PNG; {_CONVERT}")
     return header
 
 

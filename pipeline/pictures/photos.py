@@ -67,7 +67,7 @@ def find_photos(folder: Path, leave_out: Path | None = None) -> Photos:
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in files:
-            raise PhotoError(f"{path}: another photo goes by the same name: {files[name]}")
+            raise PhotoError(f"{path}: another photo has the same name: {files[name]}")
         files[name] = path
     if not files and not unreadable:
         raise PhotoError(f"{folder}: holds no photo; looked for {', '.join(PHOTO_ENDINGS)}")
@@ -104,9 +104,9 @@ def read_photo(path: Path) -> Pixels:
     try:
         image_HWC = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if content.size else None
     except cv2.error as error:
-        raise PhotoError(f"{path}: has more pixels than OpenCV takes; make it smaller or take it out") from error
+        raise PhotoError(f"{path}: has more pixels than OpenCV can read; shrink or remove it") from error
     if image_HWC is None:
-        raise PhotoError(f"{path}: is no readable image; repair it or take it out")
+        raise PhotoError(f"{path}: is not a readable image; repair or remove it")
     return np.asarray(image_HWC, np.uint8)
 
 
@@ -122,4 +122,4 @@ def _problem(path: Path) -> str | None:
                 return "is empty"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    return None if cv2.haveImageReader(str(path)) else "does not begin like an image; repair it or take it out"
+    return None if cv2.haveImageReader(str(path)) else "does not begin like an image; repair or remove it"

@@ -59,7 +59,7 @@ def end_soon_after_signals() -> None:
 
 def interrupted_words(signal_name: str) -> str:
     """What a command says that a signal has ended."""
-    return f"interrupted by {signal_name}; the same command goes on from here"
+    return f"interrupted by {signal_name}; rerun the same command to resume"
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def check_log_variable() -> None:
     """Raises ConfigError for a value that means nothing."""
     value = os.environ.get(LOG_VARIABLE, "text")
     if value not in ("text", "json"):
-        raise ConfigError(f"{LOG_VARIABLE}: {value!r} in the environment; `text` (as without it) or `json`")
+        raise ConfigError(f"{LOG_VARIABLE}: {value!r} in the environment; allowed: `text` (the default) or `json`")
 
 
 def speaks_json() -> bool:

@@ -55,7 +55,7 @@ def _parts(reference: str, folder: Path) -> tuple[str, str, Path]:
     kind, _, rest = reference.partition(":")
     if kind == "bundled":
         if rest not in BUNDLED:
-            raise PromptModelError(f"{reference!r}: no such bundled prompt model; there is {', '.join(BUNDLED)}")
+            raise PromptModelError(f"{reference!r}: no such bundled prompt model; available: {', '.join(BUNDLED)}")
         return kind, rest, bundled_weights(rest)
     if kind == "open-clip":
         architecture, _, path = rest.partition("@")

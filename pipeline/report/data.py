@@ -211,7 +211,7 @@ def read_pictures(store: Store, rows: Iterable[Row], manifest: Manifest) -> dict
             pictures.update(_pictures_in(store.read(tar_path(shard)), wanted, files))
         except (FileNotFoundError, DamagedTarError) as error:
             raise OutputError(
-                f"{store.url}/{tar_path(shard)}: cannot be shown: {error}. `labelmill verify` tells what is wrong"
+                f"{store.url}/{tar_path(shard)}: cannot be shown: {error}. `labelmill verify` shows what is wrong"
             ) from error
     return pictures
 

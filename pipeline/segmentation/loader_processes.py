@@ -91,7 +91,7 @@ class _Worker:
                 raise StalledError(
                     f"loader_timeout_seconds: nothing for {patience.timeout_seconds:g} s from loader process "
                     f"{self.number} (process id {self.process.pid}), which is alive. Does the dataset's storage "
-                    f"answer? The same command resumes"
+                    f"answer? Rerun the same command to resume"
                 )
 
         try:
@@ -106,9 +106,9 @@ class _Worker:
         if code is not None and code < 0:
             return (
                 f"workers: {name} was killed by {signal.Signals(-code).name}. If memory ran out, set fewer `workers` "
-                f"or a smaller `shuffle_shards`; the same command resumes"
+                f"or a smaller `shuffle_shards`; rerun the same command to resume"
             )
-        return f"workers: {name} ended with status {code}; what it printed stands above. The same command resumes"
+        return f"workers: {name} ended with status {code}; its output is above. Rerun the same command to resume"
 
     def end(self) -> None:
         """Kill it: it holds nothing that anyone needs."""

@@ -179,7 +179,7 @@ def _by_key(masks: Sequence[tuple[str, StoredMask]] | Iterator[tuple[str, Stored
     found: dict[str, StoredMask] = {}
     for key, mask in masks:
         if key in found:
-            raise MaskError(f"{mask.name}: another mask goes by the same name: {found[key].name}")
+            raise MaskError(f"{mask.name}: another mask has the same name: {found[key].name}")
         found[key] = mask
     return found
 

@@ -198,7 +198,7 @@ def load_segmenter(path: Path, device: torch.device) -> tuple[Segmenter, Segment
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     except ForeignFileError as error:
         raise CheckpointError(
-            f"{path}: is no segmentation model; give the model.safetensors of `labelmill train`"
+            f"{path}: is not a segmentation model; give the model.safetensors of `labelmill train`"
         ) from error
     try:
         card = SegmentationModelCard.model_validate(values)

@@ -59,7 +59,7 @@ def predict_folder(segmenter: Segmenter, photos: Path, out: Path, side: int) -> 
     sizes, named by the photos' paths below the folder.
 
     Raises PhotoError for a folder without photos and two photos of one name; UnreadablePhotosError, once all others are
-    labeled, for what is no readable image; OutputError when masks cannot be written.
+    labeled, for what is not a readable image; OutputError when masks cannot be written.
     """
     if out.resolve() == photos.resolve():
         raise PhotoError(f"--out {out}: is the folder of the photos; masks of the same names would replace them")

@@ -219,7 +219,7 @@ class ShardReader:
 
     def _load(self, shard: IndexedShard) -> list[dict[str, Member]]:
         name = f"{self._split.url}/{shard.url}"
-        advice = f"`labelmill verify {self._split.url}` says more"
+        advice = f"`labelmill verify {self._split.url}` shows the details"
         try:
             samples = _grouped(self._store.read(shard.url))
         except FileNotFoundError as error:
@@ -281,7 +281,7 @@ def _decode_image(member: Member, shape: ImageShape) -> Pixels:
         flag, conversion = cv2.IMREAD_GRAYSCALE, cv2.COLOR_GRAY2RGB
     decoded = cv2.imdecode(pixels, flag) if pixels.size else None
     if decoded is None:
-        raise DamagedTarError(f"{member.name} is no readable image")
+        raise DamagedTarError(f"{member.name} is not a readable image")
     return np.asarray(decoded if conversion is None else cv2.cvtColor(decoded, conversion), np.uint8)
 
 

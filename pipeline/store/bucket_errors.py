@@ -20,7 +20,7 @@ _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLo
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"}
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed"}
 _PASSING = {"RequestTimeout", "SlowDown", "ConditionalRequestConflict", "OperationAborted", "OperationTimedOut"}
-_KEPT = "What is finished is kept: run the same command again"
+_KEPT = "Finished work is kept: rerun the same command to resume"
 
 
 @dataclass(frozen=True)
@@ -105,5 +105,5 @@ def advice(failure: Failure, address: BucketAddress) -> str:
         where = f"{endpoint[1]} ({endpoint[0]})" if endpoint else "the service"
         return f"{where} cannot be reached. Check the network and the address. {_KEPT}"
     if failure.may_pass:
-        return f"{failure.summary}, again and again. {_KEPT} once it is well"
+        return f"{failure.summary}, repeatedly. {_KEPT} once the service works again"
     return f"{failure.summary}"

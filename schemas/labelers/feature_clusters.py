@@ -9,30 +9,32 @@ from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Sec
 from labelmill.schemas.user_path import expand_user
 
 _LEAST_POSITIVES = 8
-"""Images that the direction of an edit can be learned from."""
+"""Fewest images that the direction of an edit can be learned from."""
 
 
 class DiscoverConfig(Section):
-    """A rare class to look for: what it is, and what it is told from."""
+    """A rare class to look for, and what to tell it from."""
 
     prompt: str = Field(min_length=1)
-    """What an image with the class shows: `a person with a beard`."""
+    """Description of an image with the class: `a person with a beard`."""
     against: str = Field(min_length=1)
-    """What any other image shows: `a person without a beard`. Images are scored by how much nearer the prompt is."""
+    """Description of any other image: `a person without a beard`. An image's score is how much nearer `prompt` is."""
     name: str | None = None
-    """The class of `names` that this is. New clusters that prompts give another name, or none, are dropped again: the
-    edit did not show what was asked for. null keeps them all."""
+    """The class of `names` to look for. New clusters that prompts give another name, or none, are dropped, as the edit
+    did not show the class. null keeps all new clusters."""
     positive_share: float = Field(0.05, gt=0, le=0.5)
-    """Share of the scored images that are taken for images with the class: those of the highest scores."""
+    """Share of the scored images, those with the highest scores, that count as images with the class."""
     moved_share: float = Field(0.5, gt=0, le=1)
-    """The edit is the weakest that brings so many of the images of `fit` over the lowest score of those."""
+    """Share of the images of `fit` that the edit must bring above the lowest score of those; the weakest such edit is
+    taken."""
     extra_clusters: int = Field(8, ge=0, le=64)
-    """Clusters beside `clusters`, which start from pixels of edited images: those that come nearest to the class
-    `name`, or without a name those that the edit changes most. With a name take more than it needs: few are mixtures
-    that prompts do not give it, very many are splinters of other classes. Without one all are kept."""
+    """Clusters in addition to `clusters`. They start from pixels of edited images: those nearest to the class `name`,
+    or without a name those that the edit changes most. With a name choose more than the class needs: too few clusters
+    are mixtures that prompts do not name so, far too many are splinters of other classes. Without a name all are
+    kept."""
 
     def num_positive(self, num_scored: int) -> int:
-        """How many of the scored images are taken for images with the class."""
+        """Number of the scored images that count as images with the class."""
         return round(self.positive_share * num_scored)
 
 
@@ -48,65 +50,65 @@ class FeatureClustersConfig(LocatedSection):
     method: Literal["feature_clusters"]
     """Name of the labeling method."""
     layers: str | list[str] | None = None
-    """Convolutions whose features are clustered: one such as b64.conv1, a list that is concatenated, or `auto`. null:
-    the second one of the block b64, or of the generator's highest if that is lower. `auto` compares the second
-    ones of all blocks from b16 to b128 in `fit`, by how stable their clusters are and how well these follow the
-    images' colours (pipeline/labelers/feature_clusters/choose.py)."""
+    """Convolutions whose features are clustered: one, such as b64.conv1, a list to concatenate, or `auto`. null: the
+    second convolution of block b64, or of the generator's highest block if that is lower. `auto` compares the second
+    convolutions of all blocks from b16 to b128 in `fit`, by how stable their clusters are and how well the clusters
+    follow the images' colours (pipeline/labelers/feature_clusters/choose.py)."""
     normalisation: Literal["none", "standardised"] = "none"
-    """`standardised` divides every channel by its deviation; the paper does not."""
+    """`standardised` divides every channel by its standard deviation; the paper does not."""
     clusters: Annotated[int, Field(ge=2, le=4096)] | list[Annotated[int, Field(ge=2, le=4096)]] = 24
-    """k of k-means. Of a list with `names`, `fit` takes the k whose clusters bear most classes, of equals one with few
-    pixels in unsure clusters, and of these the least; without names, that with the most clusters which come out of
-    either half of the images, less those that do not (pipeline/labelers/feature_clusters/choose.py)."""
+    """k of k-means. From a list with `names`, `fit` chooses the k whose clusters show most classes, among equals one
+    with few pixels in unsure clusters, and among these the smallest; without names, the k with the most clusters found
+    in both halves of the images, minus those that are not (pipeline/labelers/feature_clusters/choose.py)."""
     restarts: int = Field(4, ge=1, le=64)
-    """k-means starts; the one with the least inertia is kept."""
+    """k-means starts; the start with the least inertia is kept."""
     iterations: int = Field(20, ge=1, le=200)
-    """Lloyd iterations of each start, on some pixels."""
+    """Lloyd iterations per start, on some of the pixels."""
     passes: int = Field(3, ge=1, le=50)
-    """Lloyd iterations after that, each over all images of `fit`."""
+    """Lloyd iterations after the starts, each over all images of `fit`."""
     fit_samples: int = Field(256, ge=16)
-    """Images that `fit` clusters. Memory does not grow with them."""
+    """Images that `fit` clusters. Memory does not grow with their number."""
     fit_first_seed: int = Field(4_100_000_000, ge=0, lt=SEED_LIMIT)
-    """Seeds of those images count up from here."""
+    """First seed of these images; the others count up from it."""
     names: dict[ClassName, list[str]] | None = None
-    """A class's prompts, such as `hair: [hair, a hairstyle]`; the first class is the background. Each cluster gets the
-    class with the nearest prompt; several may share one."""
+    """Prompts per class, such as `hair: [hair, a hairstyle]`; the first class is the background. Each cluster gets the
+    class with the nearest prompt; several clusters may share a class."""
     prompt_model: str | None = Field(None, pattern=PRINTABLE)
     """The vision-language model that `names` and `discover` need: `bundled:avatars-prompts`, or a model of open-clip
     with a file of its weights, `open-clip:RN50@path/to/weights`, relative to the run file."""
     naming_samples: int = Field(64, ge=1)
-    """Images of `fit` that clusters are looked at in."""
+    """Images of `fit` that the prompt model sees to name clusters."""
     min_margin: float = Field(0.02, ge=0, le=2)
-    """A cluster is unsure unless the cosine of its class is so much above every other class's."""
+    """A cluster is unsure unless the cosine of its class exceeds every other class's by at least this."""
     unsure: Literal["background", "ignore"] = "ignore"
-    """What pixels of unsure clusters become until somebody names them."""
+    """Label of the pixels of unsure clusters until a person names them."""
     mapping: str | ClusterMapping | None = None
-    """Path of a `clusters.yaml`, relative to the run file, which then decides instead of `names`; these still choose k
-    of a list, and which new clusters `discover` keeps, so leave them as they were. It is read once: its content, not
-    its path, is part of the run."""
+    """Path of a `clusters.yaml`, relative to the run file, which names clusters instead of `names`. `names` still
+    decides k of a list and the new clusters that `discover` keeps, so leave it unchanged. The file is read once: its
+    content, not its path, is part of the run."""
     discover: list[DiscoverConfig] = Field(default_factory=list)
-    """Rare classes for which images are edited, so that they get clusters of their own."""
+    """Rare classes for which images are edited, so that each class gets its own clusters."""
     discovery_samples: int = Field(2000, ge=100)
-    """Images that are scored for `discover`."""
+    """Images scored for `discover`."""
     discovery_truncation_psi: float = Field(1.0, ge=0, le=2)
-    """Truncation psi of those images: rare things are rarer where it is low."""
+    """Truncation psi of these images: a low value makes rare things rarer."""
     discovery_first_seed: int = Field(4_200_000_000, ge=0, lt=SEED_LIMIT)
-    """Seeds of those images count up from here."""
+    """First seed of these images; the others count up from it."""
     edited_samples: int = Field(64, ge=8)
-    """Edited images of each rare class, which its clusters are fitted to."""
+    """Edited images per rare class that its clusters are fitted to."""
 
     @field_validator("clusters")
     @classmethod
     def _check_candidates(cls, clusters: int | list[int]) -> int | list[int]:
         if isinstance(clusters, list) and (not clusters or sorted(set(clusters)) != clusters):
-            raise ValueError(f"a list of k must rise, got {clusters}")
+            raise ValueError(f"a list of k must be in rising order, got {clusters}")
         return clusters
 
     @field_validator("layers")
     @classmethod
     def _check_layers(cls, layers: str | list[str] | None) -> str | list[str] | None:
         if isinstance(layers, list) and (not layers or len(set(layers)) != len(layers)):
-            raise ValueError(f"a list of layers names each once and one at least, got {layers}")
+            raise ValueError(f"a list of layers must name at least one layer and each only once, got {layers}")
         return layers
 
     @field_validator("names")
@@ -152,7 +154,7 @@ class FeatureClustersConfig(LocatedSection):
         for name in ("naming_samples", "edited_samples"):
             if getattr(self, name) > self.fit_samples and (name == "naming_samples" or self.discover):
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} of the {self.fit_samples} images of fit_samples; lower the one or "
-                    f"raise the other"
+                    f"{name}: {getattr(self, name)} of the {self.fit_samples} images of fit_samples; lower the first "
+                    f"or raise the second"
                 )
         return self

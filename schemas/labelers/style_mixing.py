@@ -20,14 +20,14 @@ class StyleMixingConfig(Section):
     masks_from: Literal["readout", "clusters"] = "readout"
     """`clusters`, the paper's way: every image is recoloured, and its own clusters are its mask. `readout`: clusters
     of the images of `fit` teach a linear read-out of the generator's features, solved in closed form, and an image is
-    labeled from its own synthesis alone, with no variants. It averages out what clusters get wrong at random, and costs
-    a tenth."""
+    labeled from its own synthesis alone, without variants. The read-out averages out the random errors of clusters and
+    takes a tenth of the time."""
     parts: int = Field(1, ge=1, le=32)
     """Parts that the foreground is split into, by how they are recoloured and where they lie; each means the same in
     every image. Classes are then `background`, `part_1`, ... (the largest first) instead of `foreground`."""
     variants: int = Field(16, ge=2, le=256)
-    """Style-mixed variants of an image that are clustered. With `masks_from: clusters` the time a sample goes with
-    them."""
+    """Style-mixed variants clustered per image. With `masks_from: clusters` the time per sample grows with this
+    number."""
     variant_resolution: int | Literal["auto"] | None = "auto"
     """Resolution at which variants are synthesised and clustered; masks are snapped to the image's edges. null: the
     image's. `auto`: the lowest, of 32 pixels or more, whose masks hardly differ from those of full variants on images
@@ -35,31 +35,31 @@ class StyleMixingConfig(Section):
     rectangular images it is the number of the block where synthesis stops, such as 64 for b64."""
     crossover: int | Literal["auto"] = "auto"
     """First row of w taken from the donor. Lower rows keep the image's layout. `auto` chooses it in `fit`: the lowest
-    row, hence the strongest change of colour, that both following settings allow."""
+    row, hence the strongest change of colour, that the next two settings allow."""
     min_layout_agreement: float = Field(0.5, ge=0, le=1)
-    """`crossover: auto` asks that the edges of image and variants agree so well, from the row on: 0 as those of two
-    different images, 1 as those of an image with itself."""
+    """Least agreement between the edges of image and variants, from the row on, for `crossover: auto`: 0 as between two
+    different images, 1 as between an image and itself."""
     max_foreground_loss: float = Field(0.01, ge=0, le=1)
-    """`crossover: auto` asks that masks from the variants agree with masks from the unmixed images' own colours: their
-    mIoU may be so much below that of the best row."""
+    """Most mIoU that a row may lose against the best row for `crossover: auto`. The mIoU compares masks from the
+    variants with masks from the unmixed images' own colours."""
     clusters: int = Field(8, ge=2, le=64)
     """k of k-means. Above 2, clusters are merged into foreground and background by evidence calibrated in
     `fit`; 2 is the paper's setting."""
     normalisation: Literal["none", "centred", "standardised"] = "standardised"
-    """What is done to each pixel's vector over the variants before clustering: nothing, its mean colour
-    subtracted, or that and division by its deviation (correlation)."""
+    """Normalisation of each pixel's vector over the variants before clustering: none, mean colour subtracted
+    (`centred`), or also divided by its standard deviation (`standardised`: correlation)."""
     restarts: int = Field(4, ge=1, le=64)
-    """k-means starts an image; the one with the least inertia is kept."""
+    """k-means starts per image; the start with the least inertia is kept."""
     iterations: int = Field(10, ge=1, le=100)
-    """Lloyd iterations a start, a fixed number so that the work never depends on the data."""
+    """Lloyd iterations per start, a fixed number so that the work never depends on the data."""
     donor_first_seed: int = Field(4_000_000_000, ge=0, lt=SEED_LIMIT)
-    """Seeds of the donors count up from here. All images share the donors, in this order."""
+    """First seed of the donors; the others count up from it. All images share the donors, in this order."""
     donor_truncation_psi: float = Field(1.0, ge=0, le=2)
-    """Truncation psi of the donors: higher means stronger colours."""
+    """Truncation psi of the donors: a higher value gives stronger colours."""
     fit_samples: int = Field(128, ge=16)
-    """Images that `fit` looks at."""
+    """Images that `fit` learns from."""
     fit_first_seed: int = Field(4_100_000_000, ge=0, lt=SEED_LIMIT)
-    """Seeds of those images count up from here."""
+    """First seed of these images; the others count up from it."""
 
     @model_validator(mode="after")
     def _check_seeds(self) -> "StyleMixingConfig":

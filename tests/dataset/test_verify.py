@@ -295,7 +295,7 @@ def test_many_problems_of_one_shard_are_cut_short(store: Store) -> None:
     rewrite(store, lambda members: {name: b"" if name.endswith("png") else c for name, c in members.items()})
     problems = verify(store).problems
     assert len(problems) == 6
-    assert problems[5] == f"{TAR}: and 7 problems more"
+    assert problems[5] == f"{TAR}: and 7 more problems"
 
 
 # What follows from the tars.

@@ -62,7 +62,7 @@ def test_all_mistakes_are_told_at_once(files: Path) -> None:
     for sentence in (
         "run.dataset.samples: input should be greater than or equal to 1, found 0",
         "gates.clas_psi: unknown key; did you mean class_psi?",
-        "lock: heartbeat_s: 50 leaves no room for two that fail within ttl_s 100; at most 33.3333 works",
+        "lock: heartbeat_s: 50 leaves no room for two failed renewals within ttl_s 100; at most 33.3333 works",
         "webhook.url_variable",
         "seeds: input should be 'fixed' or 'fresh', found 'random'",
     ):

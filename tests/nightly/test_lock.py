@@ -310,7 +310,7 @@ def test_what_a_run_has_done_stands_though_it_cannot_let_the_lock_go(
 ) -> None:
     with Lease(store, LockConfig(ttl_s=60, heartbeat_s=20), lambda: 1000.0):
         store.delete(LOCK_PATH)
-    assert capsys.readouterr().err.startswith("the lock is not let go, but expires in 60 s: ")
+    assert capsys.readouterr().err.startswith("the lock could not be released; it expires in 60 s: ")
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:

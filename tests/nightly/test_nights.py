@@ -586,7 +586,7 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="--split test: there are train, val"):
         labelmill("resolve", root, "--split", "test")
     status = labelmill("nightly", "status", nightly_file).stdout
-    assert f"{second} is live since 20" in status and "no run works here" in status
+    assert f"{second} is live since 20" in status and "no run is in progress" in status
     assert f"  {second}  passed (live)\n  {first}  passed\n" in status
     found = json.loads(labelmill("nightly", "status", root, "--json").stdout)
     assert found["live"] == second and found["newest_gates"]["live"] == first

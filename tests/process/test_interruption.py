@@ -93,7 +93,7 @@ def test_a_process_is_gone_soon_after_a_signal() -> None:
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert said == "labelmill: interrupted by SIGTERM; the same command goes on from here\n"
+    assert said == "labelmill: interrupted by SIGTERM; rerun the same command to resume\n"
 
 
 _SLOW_TO_EXIT = """

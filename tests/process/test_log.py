@@ -84,4 +84,4 @@ def test_waiting_for_a_bucket_is_of_the_run(
 def test_an_unknown_form_is_refused() -> None:
     with Driver("--help", env={LOG_VARIABLE: "xml"}) as driver:
         assert driver.wait() == 2
-    assert driver.text == "labelmill: LABELMILL_LOG: 'xml' in the environment; `text` (as without it) or `json`"
+    assert driver.text == "labelmill: LABELMILL_LOG: 'xml' in the environment; allowed: `text` (the default) or `json`"

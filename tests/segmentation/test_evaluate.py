@@ -277,8 +277,8 @@ def another_class(pred: Path, truth: Path) -> None:
         (remove, ["holds 3 masks", " 4; their names must be the same", "t: 002"]),
         (add, ["holds 6 masks", "p: x, y"]),
         (cut, ["p/001.png: is a PNG that cannot be decoded"]),
-        (empty, ["p/001.png: is no PNG"]),
-        (as_jpeg, ["p/001.png: is no PNG", "8-bit gray"]),
+        (empty, ["p/001.png: is not a PNG"]),
+        (as_jpeg, ["p/001.png: is not a PNG", "8-bit gray"]),
         (as_rgb, ["t/001.png: is a 8-bit RGB PNG", "t/003.png: is a 8-bit RGB with alpha PNG"]),
         (as_16_bit, ["t/001.png: is a 16-bit gray PNG that holds 257", "uint8"]),
         (as_gray_palette, ["t/001.png: is a palette PNG of grays that differ from their indices", "uint8"]),
@@ -408,7 +408,7 @@ def test_places_that_hold_no_masks(tmp_path: Path) -> None:
         "both": "holds both",
         "cut.tar": "is cut, or broken",
         "note.txt": "not a readable tar",
-        "twice": "another mask goes by the same name",
+        "twice": "another mask has the same name",
         "unfinished": "has no manifest.json",
     }
     for name, message in messages.items():

@@ -121,7 +121,7 @@ def test_photos_that_cannot_be_scored_are_all_named_before_a_training(held_out: 
     square, tall, wide = str(caught.value).splitlines()[1:]
     assert re.search(r"square\.png: is 16 x 16 pixels, .*truth/square\.png 3 x 3$", square)
     assert re.search(r"wide\.jpg: is 24 x 40 pixels, .*wide\.png 40 x 24; the photo is turned as its EXIF says", wide)
-    assert "tall.png: is no readable image" in tall
+    assert "tall.png: is not a readable image" in tall
     (held_out.photos / "tall.png").write_bytes(b"")
     with pytest.raises(PhotoError, match=r"photos that cannot be read:\n  .*tall\.png: is empty"):
         check_photos(held_out, CLASSES)

@@ -110,7 +110,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         load_segmenter(path, torch.device("cpu"))
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="is no segmentation model"):
+    with pytest.raises(CheckpointError, match="is not a segmentation model"):
         load_segmenter(path, torch.device("cpu"))
     save_file({"a": torch.zeros(1)}, path, {"labelmill": CARD.model_dump_json()})
     with pytest.raises(CheckpointError, match="is not as `labelmill train` writes it"):

@@ -65,7 +65,7 @@ def test_photos_that_do_not_fit_are_named(segmenter: Segmenter, photos: Path, tm
     with pytest.raises(PhotoError, match="is the folder of the photos"):
         predict_folder(segmenter, photos, photos, 16)
     cv2.imwrite(str(photos / "wide.jpg"), np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(PhotoError, match="another photo goes by the same name"):
+    with pytest.raises(PhotoError, match="another photo has the same name"):
         predict_folder(segmenter, photos, tmp_path / "out", 16)
     (tmp_path / "empty").mkdir()
     with pytest.raises(PhotoError, match="holds no photo"):

@@ -246,7 +246,7 @@ def test_sigterm_ends_it_resumable(dataset: str, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 75, text
-    assert "interrupted by SIGTERM; the same command goes on from here" in text
+    assert "interrupted by SIGTERM; rerun the same command to resume" in text
     (state,) = (output / "state").iterdir()
     assert int(state.name) == len(_losses(output))
     _train_until(load_config(path, SegmentationTrainingConfig, ["workers=1"]), int(state.name) + 1)

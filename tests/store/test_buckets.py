@@ -55,7 +55,7 @@ def test_every_command_on_a_bucket(write_run_file: RunFileWriter, tiny_checkpoin
     run_file = write_run_file(output=f"{output}/", generator={"checkpoint": f"{models.url}/nets/tiny.safetensors"})
     with Observer(output, s3.direct_endpoint) as observer:
         assert "fine. 32 px" in labelmill("validate", run_file)
-        assert "there already: 0 shards; to make: 4 shards" in labelmill("plan", run_file)
+        assert "existing: 0 shards; to make: 4 shards" in labelmill("plan", run_file)
         assert "labeler sha256" in labelmill("fit", run_file)
         assert "24 samples of 24 candidates in 4 shards" in labelmill("generate", run_file)
         assert f"{output}: 24 samples in 4 shards, all verified" in labelmill("verify", output)
@@ -80,7 +80,7 @@ def test_every_command_on_a_bucket(write_run_file: RunFileWriter, tiny_checkpoin
     store.delete(paths[3])
     with pytest.raises(VerificationError, match=r"tiny-000003\.tar: is missing"):
         labelmill("verify", output)
-    assert "there already: 3 shards; to make: 1 shards" in labelmill("plan", run_file)
+    assert "existing: 3 shards; to make: 1 shards" in labelmill("plan", run_file)
     labelmill("generate", run_file)
     assert "all verified" in labelmill("verify", output)
     after = {path: store.read(path) for path in before}

@@ -130,7 +130,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_explained_and_leaves_nothing_behind(small_disk: Path) -> None:
     store = Store.open(str(small_disk / "out"))
     store.create("old", b"old")
-    explained = r"out/{}: cannot be written: the disk is full\. Free some space and run the same command again"
+    explained = r"out/{}: cannot be written: the disk is full\. Free some space and rerun the same command to resume"
     with pytest.raises(OutputError, match=explained.format("shards/a.tar")):
         store.create("shards/a.tar", b"x" * 3_000_000)
     with pytest.raises(OutputError, match=explained.format("old")):

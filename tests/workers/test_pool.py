@@ -129,7 +129,7 @@ def test_a_shard_that_always_hangs_is_quarantined() -> None:
 def test_shards_that_fail_alike_end_the_run_early() -> None:
     cluster = PretendCluster(VirtualClock(), limit=2, fate=lambda task, worker, attempt: (1.0, "raise"))
     _, error, _ = _run(cluster, 1000)
-    assert isinstance(error, ShardError) and "3 shards failed alike, 0 are made" in str(error)
+    assert isinstance(error, ShardError) and "3 shards failed in the same way, 0 are made" in str(error)
     assert cluster.attempts.total() < 10
 
 

@@ -117,7 +117,7 @@ def test_an_output_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no run has started there"):
         status(Store.open(str(tmp_path)))
     Store.open(str(tmp_path)).create("run.json", b"{}")
-    assert status_lines(status(Store.open(str(tmp_path)))) == ["0 shards, not complete", "nothing from a driver yet"]
+    assert status_lines(status(Store.open(str(tmp_path)))) == ["0 shards, not complete", "no driver has reported yet"]
     Store.open(str(tmp_path)).replace("progress.json", b"{")
     with pytest.raises(OutputError, match=r"progress\.json: is not what labelmill writes"):
         status(Store.open(str(tmp_path)))

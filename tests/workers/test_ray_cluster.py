@@ -180,7 +180,7 @@ def test_sigterm_ends_resumable_and_frees_the_workers(
         wait_until(lambda: num_tars(output) >= 1)
         driver.send(signal.SIGTERM)
         assert driver.wait() == 75
-        assert "interrupted by SIGTERM; the same command goes on from here" in driver.text
+        assert "interrupted by SIGTERM; rerun the same command to resume" in driver.text
     assert state_of(output).state == "interrupted"
     wait_until(lambda: not workers_on(ray_cluster.head, ".make"))
 

@@ -35,7 +35,7 @@ _PUBLISHED = (
 def _preamble(benchmark: DownstreamBenchmark) -> str:
     known = benchmark.circumstances
     num_seeds = max(len(row.networks) for row in benchmark.rows)
-    seeds = f"mean ± standard deviation of {num_seeds} networks" if num_seeds > 1 else "one network a row"
+    seeds = f"mean ± standard deviation of {num_seeds} networks" if num_seeds > 1 else "one network per row"
     return (
         f"Each row trains {known.architecture} (images enlarged {known.upscale} times inside it) from random weights "
         f"for {known.steps} steps of {known.batch_size}, foreground against background, and is tested on "

@@ -94,7 +94,7 @@ def cost_plot(benchmark: MaskBenchmark) -> bytes:
     panel.set_xscale("log")
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.set_xlabel("ms an image, from seed to mask")
+    panel.set_xlabel("ms per image, from seed to mask")
     panel.set_ylabel("mIoU on test images, %")
     panel.legend(loc="lower right", fontsize=8)
     _dress(panel)

@@ -262,7 +262,7 @@ def _counted(seed: int, confidence: float, mask_HW: NDArray[np.uint8], truth_HW:
 def _line(result: MasksRowResult) -> str:
     seconds = result.seconds_per_image
     dev, test = (100 * (split.scores.miou or 0.0) for split in (result.dev, result.test))
-    timed = "" if seconds is None else f", {1000 * seconds:.1f} ms an image"
+    timed = "" if seconds is None else f", {1000 * seconds:.1f} ms per image"
     return f"{result.row.name}: mIoU {dev:.1f} on dev, {test:.1f} on test{timed}"
 
 

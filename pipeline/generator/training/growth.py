@@ -88,7 +88,7 @@ class RankWatch:
             f"little better than chance ({RANK_STEPS} steps; {CHANCE_RANK:.0%} is the least)"
         )
         if images_seen > self._last_images:
-            say(f"{found}: look whether the sheets still become better", level="warning")
+            say(f"{found}: check whether the sample sheets still improve", level="warning")
             return
         raise TrainingFailedError(
             f"{found}: the generator learns nothing from it. Start again in another output with a larger "

@@ -221,7 +221,7 @@ def _passed_over(data: FolderData) -> list[str]:
     if not others:
         return []
     kinds = ", ".join(f"{number:,} {ending}" for ending, number in others.most_common(MOST_NAMED))
-    return [f"passed over {others.total():,} other files: {kinds}"]
+    return [f"skipped {others.total():,} other files: {kinds}"]
 
 
 def _is_other(path: Path, folder: Path) -> bool:

@@ -22,7 +22,7 @@ def introduce(
         reason = f"fewer than {FEW_IMAGES:,} images" if augmented else f"{FEW_IMAGES:,} images or more, or drawn ones"
         say(f"augmentation: {'DiffAugment' if augmented else 'none'} ({reason}; optimisation.augmentation decides)")
     say(f"device: {device}, {settings.precision}, {settings.batch_size} images per step")
-    say(f"output: {config.output}: log.jsonl, samples/ and state/; the same command resumes")
+    say(f"output: {config.output}: log.jsonl, samples/ and state/; rerun the same command to resume")
 
 
 def _describe_start(config: TrainGeneratorConfig, start: TrainingStart, images_seen: int) -> str:

@@ -60,7 +60,8 @@ def _train(config: TrainGeneratorConfig) -> None:
         say(f"quality: {told} (distances from the data, {config.monitor.num_images:,} images)")
         say(f"done: {config.output / GENERATOR_FILE}, which a run file's generator.checkpoint takes")
     else:
-        say(f"stopped after {trainer.images_seen:,} of {config.total_images:,} images; the same command resumes")
+        done = f"{trainer.images_seen:,} of {config.total_images:,} images"
+        say(f"stopped after {done}; rerun the same command to resume")
 
 
 def run(trainer: GeneratorTrainer, stop: Stop) -> None:

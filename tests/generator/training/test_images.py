@@ -92,7 +92,7 @@ def test_what_is_passed_over_is_told(mixed: Path, tmp_path: Path) -> None:
     for _ in range(2):  # decoded, then from the cache
         loaded = load_images(FolderData(kind="folder", path=mixed), 8, tmp_path / "c")
         assert len(loaded.images_NHWC) == 3
-        assert loaded.summary.startswith(f"3 images at 8 px from {mixed}; passed over 3 other files: ")
+        assert loaded.summary.startswith(f"3 images at 8 px from {mixed}; skipped 3 other files: ")
         assert all(kind in loaded.summary for kind in ("1 .txt", "1 .heic", "1 .png"))
 
 

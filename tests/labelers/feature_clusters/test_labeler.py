@@ -404,7 +404,7 @@ def test_mistakes_have_the_keys_that_users_write() -> None:
             {"method": method}
         )
     assert "labeler: input should be a section" in mistakes(5)
-    assert "a list of k must rise" in mistakes({"method": "feature_clusters", "clusters": [8, 4]})
+    assert "a list of k must be in rising order" in mistakes({"method": "feature_clusters", "clusters": [8, 4]})
 
 
 def _run_file(folder: Path, checkpoint: Path, output: str, **labeler: object) -> Path:
@@ -469,7 +469,7 @@ def test_end_to_end_twice_with_the_same_bytes_and_then_with_names_by_hand(
 @pytest.mark.parametrize(
     ("model", "prompt", "message"),
     [
-        ("bundled:avatar-prompts", "hair", "no such bundled prompt model; there is avatars-prompts"),
+        ("bundled:avatar-prompts", "hair", "no such bundled prompt model; available: avatars-prompts"),
         ("open-clip:RN50@/nowhere/w.safetensors", "hair", "/nowhere/w.safetensors"),
         ("bundled:avatars-prompts", "zebra", "'zebra'"),
     ],

@@ -223,7 +223,7 @@ def test_prompts_without_a_model() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"a": ["x"]}, "two classes at least"),
+        ({"a": ["x"]}, "at least two classes are needed"),
         ({"a": ["x"], "b": []}, "each class needs a prompt; b has none"),
         ({"a": ["x"], "b": [" "]}, "each class needs a prompt; b has none"),
         ({"a": ["x"], "ignore": ["y"]}, "'ignore' cannot name a class"),
@@ -240,7 +240,7 @@ def test_names_that_cannot_be(names: dict[str, list[str]], message: str) -> None
     [
         ("classes: [a, b]\nclusters: {0: a, 1: c}", r"clusters of unknown classes: 1: c; there are a, b, ignore"),
         ("classes: [a, b]\nclusters: {0: a, -1: b}", "numbered from 0"),
-        ("classes: [a]\nclusters: {0: a}", "two classes at least"),
+        ("classes: [a]\nclusters: {0: a}", "at least two classes are needed"),
         ("classes: [a, a]\nclusters: {0: a}", "classes given twice: a"),
         ("classes: [a, b]", "clusters: is required"),
         ("classes: [a, b]\nclusters: {0: {similarity: 1}}", "clusters.0"),
