@@ -1,4 +1,4 @@
-"""What `fit` found, in words, and whether masks made with it mean anything."""
+"""Findings of `fit` in words, and whether masks made with them mean anything."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ class LabelerFindings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     verdict: Literal["sound", "doubtful", "weak"]
-    """weak: nothing was found that a mask could mean, as in an untrained generator; `generate` refuses it unless
-    `quality.allow_weak_labeler` says otherwise."""
+    """weak: nothing was found that a mask could show, as in an untrained generator; `generate` refuses it unless
+    `quality.allow_weak_labeler` is true."""
     words: list[str]
-    """For a person, a line each: what was found, how sure that is, and what to try."""
+    """Sentences for a person, one per line: what was found, how sure that is, and what to try."""

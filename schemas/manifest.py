@@ -10,19 +10,19 @@ from labelmill.schemas.shard import Kind
 
 
 class RunFile(BaseModel):
-    """`run.json`: claims an output for one identity, before any shard. Create-only, so two drivers agree."""
+    """`run.json`: claims an output for one identity, before any shard. It is create-only, so two drivers agree."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "labelmill-run"
     identity: dict[str, Any]
-    """What decides the bytes of shards (labelmill.schemas.fingerprint.identity)."""
+    """Everything that decides the bytes of shards (labelmill.schemas.fingerprint.identity)."""
 
 
 class Claim(BaseModel):
     """`fingerprint.json`: claims an output for one fitted labeler, before any shard, as run.json does for one identity.
 
-    In the file a checksum follows (pipeline/shards/sealed.py).
+    The file ends with a checksum (pipeline/shards/sealed.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,9 +31,11 @@ class Claim(BaseModel):
     fingerprint: str
     labeler_sha256: str
     claimed_on: Kind
-    """The kind of the first machine that used the labeler: the one that fitted it, unless that one died at it."""
+    """The kind of the first machine that used the labeler: the one that fitted it, unless that machine died during the
+    fit."""
     num_hashed_shards: int = 0
-    """Number of first shards that earlier versions divided into splits, in their way (pipeline/dataset/splits.py)."""
+    """Number of leading shards that earlier versions assigned to splits by their own rule
+    (pipeline/dataset/splits.py)."""
 
 
 class IndexedShard(BaseModel):
@@ -42,7 +44,7 @@ class IndexedShard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str
-    """Relative to the dataset's root, `shards/<name>.tar`."""
+    """URL relative to the dataset's root, `shards/<name>.tar`."""
     nsamples: int
     filesize: int
     sha256: str
@@ -58,7 +60,7 @@ class Index(BaseModel):
     name: str
     shardlist: list[IndexedShard]
     splits: dict[str, list[str]]
-    """URLs a split."""
+    """URLs per split."""
 
 
 class CheckpointSource(BaseModel):
@@ -67,7 +69,7 @@ class CheckpointSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reference: str
-    """As the run file names it."""
+    """Reference in the run file."""
     sha256: str
     format: str
     licence: str
@@ -75,7 +77,7 @@ class CheckpointSource(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`: written last; where it exists the dataset is complete."""
+    """`manifest.json`: written last. If it exists, the dataset is complete."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,10 +90,10 @@ class Manifest(BaseModel):
     classes: list[str]
     """Class names in the order of mask values; 255 is ignore."""
     image_shape: ImageShape
-    """Of images; masks have their height and width."""
+    """Shape of the images; masks have the same height and width."""
     image_format: str
     optional_files: tuple[OptionalFile, ...] = Field((), exclude_if=lambda endings: not endings)
-    """Endings of the files that every sample has beside image, mask and metadata; absent where there are none, as in
+    """Endings of the files that every sample has beside image, mask and metadata; absent if there are none, as in
     manifests of earlier versions."""
     num_samples: int
     num_candidates: int
@@ -106,12 +108,12 @@ class Manifest(BaseModel):
     checkpoint: CheckpointSource
     labeler_sha256: str
     labeler: LabelerFindings | None = None
-    """What `fit` found; null in manifests of earlier versions."""
+    """Findings of `fit`; null in manifests of earlier versions."""
     versions: dict[str, str]
     """Python and library versions of the process that finished the dataset."""
     kinds: list[Kind] = []
-    """The kinds of machines and libraries that are known to have fitted the labeler and made shards. With more than
-    one, the dataset can be made again to the bit on none of them alone."""
+    """Kinds of machines and libraries known to have fitted the labeler and made shards. With more than one kind, no
+    single kind can make the dataset again to the bit."""
 
     @model_validator(mode="before")
     @classmethod

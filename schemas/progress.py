@@ -1,19 +1,19 @@
-"""`progress.json`: how far a run is, for other shells. Says nothing that the shards do not prove in the end."""
+"""`progress.json`: a run's progress, for other shells. The shards themselves are the proof."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class RunState(BaseModel):
-    """A run at a moment."""
+    """State of a run at one moment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     done: int
-    """Samples in published shards, those of earlier runs too."""
+    """Samples in published shards, including those of earlier runs."""
     total: int
-    """Samples asked for."""
+    """Samples that the dataset will have."""
     shards: int
-    """Published ones, those of earlier runs too."""
+    """Published shards, including those of earlier runs."""
     images_per_second: float
     """Mean since this run started."""
     eta_seconds: float | None
@@ -21,14 +21,14 @@ class RunState(BaseModel):
     seconds_by_stage: dict[str, float]
     """Sums over the shards that this run made."""
     workers: int
-    """Workers that make shards now."""
+    """Workers making shards now."""
     retries: int
     """Shards sent out again after a worker died or the store refused."""
     failures: dict[str, str]
-    """Why each shard that was given up failed, by its name."""
+    """Reason of failure per shard that was given up, by shard name."""
     state: str
     """running, finished, interrupted or failed."""
     host: str
     process: int
     unix_time: float
-    """When this was written: every 10 to 30 s while the run lives."""
+    """Time of writing: every 10 to 30 s while the run is alive."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_serializer, field_validator
 
 ChannelValues = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
-"""A number for each channel: red, green and blue, or gray alone."""
+"""One number per channel: red, green and blue, or gray."""
 IGNORE = 255
 """Mask value of pixels that belong to no class."""
 OptionalFile = Literal["alpha.png", "instances.png"]
@@ -21,7 +21,7 @@ def sample_key(seed: int) -> str:
 
 
 class ImageShape(BaseModel):
-    """What all images of a dataset have in common."""
+    """Shape of all images of a dataset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,7 +41,7 @@ class ImageShape(BaseModel):
 
     @property
     def size_in_words(self) -> str:
-        """`32 x 32 pixels`; of a rectangle it says which is which."""
+        """`32 x 32 pixels`; a rectangle also names the order of width and height."""
         order = "" if self.height == self.width else " (width x height)"
         return f"{self.width} x {self.height} pixels{order}"
 
@@ -60,21 +60,21 @@ def with_image_shape(values: Any) -> Any:
 
 
 class Candidate(BaseModel):
-    """What became of one seed: a row of the shard's parquet file."""
+    """The outcome of one seed: a row of the shard's parquet file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int
     class_id: int | None
-    """Class that a conditional generator was asked for."""
+    """Class requested from a conditional generator."""
     drop_reason: str | None
-    """Name of the quality rule that dropped it; null if kept."""
+    """Name of the quality rule that dropped the candidate; null if it was kept."""
     confidence: float
     """Labeler's confidence in [0, 1]."""
     largest_component: float
-    """Share of the foreground in its largest connected piece, in [0, 1]."""
+    """Share of the foreground in its largest connected component, in [0, 1]."""
     class_pixels: dict[str, int]
-    """Pixels that carry each class, in the order of mask values; `ignore` counts value 255."""
+    """Pixels per class, in the order of mask values; `ignore` counts value 255."""
 
     @property
     def kept(self) -> bool:
@@ -85,20 +85,20 @@ _CANDIDATES = TypeAdapter(tuple[Candidate, ...])
 
 
 class SampleMetadata(BaseModel):
-    """`{key}.json` of a kept sample: enough to make it again, and to account for what was dropped."""
+    """`{key}.json` of a kept sample: enough to make it again and to account for dropped candidates."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     candidate: Candidate
     dropped_before: tuple[Candidate, ...]
-    """Candidates dropped since the previous kept sample, so that the tar alone accounts for every seed. In JSON a text
-    that holds them as JSON: an empty list has no type, and readers that take types from the first samples, as Hugging
-    Face datasets does, would refuse the first one that is not empty."""
+    """Candidates dropped since the previous kept sample, so that the tar alone accounts for every seed. In JSON this
+    is a string that holds JSON: an empty list has no type, so readers that infer types from the first samples, such
+    as Hugging Face datasets, would refuse the first list that is not empty."""
     channel_means: ChannelValues
     """Mean of each channel in [0, 1], before encoding."""
     channel_square_means: ChannelValues
-    """Mean of their squares."""
+    """Mean of the squared channel values."""
     truncation_psi: float
     truncation_cutoff: int | None
     noise: str

@@ -1,4 +1,4 @@
-"""How well predicted masks agree with true ones: what `labelmill evaluate --json` prints."""
+"""Scores of predicted masks against true masks, as `labelmill evaluate --json` prints them."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +11,7 @@ class BandScores(BaseModel):
     iou: dict[str, float | None]
     """By class, within the band; null for a class that occurs there in neither truth nor prediction."""
     miou: float | None
-    """Mean of those that are not null."""
+    """Mean over the classes that are not null."""
     num_pixels: int
     """Pixels of the band that were counted."""
 

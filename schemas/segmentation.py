@@ -25,7 +25,7 @@ class DatasetSplit(Section):
     dataset: str = Field(pattern=PRINTABLE)
     """The dataset's folder, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX."""
     split: str | None = "train"
-    """Which split of index.json. null takes every shard."""
+    """Split of index.json. null: all shards."""
 
 
 class PhotoFolder(Section):
@@ -33,7 +33,7 @@ class PhotoFolder(Section):
 
     kind: Literal["photos"]
     photos: UserPath
-    """Folder of .jpg, .jpeg, .png, .webp, .bmp, .tif or .tiff files, with its subfolders."""
+    """Folder of .jpg, .jpeg, .png, .webp, .bmp, .tif or .tiff files, including its subfolders."""
     masks: str = Field(pattern=PRINTABLE)
     """Masks of the photos' sizes, matched by their paths: a folder of PNG files, a .tar, or a dataset."""
     positive: int | None = Field(None, ge=1, le=255)
@@ -44,10 +44,10 @@ HeldOut = Annotated[DatasetSplit | PhotoFolder, Field(discriminator="kind")]
 
 
 class SegmentationModelConfig(Section):
-    """The network. All of them start from random weights; nothing is ever downloaded."""
+    """The network. Every architecture starts from random weights; nothing is ever downloaded."""
 
     architecture: Architecture = "deeplabv3_resnet50"
-    """deeplabv3_resnet50 (Chen et al. 2017), deeplabv3_mobilenet_v3_large (the one for CPUs),
+    """deeplabv3_resnet50 (Chen et al. 2017), deeplabv3_mobilenet_v3_large (suited to CPUs),
     deeplabv3plus_resnet50 (Chen et al. 2018), unet_resnet34 (Ronneberger et al. 2015), resnet18_8s (the dilated
     ResNet-18 of Segmentation in Style, Pakhomov et al. 2021)."""
     upscale: int = Field(1, ge=1, le=16)
@@ -56,88 +56,88 @@ class SegmentationModelConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """What is done to each training image, differently in each epoch."""
+    """Random changes to each training image, different in each epoch."""
 
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of mirroring left and right."""
     scale: tuple[float, float] = (0.75, 1.5)
-    """Images are resized by a factor from this range (uniform in its logarithm), then cut or filled up to `crop`.
-    [1, 1] leaves their size."""
+    """Range of the random factor (uniform in its logarithm) by which images are resized before they are cropped or
+    padded to `crop`. [1, 1] keeps their size."""
     crop: int | None = Field(None, ge=8)
-    """Height and width in training. null: those of the dataset's images."""
+    """Height and width in training. null: the size of the dataset's images."""
     colour_jitter: float = Field(0.2, ge=0, lt=1)
-    """Brightness, contrast and saturation each change by a factor from 1 minus to 1 plus this."""
+    """Brightness, contrast and saturation each change by a factor between 1 - colour_jitter and 1 + colour_jitter."""
 
     @model_validator(mode="after")
     def _check_scale(self) -> Self:
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale: two factors above 0, the smaller one first, got {list(self.scale)}")
+            raise ValueError(f"scale: give two factors above 0, the smaller one first, got {list(self.scale)}")
         return self
 
 
 class SegmentationOptimisationConfig(Section):
-    """How weights are found."""
+    """Optimiser, rates and steps."""
 
     optimiser: Literal["sgd", "adam"] = "sgd"
     """SGD with momentum, or Adam (beta 0.9, 0.999)."""
     learning_rate: float = Field(0.01, gt=0)
-    """Of the first step. 0.01 suits SGD, 0.0001 to 0.001 Adam."""
+    """Learning rate of the first step. 0.01 suits SGD, 0.0001 to 0.001 suits Adam."""
     poly_power: float = Field(0.9, ge=0)
-    """The rate of step t is learning_rate * (1 - t / steps) ^ poly_power. 0 keeps it."""
+    """The rate of step t is learning_rate * (1 - t / steps) ^ poly_power. 0 keeps the rate constant."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = Field(1e-4, ge=0)
     """L2 penalty on all weights."""
     batch_size: int = Field(16, ge=2)
-    """Images a step and rank."""
+    """Batch size per rank."""
     steps: int = Field(10_000, ge=1)
-    """Steps of the whole training."""
+    """Total number of training steps."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the network; weights and the loss stay float32. Half precisions need a GPU."""
 
 
 class SegmentationTrainingConfig(Section):
-    """A whole training file."""
+    """A training file."""
 
     data: DatasetSplit
-    """What to learn from."""
+    """Dataset to learn from."""
     output: UserPath
     """Folder for model.safetensors, metrics.json, curves.png, log.jsonl and the resumable state."""
     held_out: HeldOut | None = None
-    """What to score on: a split that training does not see, or photos with true masks. null: nothing. A training
-    that goes on with another one forgets the scores on the former."""
+    """Data to score on: a split that training does not see, or photos with true masks. null: no scores. A training
+    resumed with other held-out data drops the earlier scores."""
     allow_shared_seeds: bool = False
-    """Score on a split though it holds samples of the checkpoint and seeds that the training learns from. Such scores
-    say how well the training remembers. False refuses it before the first step."""
+    """Score on a split even if it shares samples (checkpoint and seed) with `data`. Such scores measure memory, not
+    generalisation. false refuses such a split before the first step."""
     model: SegmentationModelConfig = SegmentationModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: SegmentationOptimisationConfig = SegmentationOptimisationConfig()
     soft_targets: bool = True
-    """Where the dataset has {key}.alpha.png, learn its shares of foreground in place of the mask's two classes."""
+    """If the dataset has {key}.alpha.png, learn its foreground shares instead of the mask's two classes."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initial weights, order, augmentation and dropout."""
     shuffle_shards: int = Field(4, ge=1)
-    """Shards whose samples are shuffled together. Each worker holds so many in memory, as they are stored."""
+    """Shards whose samples are shuffled together. Each worker holds this many shards in memory, in encoded form."""
     workers: int = Field(2, ge=0, le=256)
-    """Processes that read and augment, for each rank. 0 reads in the training's own process."""
+    """Processes per rank that read and augment. 0: the training process itself reads."""
     loader_timeout_seconds: float = Field(600.0, gt=0)
-    """End, resumably, when one of these processes gives no batch for this long."""
+    """Stop if a loader process delivers no batch for this many seconds; rerun to resume."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N. Under torchrun each rank takes its own GPU."""
     threads: int | None = Field(None, ge=1)
     """Threads of PyTorch on a CPU. null: PyTorch's choice."""
     max_seconds: float | None = Field(None, gt=0)
-    """Stop, resumably, after so many seconds of this run."""
+    """Stop after this many seconds of this run; rerun to resume."""
     checkpoint_interval_seconds: float = Field(300.0, gt=0)
     """Seconds between saved states."""
     evaluation_interval_steps: int = Field(1000, ge=1)
-    """Steps between scores on held_out; the end is always scored."""
+    """Steps between scores on held_out; the last step is always scored."""
     log_interval_steps: int = Field(50, ge=1)
-    """Steps between lines of the log; in short trainings fewer, so that there are 20 lines."""
+    """Steps between lines of the log; fewer in short trainings, so that the log has 20 lines."""
 
 
 class SegmentationModelCard(BaseModel):
-    """What is beside the weights in model.safetensors: enough to build the network and to use it."""
+    """Metadata of model.safetensors: all that is needed to build and use the network."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -147,15 +147,16 @@ class SegmentationModelCard(BaseModel):
     classes: tuple[str, ...] = Field(min_length=2, max_length=255)
     """Names of the values 0, 1, ..."""
     image_shape: ImageShape
-    """Of the images that it learned from: photos are resized to their shorter side, and turned gray if they are."""
+    """Shape of the training images. Photos are resized to its shorter side, and converted to gray if it has one
+    channel."""
     mean: Triple
-    """Of red, green and blue in [0, 1], equal ones for gray: what images are normalised by."""
+    """Mean of red, green and blue in [0, 1] that images are normalised by; three equal values for gray."""
     std: Triple
-    """Their standard deviation."""
+    """Standard deviations that images are normalised by."""
     dataset_fingerprint: str
-    """Of the dataset that it learned from."""
+    """Fingerprint of the training dataset."""
     steps: int
-    """Steps that it learned for."""
+    """Number of training steps."""
 
     @model_validator(mode="before")
     @classmethod
@@ -180,10 +181,10 @@ class TrainingMetrics(BaseModel):
     steps: int
     """Steps taken."""
     images: int
-    """Images learned from, over all ranks, repeats included."""
+    """Training images over all ranks, repeats included."""
     seconds: float
-    """Spent in steps, over all runs."""
+    """Seconds spent in steps, over all runs."""
     final: Scores | None
     """Scores of model.safetensors on held_out; null without held_out, and before the end."""
     evaluations: tuple[Evaluation, ...]
-    """Every score on what is held out now, in order."""
+    """All scores on the current held-out data, in order."""

@@ -1,4 +1,4 @@
-"""A shard as asked for (ShardTask, driver to worker) and as made (ShardRecord, worker to driver)."""
+"""A shard to make (ShardTask, driver to worker) and a finished shard (ShardRecord, worker to driver)."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,7 +20,8 @@ class ShardTask(BaseModel):
 
 
 class Kind(BaseModel):
-    """What decides the bits of a shard beside its run's fingerprint: the machine's kind, and the libraries."""
+    """Everything that decides the bits of a shard besides the run's fingerprint: the kind of machine and the
+    libraries."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,9 +30,9 @@ class Kind(BaseModel):
     processor: str
     """Architecture, maker, and the instructions that PyTorch uses, such as `x86_64 GenuineIntel AVX512`."""
     libraries: dict[str, str]
-    """Versions of those that compute."""
+    """Versions of the libraries that compute."""
     settings: dict[str, str]
-    """Environment variables that make these choose other instructions; only those that are set."""
+    """Environment variables that make these libraries choose other instructions; only those that are set."""
 
     def __str__(self) -> str:
         libraries = ", ".join(f"{name} {version}" for name, version in self.libraries.items())
@@ -40,10 +41,10 @@ class Kind(BaseModel):
 
 
 class ShardRecord(BaseModel):
-    """`records/000012.json`: what is in a shard. Derived from the tar; the fields from `seconds_by_stage` on are known
-    only to the process that made it, and all but the last are null after a repair.
+    """`records/000012.json`: the content of a shard. Derived from the tar; the fields from `seconds_by_stage` on are
+    known only to the process that made the shard, and all but the last are null after a repair.
 
-    In the file a checksum of the record follows (pipeline/shards/sealed.py).
+    The file ends with a checksum of the record (pipeline/shards/sealed.py).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,15 +55,15 @@ class ShardRecord(BaseModel):
     num_candidates: int
     dropped_by_reason: dict[str, int]
     sha256: str
-    """Of the tar."""
+    """SHA-256 of the tar."""
     num_bytes: int
-    """Of the tar."""
+    """Size of the tar."""
     class_pixels: dict[str, int]
-    """Pixels a class over all masks; `ignore` counts value 255."""
+    """Pixels per class over all masks; `ignore` counts value 255."""
     channel_means: ChannelValues
     """Mean of each channel in [0, 1] over all samples."""
     channel_square_means: ChannelValues
-    """Mean of their squares."""
+    """Mean of the squared channel values."""
     fingerprint: str
     seconds_by_stage: dict[str, float] | None
     attempts: int | None
@@ -71,11 +72,11 @@ class ShardRecord(BaseModel):
     created: str | None
     """UTC time of publication, ISO 8601."""
     kind: Kind | None = None
-    """Of the machine and the libraries; null in records of earlier versions, too."""
+    """Kind of the machine and the libraries; also null in records of earlier versions."""
     parquet_sha256: str | None = None
-    """Of the parquet file beside the tar; null in records of earlier versions."""
+    """SHA-256 of the parquet file beside the tar; null in records of earlier versions."""
     optional_files: tuple[OptionalFile, ...] = Field((), exclude_if=lambda endings: not endings)
-    """Endings of the files that samples have beside image, mask and metadata; absent where there are none."""
+    """Endings of the files that samples have besides image, mask and metadata; absent if there are none."""
 
 
 def shard_name(run_name: str, index: int) -> str:

@@ -15,7 +15,7 @@ class FolderData(Section):
     path: UserPath
     """Folder of .jpg, .jpeg, .png or .webp files."""
     skip_unreadable: bool = False
-    """Train without the files that are not readable, instead of naming them and ending."""
+    """Train without unreadable files instead of listing them and stopping."""
 
 
 class ShardsData(Section):
@@ -23,20 +23,21 @@ class ShardsData(Section):
 
     kind: Literal["shards"]
     urls: tuple[UserPattern, ...] = Field(min_length=1)
-    """Local tar files; a file name may hold wildcards."""
+    """Local tar files; a file name may contain wildcards."""
     skip_unreadable: bool = False
-    """Train without the files that are not readable, instead of naming them and ending."""
+    """Train without unreadable files instead of listing them and stopping."""
 
 
 class AvatarRates(Section):
-    """Shares of the portraits that are drawn; null: the domain's own. A generator may leave out what it rarely sees."""
+    """Share of drawn portraits with each rare part. null: the domain's own share. A generator may omit parts that it
+    rarely sees."""
 
     hat: float | None = Field(None, gt=0, lt=1)
-    """With a hat."""
+    """Share with a hat."""
     glasses: float | None = Field(None, gt=0, lt=1)
-    """With glasses."""
+    """Share with glasses."""
     beard: float | None = Field(None, gt=0, lt=1)
-    """With a beard or a moustache."""
+    """Share with a beard or a moustache."""
 
 
 class DomainData(Section):
@@ -44,15 +45,15 @@ class DomainData(Section):
 
     kind: Literal["domain"]
     name: Literal["avatars"] = "avatars"
-    """Which domain."""
+    """Name of the domain."""
     num_images: int = Field(20_000, ge=1)
-    """How many images to draw before training starts."""
+    """Number of images to draw before training starts."""
     first_seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the first image."""
     rates: AvatarRates = AvatarRates()
-    """How often rare parts are drawn. Seeds that would make others too frequent are passed over."""
+    """How often rare parts are drawn. Seeds that would make other parts too frequent are skipped."""
     num_processes: int = Field(2, ge=1)
-    """Processes that draw."""
+    """Number of drawing processes."""
 
 
 Augmentation = Literal["auto", "diffaugment", "none"]
@@ -96,37 +97,37 @@ class OptimisationConfig(Section):
     """Losses, regularisation and rates."""
 
     batch_size: int = Field(32, ge=1)
-    """Images a step."""
+    """Images per step."""
     generator_learning_rate: float = Field(0.002, gt=0)
     """Adam's rate for the generator (beta1 0, beta2 0.99)."""
     discriminator_learning_rate: float = Field(0.002, gt=0)
     """Adam's rate for the discriminator."""
     rate_images: int | None = Field(None, ge=1)
-    """Halve both rates every so many images. null: constant rates."""
+    """Images per halving of both rates. null: constant rates."""
     r1_gamma: float | None = Field(None, ge=0)
     """Weight of the gradient penalty on real images. null: 0.0002 * resolution^2 / batch_size."""
     r1_interval: int = Field(16, ge=1)
-    """Apply it every so many steps."""
+    """Steps between gradient penalties."""
     path_length_weight: float = Field(2.0, ge=0)
     """Weight of path-length regularisation; 0 turns it off."""
     path_length_interval: int = Field(8, ge=1)
-    """Apply it every so many steps."""
+    """Steps between path-length regularisations."""
     path_length_batch_shrink: int = Field(2, ge=1)
-    """It sees batch_size divided by this."""
+    """Path-length regularisation uses batch_size divided by this number."""
     style_mixing_probability: float = Field(0.9, ge=0, le=1)
     """Share of generated images whose rows of w come from two latents."""
     average_half_life_images: float = Field(5000.0, gt=0)
     """Half-life of the moving average of the generator, in images."""
     average_ramp: float = Field(0.05, gt=0)
-    """Early on the half-life is at most this share of the images seen."""
+    """Upper limit of the half-life early in training, as a share of the images seen."""
     mean_w_decay: float = Field(0.995, ge=0, lt=1)
     """Decay per step of the moving average of w."""
     discriminator_head_start_images: int | None = Field(None, ge=0)
-    """Images during which only the discriminator learns. null: growth.head_start_images where a generator grows, 5000
-    where it comes from initialise_from without its discriminator, else 0."""
+    """Images during which only the discriminator learns. null: growth.head_start_images if a generator grows, 5000 if
+    it comes from initialise_from without its discriminator, else 0."""
     augmentation: Augmentation = "auto"
-    """Differentiable augmentation of what the discriminator sees (DiffAugment), which few images need. auto: for fewer
-    than 5,000 images of a folder or of shards."""
+    """Differentiable augmentation of the discriminator's input (DiffAugment), for small datasets. auto: for fewer than
+    5,000 images from a folder or from shards."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the top four resolutions' activations. float16 needs a GPU; bfloat16 is several times faster
     on GPUs and on CPUs with matrix units (AMX). Weights, sums of RGB and penalties stay float32."""
@@ -136,11 +137,11 @@ class DiscriminatorConfig(Section):
     """The discriminator, which is not part of the finished generator."""
 
     channel_base: int | None = Field(None, ge=4)
-    """Its channels at resolution r are min(channel_base / r, the generator's largest width). null: the generator's
-    widths."""
+    """The discriminator's channels at resolution r are min(channel_base / r, the generator's largest width). null: the
+    generator's widths."""
     detail: float | None = Field(None, ge=0)
-    """Gain of three more input channels: what the image holds beyond its 2x2 means. 0: the image alone. null: what
-    the training in initialise_from had, 6 when a generator grows, else 0."""
+    """Gain of three extra input channels: the detail of the image beyond its 2x2 means. 0: the image alone. null: the
+    value of the training in initialise_from, 6 if a generator grows, else 0."""
 
 
 class GrowthConfig(Section):
@@ -151,19 +152,19 @@ class GrowthConfig(Section):
     """
 
     head_start_images: int = Field(640, ge=0)
-    """Images from which only the discriminator learns."""
+    """Images in the first phase, from which only the discriminator learns."""
     frozen_images: int = Field(40_000, ge=0)
-    """Images after that during which only the new block learns."""
+    """Images in the next phase, from which only the new block learns."""
     anchored_images: int = Field(1_000_000, ge=0)
-    """Images after that during which the old blocks learn, too, but anchored. Trainings that let the anchor go have
-    lost structure (the card of bundled:avatars-64), so it is long."""
+    """Images in the next phase, in which the old blocks learn, too, but anchored. The phase is long because trainings
+    without the anchor have lost structure (see the card of bundled:avatars-64)."""
     old_rate: float = Field(0.05, gt=0, le=1)
     """Rate of the old blocks while they are anchored, as a share of the new block's."""
     anchor: float = Field(20.0, ge=0)
     """Weight of the mean squared difference between an image's 2x2 means and the small generator's image of the same
     latents and noise."""
     final_anchor: float = Field(2.0, ge=0)
-    """Weight that it falls to, in equal ratios, until the anchored images are over."""
+    """Weight of the anchor at the end of the anchored phase; it falls to this value in equal ratios."""
     settled_old_rate: float = Field(0.4, gt=0, le=1)
     """Rate of the old blocks once the anchor is gone, as a share of the new block's."""
 
@@ -178,11 +179,11 @@ class GrowthConfig(Section):
 
 
 class MonitorConfig(Section):
-    """Numbers in the log that say how close the generator is to its data, at every sample sheet."""
+    """Distance of the generator from its data, logged with every sample sheet."""
 
     num_images: int = Field(1_000, ge=2)
-    """Images of each side, at most as many of the data as there are. Distances of different numbers must not be
-    compared."""
+    """Number of generated images and of data images, at most as many as the data has. Compare only distances that were
+    measured with the same number."""
     fid_weights: UserPath | None = None
     """Weights of torch-fidelity's Inception network, for the Fréchet inception distance; needs the extra `fid`.
     null: the distance of thumbnails alone."""
@@ -192,12 +193,12 @@ class TrainGeneratorConfig(Section):
     """One training: data, networks, optimisation, and where everything goes."""
 
     data: TrainingData
-    """What to learn."""
+    """Images to learn from."""
     output: UserPath
     """Folder for the state, log, sample sheets and the finished generator.safetensors."""
     network: NetworkConfig | None = None
-    """Sizes of the generator. null: those of the generator that initialise_from or grow_from names (growing adds a
-    block half as wide as the last one), else the defaults of this section."""
+    """Sizes of the generator. null: the sizes of the generator in initialise_from or grow_from (growing adds a block
+    half as wide as the last one), else the defaults of this section."""
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     """Sizes of the discriminator."""
     optimisation: OptimisationConfig = OptimisationConfig()
@@ -210,16 +211,16 @@ class TrainGeneratorConfig(Section):
     """Mirror half of the images."""
     initialise_from: UserPattern | None = Field(None, pattern=PRINTABLE)
     """Weights to start from, of a generator of the same sizes: a state folder of another training (its `state`), or
-    whatever a run file's generator.checkpoint takes. The discriminator comes along where one of its sizes is there."""
+    anything that a run file's generator.checkpoint accepts. Its discriminator is used if it has the same sizes."""
     grow_from: UserPattern | None = Field(None, pattern=PRINTABLE)
-    """A generator of half the resolution to grow from; takes what initialise_from does. See growth."""
+    """A generator of half the resolution to grow from; accepts the same values as initialise_from. See growth."""
     growth: GrowthConfig | None = None
-    """Phases of growing; null: the defaults of this section, where grow_from is given. They may change when a training
-    is resumed, which goes on in the phase that its images belong to then."""
+    """Phases of growing. null: the defaults of this section if grow_from is set. The phases may change when a training
+    is resumed, which continues in the phase that the number of images falls into."""
     total_images: int = Field(1_000_000, ge=1)
     """Stop after this many training images."""
     max_seconds: float | None = Field(None, gt=0)
-    """Stop, resumable, after this many seconds of this run."""
+    """Stop after this many seconds of this run; rerun to resume."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)

@@ -238,7 +238,7 @@ def test_names_that_cannot_be(names: dict[str, list[str]], message: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: [a, b]\nclusters: {0: a, 1: c}", r"clusters of unknown classes: 1: c; there are a, b, ignore"),
+        ("classes: [a, b]\nclusters: {0: a, 1: c}", r"clusters of unknown classes: 1: c; the classes are a, b, ignore"),
         ("classes: [a, b]\nclusters: {0: a, -1: b}", "numbered from 0"),
         ("classes: [a]\nclusters: {0: a}", "at least two classes are needed"),
         ("classes: [a, a]\nclusters: {0: a}", "classes given twice: a"),
