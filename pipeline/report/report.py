@@ -168,7 +168,7 @@ def _histograms(tally: Tally, quality: QualityConfig) -> list[Histogram]:
     return [
         chart("confidence", "confidence", quality.confidence_min, None),
         chart("foreground", "foreground share", quality.foreground_min, quality.foreground_max),
-        chart("largest_component", "largest piece of the foreground", quality.largest_component_min, None),
+        chart("largest_component", "largest component of the foreground", quality.largest_component_min, None),
     ]
 
 
@@ -178,7 +178,7 @@ def _reason_bars(manifest: Manifest, quality: QualityConfig) -> list[Bar]:
         "foreground_too_small": f"foreground below {quality.foreground_min:g}",
         "foreground_too_large": f"foreground above {quality.foreground_max:g}",
         "low_confidence": f"confidence below {quality.confidence_min:g}",
-        "fragmented": f"largest piece below {quality.largest_component_min:g} of the foreground",
+        "fragmented": f"largest component below {quality.largest_component_min:g} of the foreground",
     }
     counts = sorted(manifest.dropped_by_reason.items(), key=lambda item: (-item[1], item[0]))
     return [
@@ -188,7 +188,7 @@ def _reason_bars(manifest: Manifest, quality: QualityConfig) -> list[Bar]:
 
 
 def _stage_bars(records: Sequence[ShardRecord]) -> list[Bar]:
-    """Seconds a stage over all shards that tell, in the order of the stages."""
+    """Seconds per stage over all shards with timings, in the order of the stages."""
     timed = [record for record in records if record.seconds_by_stage is not None]
     num_samples = sum(record.num_samples for record in timed)
     seconds: dict[str, float] = defaultdict(float)
