@@ -140,7 +140,7 @@ def check_strength(config: RunConfig, findings: LabelerFindings) -> None:
     if findings.verdict == "sound":
         return
     if findings.verdict == "weak" and not config.quality.allow_weak_labeler:
-        remedy = "To label with it all the same, set quality.allow_weak_labeler: true"
+        remedy = "To label with it anyway, set quality.allow_weak_labeler: true"
         raise ConfigError(
             "\n  ".join(["labeler: what `fit` found is too weak to label with:", *findings.words, remedy])
         )

@@ -129,7 +129,7 @@ def _merge(value: Any, mark: yaml.Mark) -> dict[Any, Any]:
 def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> str:
     text: str = loader.construct_scalar(node)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _refused("half of a surrogate pair, which is no character", node.start_mark)
+        raise _refused("half of a surrogate pair, which is not a character", node.start_mark)
     return text
 
 

@@ -458,7 +458,7 @@ def test_the_pages_name_what_there_is(emitted: set[str]) -> None:
     assert set(re.findall(r"`(labelmill_nightly_\w+)`", text)) == {
         name for name in emitted if name.startswith("labelmill_nightly")
     }
-    table = text[text.index("| gate | compares") : text.index("The value of each")]
+    table = text[text.index("| gate | compares") : text.index("A higher value is worse")]
     assert re.findall(r"`(\w+)`", table) == [gate.name for gate in GATES]
     limits = re.findall(r"^\| `(\w+)` \| (\.\d+) \|", text, flags=re.MULTILINE)
     assert limits and all(getattr(GatesConfig(), name) == float(limit) for name, limit in limits)

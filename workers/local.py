@@ -18,12 +18,14 @@ from labelmill.workers.shard_worker import ShardWorker
 from labelmill.workers.supervisor import Event, Failed, Limits, Loaded, Made, Placed
 from labelmill.workers.watchdog import Watchdog
 
-# For the shard that is on its way when the run is interrupted; a store that is down may take minutes to say so.
+# Time limit for the shard that is being published when the run is interrupted; a store that is down may take minutes
+# to fail.
 _LAST_PUT_SECONDS = 5.0
 _LAST_WORDS = "interrupted, and the output does not answer; rerun the same command to resume"
 
 
-def _impatience() -> AbstractContextManager[None]:
+def _limited_last_put() -> AbstractContextManager[None]:
+    """Ends the process if the last put takes longer than _LAST_PUT_SECONDS."""
     return Watchdog().limit(_LAST_PUT_SECONDS, exit_code=EXIT_RESUMABLE, last_words=_LAST_WORDS)
 
 
@@ -46,7 +48,7 @@ class LocalCluster:
         return self._opened.run
 
     def limits(self) -> Limits:
-        """One worker, which nobody can end."""
+        """One worker, which cannot be ended."""
         return Limits(workers=1, shard_seconds=float("inf"), start_seconds=float("inf"))
 
     def start(self, worker: int) -> None:
@@ -64,7 +66,7 @@ class LocalCluster:
         raise AssertionError("the local worker has no deadlines")
 
     def show(self, state: RunState) -> None:
-        """There is nobody else to tell."""
+        """A local run has no cluster that shows its state."""
 
     def wait(self, seconds: float) -> list[Event]:
         """Synthesise the next shard, if any, and collect what has been published meanwhile."""
@@ -98,7 +100,7 @@ class LocalCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _impatience() if isinstance(error, Interrupted) else nullcontext():
+        with _limited_last_put() if isinstance(error, Interrupted) else nullcontext():
             self._publisher.shutdown(wait=True, cancel_futures=True)
         if self._worker is not None:
             self._worker.__exit__(kind, error, trace)

@@ -42,7 +42,7 @@ def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
         return
     check_claim(store, run_identity)  # another driver may have claimed it meanwhile
     if store.read(RUN_PATH) != content and not _is_claimed_by(store, run_identity):
-        say(f"{store.url}/{RUN_PATH} was damaged; it is written anew", level="warning")
+        say(f"{store.url}/{RUN_PATH} was damaged; rewriting it", level="warning")
         store.replace(RUN_PATH, content)
 
 
@@ -87,7 +87,7 @@ def claim_fingerprint(
         return claim
     standing = read_claim(store)
     if standing is None or standing.fingerprint != fingerprint(run_identity, standing.labeler_sha256):
-        say(f"{store.url}/{FINGERPRINT_PATH} was damaged; it is written anew", level="warning")
+        say(f"{store.url}/{FINGERPRINT_PATH} was damaged; rewriting it", level="warning")
         store.replace(FINGERPRINT_PATH, seal(claim))
         return claim
     check_labeler_claim(store, run_identity, labeler_path, labeler_sha256)  # another driver's, of this moment
@@ -102,13 +102,13 @@ def check_labeler_claim(store: Store, run_identity: Mapping[str, Any], labeler_p
         known = known_fingerprint(store, run_identity)  # by another driver, at this moment
     if is_claimed and known is None:
         raise OutputError(
-            f"{store.url}/{FINGERPRINT_PATH}: is damaged, and there is no shard yet that tells whether {labeler_path} "
+            f"{store.url}/{FINGERPRINT_PATH}: is damaged, and no shard exists yet that shows whether {labeler_path} "
             f"is the labeler that it named. Delete both and run `labelmill generate` again"
         )
     if known is not None and known.value != fingerprint(run_identity, labeler_sha256):
         raise OutputError(
             f"{store.url}/{labeler_path}: is not the labeler that {known.path} names: it was damaged, exchanged, or "
-            f"fitted anew where results differ in a bit. Its shards would not go with those that are there. Restore it "
+            f"fitted anew where results differ in a bit. Its shards would not match the existing ones. Restore it "
             f"from a copy, or delete it and run `labelmill generate` again, which fits it anew and takes it if it "
             f"comes out the same, or use a new output"
         )

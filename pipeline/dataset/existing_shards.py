@@ -68,7 +68,7 @@ def check_listing(store: Store, config: RunConfig, records: Sequence[ShardRecord
         last = listing.tasks[-1]
         raise OutputError(
             f"dataset.samples: {config.dataset.samples} is less than the output holds: another driver has made "
-            f"{store.url}/{tar_path(last.name)} meanwhile. The dataset is left to it; "
+            f"{store.url}/{tar_path(last.name)} meanwhile. That dataset stays unchanged; "
             f"{last.index * config.dataset.samples_per_shard + 1} or more works, or a new output"
         )
     listing.check_strangers()

@@ -52,7 +52,7 @@ def check_extension(dataset: DatasetConfig, records: Iterable[ShardRecord]) -> N
         if record.num_samples > per_shard or (record.num_samples < per_shard and record.index != last):
             raise OutputError(
                 f"shards/{record.name}.tar: holds {record.num_samples} samples instead of {per_shard}. Delete it and "
-                f"run `labelmill generate` again, which makes it anew"
+                f"run `labelmill generate` again, which makes it again"
             )
     short = by_index[last]
     if short.num_samples < per_shard:

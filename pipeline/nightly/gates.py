@@ -149,7 +149,7 @@ def _ask(gate: Gate, tonight: Measures, live: Measures | None, limit: float | No
         assert gate.compare is not None
         value = gate.compare(tonight, live)
         if value is None:
-            meaning, is_comparable = f"{meaning}; one of the two was repaired and tells no times", False
+            meaning, is_comparable = f"{meaning}; one of the two was repaired and has no times", False
 
     def verdict() -> str:
         if limit is None:

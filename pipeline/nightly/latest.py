@@ -35,14 +35,14 @@ def change_latest(store: Store, change: Change, generation: int | None = None) -
         found, version = _read(store)
         if generation is not None and generation < found.generation:
             raise LockedError(
-                f"{store.url}/{LATEST_PATH}: a run that got the lock later has been here (number {found.generation}, "
+                f"{store.url}/{LATEST_PATH}: a later owner of the lock has written to it (number {found.generation}, "
                 f"ours is {generation}); nothing was changed"
             )
         number = found.generation if generation is None else generation
         new = change(found).model_copy(update={"generation": number})
         if new == found or store.compare_and_swap(LATEST_PATH, _json(new), version):
             return new
-    raise LockedError(f"{store.url}/{LATEST_PATH}: others changed it {_ATTEMPTS} times meanwhile; try again")
+    raise LockedError(f"{store.url}/{LATEST_PATH}: other processes changed it {_ATTEMPTS} times; try again")
 
 
 def fence(store: Store, generation: int) -> Latest:

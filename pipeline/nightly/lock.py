@@ -82,7 +82,9 @@ def acquire(store: Store, owner: str, now: float, ttl: float, past: int) -> Held
         if store.compare_and_swap(LOCK_PATH, _json(lock), version):
             _check_swaps(store, lock, version)
             return Held(owner, lock.generation, lock.expires)
-    raise LockedError(f"{store.url}: other runs were faster {_ATTEMPTS} times; look at `labelmill nightly status`")
+    raise LockedError(
+        f"{store.url}: other runs took the lock first, {_ATTEMPTS} times; look at `labelmill nightly status`"
+    )
 
 
 def renew(store: Store, held: Held, now: float, ttl: float) -> Held | None:
@@ -120,7 +122,7 @@ def _check_swaps(store: Store, lock: LockFile, stale: Version) -> None:
     if store.compare_and_swap(LOCK_PATH, _json(lock), stale):
         release(store, Held(lock.owner or "", lock.generation, lock.expires))
         raise OutputError(
-            f"{store.url}: overwrites a file that has changed although asked not to, so that two nightly runs would "
+            f"{store.url}: overwrites a file that has changed although asked not to, so two nightly runs would "
             f"undo each other's work. Its server, or a proxy before it, ignores `If-Match` on PUT: update it, or use "
             f"another root"
         )

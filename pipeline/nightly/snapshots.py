@@ -105,7 +105,7 @@ def find_snapshot(snapshots: Sequence[Snapshot], wanted: str) -> Snapshot:
     if exact or len(found) == 1:
         return (exact or found)[0]
     names = ", ".join(snapshot.name for snapshot in found or snapshots) or "none"
-    raise ConfigError(f"{wanted}: {'names several snapshots' if found else 'is no snapshot'}; there are: {names}")
+    raise ConfigError(f"{wanted}: {'names several snapshots' if found else 'is not a snapshot'}; there are: {names}")
 
 
 def check_publishable(root: Store, name: str, latest: Latest) -> None:
@@ -119,7 +119,7 @@ def check_publishable(root: Store, name: str, latest: Latest) -> None:
         reason = {
             "unfinished": "is not complete",
             "complete": "was not judged by the gates yet",
-            "rejected": "did not pass the gates (gates.html says why). To accept it, run its night again with wider "
+            "rejected": "did not pass the gates (gates.html shows why). To accept it, run its night again with wider "
             "limits: `labelmill nightly CONFIG --date DATE --set gates.NAME=VALUE`",
         }[state]
         raise OutputError(f"{url}: {reason}")

@@ -115,7 +115,7 @@ def _problem(path: Path) -> str | None:
     if not path.exists():
         return "is a link that leads nowhere"
     if not path.is_file():
-        return "is no file"
+        return "is not a file"
     try:
         with path.open("rb") as file:
             if not file.read(1):

@@ -257,7 +257,7 @@ def read_tensors(path: Path, content: bytes) -> dict[str, Tensor]:
         if foreign:
             found = describe_value(tensors[foreign[0]])
             raise UnreadableError(
-                f"holds no state dict: {foreign[0][:60]!r} is no tensor but {found}; nothing was executed"
+                f"holds no state dict: {foreign[0][:60]!r} is not a tensor but {found}; nothing was executed"
             )
         return {key: value.to_float32() for key, value in tensors.items()}
     except UnreadableError as error:

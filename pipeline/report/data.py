@@ -138,7 +138,7 @@ def read_dataset(store: Store) -> tuple[Manifest, list[ShardRecord]]:
     if len(found) < len(records):
         raise OutputError(
             f"{store.url}: {len(records) - len(found)} of {len(records)} records are missing or damaged, the first "
-            f"records/{records.index(None):06d}.json; `labelmill verify --repair` writes them anew"
+            f"records/{records.index(None):06d}.json; `labelmill verify --repair` rewrites them"
         )
     return manifest, found
 
@@ -164,7 +164,7 @@ def read_candidates(store: Store, manifest: Manifest, record: ShardRecord) -> Sh
         )
     except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError) as error:
         raise OutputError(
-            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` writes it anew"
+            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` rewrites it"
         ) from error
 
 

@@ -17,7 +17,7 @@ _NUM_NAMED = 5
 # More classes than this are named, or counted: gray levels are as many.
 _MOST_UNNAMED_CLASSES = 64
 _CONVERT_LEVELS = (
-    "Gray levels (antialiased or resized masks, JPEG) are no class indices: draw the line between them first, such as "
+    "Gray levels (antialiased or resized masks, JPEG) are not class indices: apply a threshold first, such as "
     "with ImageMagick's `mogrify -threshold 50% *.png`"
 )
 
@@ -141,7 +141,7 @@ class MaskSide:
         if self._positive is None and self.source.classes is None and held <= {0, IGNORE} and IGNORE in held:
             raise MaskError(
                 f"{self.source.place}: every mask holds only 0 and 255, such as {self._first_holder[IGNORE]}, and 255 "
-                f"is what is ignored. If 255 is the foreground, say {self._positive_key} 255"
+                f"means ignore. If 255 is the foreground, set {self._positive_key} 255"
             )
 
     def check_indices(self, other: "MaskSide | None") -> None:
@@ -157,8 +157,8 @@ class MaskSide:
         highest = self.highest_class
         found = f"holds {highest}, and no mask {gap}" if gap is not None else f"is one of {len(held)} values: {highest}"
         raise MaskError(
-            f"{self._first_holder[highest]}: {found}. {_CONVERT_LEVELS}. If {highest} is the foreground, say "
-            f"{self._positive_key} {highest}. If the values are class indices, say how many classes there are: "
+            f"{self._first_holder[highest]}: {found}. {_CONVERT_LEVELS}. If {highest} is the foreground, set "
+            f"{self._positive_key} {highest}. If the values are class indices, give the number of classes: "
             f"--classes {highest + 1}, or their names: --classes a,b,c"
         )
 

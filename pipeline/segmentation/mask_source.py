@@ -94,7 +94,9 @@ def open_masks(place: str) -> MaskSource:
     if tars and any(file.parent == path for file in pngs):
         raise MaskError(f"{place}: holds both {tars[0].name} and {pngs[0].name}; give a folder of one kind")
     if not tars and not pngs:
-        raise MaskError(f"{place}: holds no mask: no .png, no .tar, and it is no dataset (it has no {MANIFEST_PATH})")
+        raise MaskError(
+            f"{place}: holds no mask: no .png, no .tar, and it is not a dataset (it has no {MANIFEST_PATH})"
+        )
     return _local_tars(place, tars) if tars else _folder(place, path, pngs)
 
 

@@ -21,7 +21,7 @@ def check_apart(learned: Split, held_out: Split) -> None:
             f"held_out: {len(shared)} of its {held_out.num_samples} samples are of the same checkpoint and seeds as "
             f"samples of data (seeds {min(shared)} to {max(shared)}), so they show the same; a score there says "
             f"nothing of other images. Take another split of the dataset (data.split: train, held_out.split: val), or "
-            f"one made with dataset.first_seed: {held_out_first_seed(learned.dataset)}. To score there all the same, "
+            f"one made with dataset.first_seed: {held_out_first_seed(learned.dataset)}. To score there anyway, "
             f"set allow_shared_seeds: true"
         )
 

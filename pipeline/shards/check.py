@@ -140,7 +140,7 @@ def _mask_problems(mask_HW: Gray, sample: _PackedSample, origin: ShardOrigin) ->
     pixels = np.bincount(mask_HW.ravel(), minlength=IGNORE + 1)
     unknown = [int(value) for value in np.flatnonzero(pixels[:IGNORE]) if value >= len(origin.classes)]
     if unknown:
-        yield f"{name}: holds {unknown}, which are no classes"
+        yield f"{name}: holds {unknown}, which are not classes"
     counted = {label: int(pixels[value]) for value, label in enumerate(origin.classes)}
     if {**counted, "ignore": int(pixels[IGNORE])} != sample.metadata.candidate.class_pixels:
         yield f"{name}: its pixels are not those that {METADATA.member(sample.metadata.key)} counts"

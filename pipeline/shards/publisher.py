@@ -26,7 +26,7 @@ from labelmill.schemas.shard import Kind, ShardRecord, ShardTask
 TAR_PATH = re.compile(r"shards/(?P<name>[^/]+-(?P<index>\d{6,}))\.tar")
 # What a record says about its making, which the tar does not hold.
 _CIRCUMSTANCES = {"seconds_by_stage", "attempts", "host", "device", "created", "kind", "parquet_sha256"}
-_REDO = "Delete it and run `labelmill generate` again, which makes it anew"
+_REDO = "Delete it and run `labelmill generate` again, which makes it again"
 # A tar that is wrong is often wrong in every sample.
 _LISTED_PROBLEMS = 3
 
@@ -262,5 +262,5 @@ def read_kept_seeds(store: Store, tar: str) -> set[int]:
         return set(table["seed"].to_numpy()[table["kept"].to_numpy()].tolist())
     except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError) as error:
         raise OutputError(
-            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` writes it anew"
+            f"{store.url}/{path}: missing or damaged ({error}); `labelmill verify --repair` rewrites it"
         ) from error

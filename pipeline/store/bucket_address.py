@@ -76,7 +76,7 @@ def parse_bucket_url(url: str) -> BucketAddress:
     bucket, _, prefix = rest.rstrip("/").partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(
-            f"{url}: {bucket!r} is no name of a bucket: three or more lower-case letters, digits, dots, - and _. "
+            f"{url}: {bucket!r} is not a bucket name: three or more lower-case letters, digits, dots, - and _. "
             f"Write {EXAMPLES}"
         )
     for part in prefix.split("/") if prefix else ():

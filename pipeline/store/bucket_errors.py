@@ -58,7 +58,7 @@ class Failure:
     def summary(self) -> str:
         """In a few words."""
         if self.is_about_credentials:
-            return "no credentials could be had"
+            return "no credentials could be obtained"
         if self.status is not None:
             return f"the service answered {self.status}{f' {self.code}' if self.code else ''}"
         return "the service did not answer" if self.is_about_connection else self.words

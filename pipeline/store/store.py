@@ -69,7 +69,7 @@ class Store:
         if not existed or all(file.path == path for file in self.list()):
             self.delete(path)
         raise OutputError(
-            f"{self.url}: overwrites a file that exists although asked not to, so that drivers side by side would "
+            f"{self.url}: overwrites a file that exists although asked not to, so parallel drivers would "
             f"destroy each other's shards. Its server, or a proxy before it, ignores `If-None-Match: *` on PUT: "
             f"update it, or write to a local folder and copy the finished dataset"
         )

@@ -47,7 +47,7 @@ def locked(output: Path) -> Iterator[None]:
         except BlockingIOError as error:
             stream.seek(0)
             raise LockedError(
-                f"{output}: another training is at work there (process {stream.read().strip() or 'unknown'}); wait for "
+                f"{output}: another training is running there (process {stream.read().strip() or 'unknown'}); wait for "
                 f"it, stop it, or choose another output"
             ) from error
         stream.truncate(0)

@@ -177,7 +177,7 @@ def bits(mask_HW: np.ndarray) -> bytes:
 
 MASK_DAMAGES: dict[str, tuple[Callable[[np.ndarray], bytes], str]] = {
     "one pixel": (lambda mask: png(np.where(np.arange(256).reshape(16, 16) == 77, (mask + 1) % 3, mask)), "its pixels"),
-    "unknown class": (lambda mask: png(np.where(mask == 2, len(CLASSES), mask)), "holds [3], which are no classes"),
+    "unknown class": (lambda mask: png(np.where(mask == 2, len(CLASSES), mask)), "holds [3], which are not classes"),
     "colour": (lambda mask: png(np.dstack([mask] * 3)), "is no 8-bit gray PNG of 16 x 16"),
     "16 bit": (lambda mask: png(mask.astype(np.uint16)), "is no 8-bit gray PNG of 16 x 16"),
     "1 bit": (bits, "is no 8-bit gray PNG of 16 x 16"),

@@ -68,7 +68,7 @@ def test_a_deleted_lock_does_not_start_from_the_beginning(store: Store) -> None:
     again = acquire(store, "bert", 1.0, TTL, read_latest(store).generation)
     assert again.generation == 2
     fence(store, again.generation)
-    with pytest.raises(LockedError, match=r"got the lock later has been here \(number 2, ours is 1\)"):
+    with pytest.raises(LockedError, match=r"a later owner of the lock has written to it \(number 2, ours is 1\)"):
         change_latest(store, publish("a", None, "now"), held.generation)
     assert read_latest(store).snapshot is None
 

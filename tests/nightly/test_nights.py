@@ -604,7 +604,7 @@ def test_the_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.
     assert f"{first}: kept: pinned" in labelmill(*prune).stdout
     assert f"{first} is live" in labelmill("nightly", "rollback", root).stdout
     assert f"{second} is live" in labelmill("nightly", "rollback", root, second).stdout
-    assert "not pinned any more" in labelmill("nightly", "unpin", root, first).stdout
+    assert "no longer pinned" in labelmill("nightly", "unpin", root, first).stdout
     assert f"{first}: deleted" in labelmill(*prune).stdout
     assert not (root / "snapshots" / first).exists()
     with pytest.raises(ConfigError, match="no other snapshot was live before"):

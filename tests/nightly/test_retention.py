@@ -221,7 +221,7 @@ def test_rollback_goes_back_step_by_step(root: Store) -> None:
     assert latest.history == (name_of(1), name_of(0))
     with pytest.raises(ConfigError, match="is live already"):
         rollback(root, name_of(3), "now")
-    with pytest.raises(ConfigError, match="2026-02: is no snapshot; there are: 2026-01-01-"):
+    with pytest.raises(ConfigError, match="2026-02: is not a snapshot; there are: 2026-01-01-"):
         rollback(root, "2026-02", "now")
     with pytest.raises(ConfigError, match="2026-01: names several snapshots"):
         rollback(root, "2026-01", "now")

@@ -54,7 +54,7 @@ def test_what_is_no_photo_is_told_apart(tmp_path: Path) -> None:
     found = find_photos(tmp_path)
     reasons = {line.split(": ")[0].rpartition("/")[2]: line.split(": ")[1] for line in found.unreadable}
     assert reasons.keys() == {"empty.jpg", "text.png", "lost.jpg", "pipe.jpg"}
-    assert reasons["empty.jpg"] == "is empty" and reasons["pipe.jpg"] == "is no file"
+    assert reasons["empty.jpg"] == "is empty" and reasons["pipe.jpg"] == "is not a file"
     assert found.skipped == {"": 1, ".heic": 2} and "1 without an ending, 2 .heic" in found.skipped_text
 
 

@@ -199,7 +199,7 @@ def test_unusable_weights_are_refused(saved: dict[str, Files], tmp_path: Path) -
     torch.save([1, 2], tmp_path / "list.pt")
     assert "no state dict" in refusal(tmp_path / "list.pt")
     torch.save({"epoch": 3, "logit_scale": torch.zeros(())}, tmp_path / "other.pt")
-    assert "no state dict: 'epoch' is no tensor" in refusal(tmp_path / "other.pt")
+    assert "no state dict: 'epoch' is not a tensor" in refusal(tmp_path / "other.pt")
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_killed_process_is_told_with_what_to_do() -> None:
 def test_a_process_that_breaks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     items = items_of_processes(broken, 1, FOREVER)
     assert next(items) == 1
-    with pytest.raises(StalledError, match=r"process 0 .* ended with status 1; what it printed stands above"):
+    with pytest.raises(StalledError, match=r"process 0 .* ended with status 1; its output is above"):
         next(items)
     assert "not foreseen" in capfd.readouterr().err
 

@@ -62,12 +62,12 @@ def test_urls_that_name_a_bucket(url: str, root: str, s3: S3Server, monkeypatch:
     [
         ("https://bucket.s3.amazonaws.com/a", "https:// is not supported; use a local folder, s3://BUCKET/PREFIX"),
         ("S3://bucket", "S3:// is not supported"),
-        ("s3://", r"s3://: '' is no name of a bucket"),
-        ("s3:///a", r"'' is no name of a bucket"),
-        ("s3://ab", r"'ab' is no name of a bucket: three or more lower-case letters"),
-        ("s3://Bucket/a", r"'Bucket' is no name"),
-        ("s3://bucket:9000/a", r"'bucket:9000' is no name"),
-        ("s3://[bucket/a", r"'\[bucket' is no name"),
+        ("s3://", r"s3://: '' is not a bucket name"),
+        ("s3:///a", r"'' is not a bucket name"),
+        ("s3://ab", r"'ab' is not a bucket name: three or more lower-case letters"),
+        ("s3://Bucket/a", r"'Bucket' is not a bucket name"),
+        ("s3://bucket:9000/a", r"'bucket:9000' is not a bucket name"),
+        ("s3://[bucket/a", r"'\[bucket' is not a bucket name"),
         ("s3://bucket//a", r"'' cannot be a folder in a bucket: .*nor nothing between two /"),
         ("s3://bucket/a/../b", r"'\.\.' cannot be a folder in a bucket"),
         ("s3://bucket/a%20b", r"'a%20b' cannot be a folder"),
@@ -334,7 +334,7 @@ def test_a_service_that_stops_answering_is_waited_for(
     assert store.create("a", b"")
     s3.inject(Fault("answer"), times=1000)
     start = time.monotonic()
-    with pytest.raises(OutputError, match="answered 503 SlowDown, again and again"):
+    with pytest.raises(OutputError, match="answered 503 SlowDown, repeatedly"):
         store.create("b", b"")
     assert 1.0 < time.monotonic() - start < 10
     (said,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())

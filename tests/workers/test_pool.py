@@ -139,7 +139,7 @@ def test_what_earlier_runs_have_made_counts_among_the_successes() -> None:
     fate = lambda task, worker, attempt: (1.0, "raise" if task.index < 50 else "made")  # noqa: E731
     cluster = PretendCluster(VirtualClock(), limit=1, fate=fate)
     supervisor = Supervisor(tasks, cluster.limits(), 0.0, num_done=47)
-    with pytest.raises(ShardError, match="3 shards failed; the others are finished"):
+    with pytest.raises(ShardError, match="3 shards failed; all others are finished"):
         for _ in _records(cluster, supervisor):
             pass
     assert cluster.attempts.total() == 53
@@ -265,7 +265,7 @@ def test_whatever_happens_it_ends_and_every_shard_is_accounted_for(seed: int, li
     assert not failed & {f"run-{index:06d}" for index in made}
     if error is None:
         assert sorted(made) == list(range(num_shards))
-    elif "the others are finished" in str(error):
+    elif "all others are finished" in str(error):
         assert len(made) + len(failed) == num_shards
     assert cluster.clock.time < num_shards * 400 + 2000
 
@@ -313,5 +313,5 @@ def test_time_asleep_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_report_of_failures_names_ten() -> None:
     report = failure_report({f"run-{index:06d}": "why" for index in range(12)})
     assert report.count("why") == 10
-    assert report.startswith("12 shards failed; the others are finished")
+    assert report.startswith("12 shards failed; all others are finished")
     assert report.endswith("and 2 more")

@@ -95,7 +95,7 @@ def test_a_driver_that_fell_silent(tmp_path: Path) -> None:
     store.replace("progress.json", json.dumps(state).encode())
     found = status(store)
     assert found.silent_seconds is not None and found.silent_seconds > SILENT_SECONDS
-    assert "`labelmill generate` goes on from here" in status_lines(found)[-1]
+    assert "run `labelmill generate` again to resume" in status_lines(found)[-1]
 
 
 def test_a_driver_that_makes_one_long_shard_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ def test_a_shard_that_is_gone_or_cut_since(tmp_path: Path) -> None:
     found = status(store)
     assert not found.complete and found.damaged == (first, second)
     assert status_lines(found)[0] == f"{whole.shards - 1} shards, not complete"
-    assert f"these are missing or of another size: {first}, {second}; `labelmill verify`" in status_lines(found)[1]
+    assert (
+        f"these files are now missing or of another size: {first}, {second}; `labelmill verify`"
+        in status_lines(found)[1]
+    )
     store.delete("index.json")
     assert status(store).damaged == ("index.json",)

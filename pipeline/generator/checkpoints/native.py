@@ -147,7 +147,7 @@ def _check_entries(name: str, entries: Mapping[str, object]) -> None:
         dtype, shape = fields.get("dtype"), fields.get("shape")
         if dtype not in _TENSOR_TYPES or not isinstance(shape, list) or 0 in shape:
             found = describe_value(dtype)
-            raise CheckpointError(f"{name}: {tensor[:80]} is no float16 or float32 tensor (type {found}). {_AGAIN}")
+            raise CheckpointError(f"{name}: {tensor[:80]} is not a float16 or float32 tensor (type {found}). {_AGAIN}")
 
 
 def _read_spec(name: str, header: Mapping[str, object], num_tensors: int) -> GeneratorSpec:

@@ -30,7 +30,7 @@ def read_numpy_archive(content: memoryview) -> dict[object, object]:
 
 def _array(data: memoryview) -> StoredTensor | Unusable:
     if len(data) < 12 or bytes(data[:6]) != _MAGIC:
-        return Unusable("is no .npy file of numpy's")
+        return Unusable("is not a .npy file of numpy's")
     width = 2 if data[6] == 1 else 4
     length = int.from_bytes(data[8 : 8 + width], "little")
     if length > _MAX_HEADER_BYTES:
@@ -39,7 +39,7 @@ def _array(data: memoryview) -> StoredTensor | Unusable:
     match = _HEADER.fullmatch(bytes(data[8 + width : start]).decode("latin-1"))
     if match is None:
         return Unusable(
-            "is no array of numbers",
+            "is not an array of numbers",
             "Save arrays under the tensors' names: numpy.savez('weights.npz', **{k: v.cpu().numpy() for k, v in "
             "G.state_dict().items()})",
         )

@@ -89,7 +89,7 @@ def _read_web(url: str) -> bytes:
     except ValueError:
         names_server = False
     if not names_server:
-        raise CheckpointError(f"{name}: is no URL: it names no server, or its port is no number")
+        raise CheckpointError(f"{name}: is not a URL: it names no server, or its port is not a number")
     if not parts.path.rpartition("/")[2]:
         raise CheckpointError(f"{name}: {_NO_FILE}")
     return download(quote(url, safe=_URL_CHARACTERS), MAX_BYTES)

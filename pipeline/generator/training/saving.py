@@ -65,7 +65,9 @@ def restore(trainer: GeneratorTrainer) -> None:
     )
     refuse_changes(state, progress["config"], comparable(trainer.config), free=FREE_FIELDS, way_out=elsewhere)
     if progress["data_sha256"] != trainer.data.sha256:
-        raise TrainingStateError(f"{state}: learned from other images than there are now. Restore them, or {elsewhere}")
+        raise TrainingStateError(
+            f"{state}: learned from other images than the current ones. Restore them, or {elsewhere}"
+        )
     for name, own in _groups(trainer).items():
         for key, tensor in read_tensors(state, name, like=own).items():
             own[key].data.copy_(tensor)

@@ -187,8 +187,8 @@ def _sizes(state: Path) -> tuple[GeneratorSpec, float]:
     progress = read_progress(state)
     if not {"spec", "small", "discriminator_detail", "head_start_images", "data_sha256"} <= progress.keys():
         raise TrainingStateError(
-            f"{state}: another version of labelmill saved it, which did not say what it learned from; finish with that "
-            f"version, or start from its generator.safetensors"
+            f"{state}: saved by another version of labelmill, without a record of its training images; finish with "
+            f"that version, or start from its generator.safetensors"
         )
     detail = progress["discriminator_detail"]
     assert isinstance(detail, int | float)
@@ -212,19 +212,19 @@ def _refuse_untrainable(field: str, source: Source) -> None:
     spec = source.spec
     if spec.c_dim > 0:
         raise TrainingStateError(
-            f"{field}: {source.name} has {spec.c_dim} classes; training is without classes so far: choose a generator "
-            f"without classes, or leave {field} out"
+            f"{field}: {source.name} has {spec.c_dim} classes; training supports only generators without "
+            f"classes: choose one without classes, or leave {field} out"
         )
     if spec.img_channels != _RGB:
         raise TrainingStateError(
-            f"{field}: {source.name} makes images of {spec.img_channels} channels; training is of RGB images so far: "
-            f"choose a generator of RGB images, or leave {field} out"
+            f"{field}: {source.name} makes images of {spec.img_channels} channels; training supports only RGB "
+            f"images: choose a generator of RGB images, or leave {field} out"
         )
     height, width = spec.image_size
     if height != width or spec.const_size != (_LOWEST, _LOWEST):
         raise TrainingStateError(
-            f"{field}: {source.name} makes images of {width} x {height} px; training is of square images that begin at "
-            f"{_LOWEST} px so far: choose such a generator, or leave {field} out"
+            f"{field}: {source.name} makes images of {width} x {height} px; training supports only square images that "
+            f"begin at {_LOWEST} px: choose such a generator, or leave {field} out"
         )
 
 

@@ -31,7 +31,7 @@ class _Opened:
 
 class _FeatureClusters:
     config = FeatureClustersConfig
-    guide_file = GuideFile(MAPPING_NAME, "says which cluster is which class; a picture of each is beside it")
+    guide_file = GuideFile(MAPPING_NAME, "lists the class of each cluster; a picture of each cluster is beside it")
 
     def check_rules(self, config: FeatureClustersConfig, quality: QualityConfig) -> None:
         if quality.enabled and config.names is None and config.mapping is None:

@@ -192,7 +192,7 @@ def test_other_images_of_the_same_number_are_refused(tmp_path: Path) -> None:
     image = cv2.imread(str(tmp_path / "in/003.png"))
     assert image is not None
     cv2.imwrite(str(tmp_path / "in/003.png"), 255 - image)
-    with pytest.raises(TrainingStateError, match="learned from other images than there are now"):
+    with pytest.raises(TrainingStateError, match="learned from other images than the current ones"):
         train_generator(make_config(tmp_path / "in", tmp_path / "run", total_images=16))
 
 
@@ -280,7 +280,7 @@ class TestState:
         config = make_config(folder, tmp_path / "run", total_images=8 * 100_000)
         process = subprocess.Popen(_command(config, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _wait_for(lambda: (config.output / "log.jsonl").exists() and len(losses(config.output)) > 0, process)
-        with pytest.raises(LockedError, match=rf"another training is at work there \(process {process.pid}\)"):
+        with pytest.raises(LockedError, match=rf"another training is running there \(process {process.pid}\)"):
             train_generator(config)
         process.kill()
         process.wait()

@@ -444,7 +444,7 @@ def test_end_to_end_twice_with_the_same_bytes_and_then_with_names_by_hand(
     assert (guide / "clusters.yaml").read_bytes() == before and (guide / "cluster_01.png").read_bytes() == b"mine"
 
     # Whoever fits is told where to look.
-    assert f"{tmp_path}/first/labeler/clusters.yaml says which cluster is which class" in labelmill(
+    assert f"{tmp_path}/first/labeler/clusters.yaml lists the class of each cluster" in labelmill(
         "fit", tmp_path / "first.yaml"
     )
 
