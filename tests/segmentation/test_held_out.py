@@ -71,7 +71,7 @@ def test_masks_of_two_values_need_their_positive_one(segmenter: Segmenter, held_
         lambda held_out: score(segmenter, held_out, CLASSES, 16),
         lambda held_out: check_photos(held_out, CLASSES),
     ):
-        with pytest.raises(MaskError, match=r"every mask holds only 0 and 255, .* say held_out\.positive: 255"):
+        with pytest.raises(MaskError, match=r"every mask holds only 0 and 255, .* set held_out\.positive: 255"):
             look(held_out)
         with pytest.raises(MaskError, match=r"holds 0, 255; with held_out\.positive: 7 a mask holds 0 and 7 alone"):
             look(with_positive(held_out, 7))
