@@ -17,7 +17,7 @@ from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
 from labelmill.pipeline.labelers.methods import method_of, open_fitted
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
@@ -95,7 +95,7 @@ def warn_of_empty_splits(config: RunConfig) -> None:
     """Warns of splits that were asked for and get no shard."""
     empty = empty_splits(config.dataset)
     if empty:
-        say(
+        log(
             f"dataset.splits: one shard of {config.dataset.samples} samples is all in one split; "
             f"{', '.join(empty)} stays empty. A smaller dataset.samples_per_shard makes more shards",
             level="warning",
@@ -145,7 +145,7 @@ def check_strength(config: RunConfig, findings: LabelerFindings) -> None:
             "\n  ".join(["labeler: what `fit` found is too weak to label with:", *findings.words, remedy])
         )
     for line in findings.words:
-        say(f"labeler: {line}", level="warning")
+        log(f"labeler: {line}", level="warning")
 
 
 def labeler_path(config: RunConfig) -> str:

@@ -22,7 +22,7 @@ from labelmill.pipeline.process.interruption import (
     interruptible,
     keep_exit_status,
 )
-from labelmill.pipeline.process.log import check_log_variable, say
+from labelmill.pipeline.process.log import check_log_variable, log
 from labelmill.pipeline.process.settings import restart_with_process_settings
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import EXIT_RESUMABLE, LabelmillError, OutputError
@@ -543,10 +543,10 @@ def run_command() -> None:
         with interruptible():
             app(prog_name="labelmill")
     except LabelmillError as error:
-        say(f"labelmill: {error}", level="error")
+        log(f"labelmill: {error}", level="error")
         sys.exit(error.exit_code)
     except Interrupted as error:
-        say(f"labelmill: {interrupted_words(str(error))}", level="warning")
+        log(f"labelmill: {interrupted_words(str(error))}", level="warning")
         sys.exit(EXIT_RESUMABLE)
 
 

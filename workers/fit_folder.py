@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.fingerprint import canonical_json
 
@@ -30,7 +30,7 @@ def fit_folder(store: Store, run_identity: Mapping[str, Any]) -> Iterator[Path]:
     lock = _locked(folder, make=True)
     if folder is None or lock is None:
         why = "no home folder is known" if folder is None else f"{folder} is in use or cannot be written"
-        say(f"fit: {why}; this fit could not be resumed", level="warning")
+        log(f"fit: {why}; this fit could not be resumed", level="warning")
         with tempfile.TemporaryDirectory(prefix="labelmill-fit-") as temporary:
             yield Path(temporary)
         return

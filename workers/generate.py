@@ -8,7 +8,7 @@ from labelmill.pipeline.dataset.finish import DatasetContext, finish_dataset
 from labelmill.pipeline.dataset.plan import remaining_tasks, shard_tasks
 from labelmill.pipeline.dataset.splits import check_splits
 from labelmill.pipeline.labelers.methods import method_of
-from labelmill.pipeline.process.log import say, speaking_of
+from labelmill.pipeline.process.log import log, log_context
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.shard import ShardRecord
@@ -45,7 +45,7 @@ def fit(config: RunConfig) -> PreparedRun:
     """
     Store.open(config.output)
     check_splits(config.dataset)
-    with speaking_of(config.name), open_cluster(config) as cluster:
+    with log_context(config.name), open_cluster(config) as cluster:
         return cluster.prepare()
 
 
@@ -56,9 +56,9 @@ def generate(config: RunConfig) -> list[ShardRecord]:
     that the same command finishes.
     """
     store = Store.open(config.output)
-    with speaking_of(config.name), _settled_cluster(config) as cluster:
+    with log_context(config.name), _settled_cluster(config) as cluster:
         subject = method_of(config.labeler).describe(config.labeler)
-        say(f"preparing: the generator, and {subject} unless it is fitted")
+        log(f"preparing: the generator, and {subject} unless it is fitted")
         run = cluster.prepare()
         check_strength(config, run.findings)
         store.sweep_orphans(ORPHAN_SECONDS)
@@ -78,7 +78,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
         manifest = finish_dataset(store, records, context)
         if len(manifest.kinds) > 1:
             several = "; ".join(map(str, manifest.kinds))
-            say(f"the dataset was made by several kinds of machines or libraries: {several}", level="warning")
+            log(f"the dataset was made by several kinds of machines or libraries: {several}", level="warning")
     return records
 
 

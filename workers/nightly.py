@@ -29,7 +29,7 @@ from labelmill.pipeline.nightly.snapshots import (
 )
 from labelmill.pipeline.nightly.webhook import Notice, Webhook
 from labelmill.pipeline.process.interruption import Interrupted
-from labelmill.pipeline.process.log import say, speaking_of
+from labelmill.pipeline.process.log import log, log_context
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import (
@@ -101,7 +101,7 @@ def run_night(config: NightlyConfig, night: date, clock: Clock = time.time) -> O
     except Exception as error:
         problem = webhook.post(tonight.notice(error))
         if problem is not None:
-            say(problem, level="warning")
+            log(problem, level="warning")
         raise
 
 
@@ -177,7 +177,7 @@ class _Night:
     def _go(self) -> Outcome:
         check_has_come(self._night, self._clock())
         run = run_of(self._config, self._night)
-        with ExitStack() as end, speaking_of(f"{run.name} {self._night}"), self._lease:
+        with ExitStack() as end, log_context(f"{run.name} {self._night}"), self._lease:
             try:
                 return self._go_locked(run)
             except Interrupted:
@@ -208,7 +208,7 @@ class _Night:
                 change_latest(self._root, succeed(iso_time(self._clock())), self._lease.generation)
             return Outcome(nothing_new, name, self._tidy(name))
         clear_remains(self._root, name, self._lease.check)
-        say(f"tonight's snapshot: {snapshot_url(self._root, name)}")
+        log(f"tonight's snapshot: {snapshot_url(self._root, name)}")
         generate(run.model_copy(update={"output": snapshot_url(self._root, name)}))
         try:
             self._publish(name, latest)
@@ -245,7 +245,7 @@ class _Night:
     def _publish(self, name: str, latest: Latest) -> None:
         """Publish a whole snapshot if verification and gates let it pass. Raises GateError or VerificationError."""
         for _ in range(_MOST_COMPARISONS):
-            say(f"verifying {name} and comparing it with {latest.snapshot or 'nothing: no snapshot is live'}")
+            log(f"verifying {name} and comparing it with {latest.snapshot or 'nothing: no snapshot is live'}")
             self._report = judge_snapshot(
                 self._root, name, latest.snapshot, self._config, self._clock, self._lease.confirm
             )
@@ -282,11 +282,11 @@ class _Night:
     def _warn_of_seeds(self) -> None:
         left = nights_left(self._config, self._night)
         if self._config.seeds == "fresh" and left <= _FEW_NIGHTS:
-            say(f"fresh_seeds: seeds are left for {left} nights, this one included; see fresh_seeds.since")
+            log(f"fresh_seeds: seeds are left for {left} nights, this one included; see fresh_seeds.since")
 
 
 def _warn_of_remains(error: LabelmillError) -> None:
-    say(f"old snapshots are not deleted, and the next night tries again: {error}", level="warning")
+    log(f"old snapshots are not deleted, and the next night tries again: {error}", level="warning")
 
 
 def _refuse(root: Store, report: GateReport) -> None:

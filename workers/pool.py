@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.progress import RunState
 from labelmill.schemas.shard import ShardRecord, ShardTask
 from labelmill.workers.prepare import PreparedRun
@@ -100,7 +100,7 @@ def _perform(cluster: Cluster, action: Action) -> None:
 def _report(event: Event, supervisor: Supervisor) -> None:
     match event:
         case Lost(worker, reason):
-            say(f"worker {worker} is gone: {reason}", level="warning", worker=worker)
+            log(f"worker {worker} is gone: {reason}", level="warning", worker=worker)
         case Failed(worker, index, error):
             name = supervisor.name_of(index)
-            say(f"shard {name} failed: {type(error).__name__}: {error}", level="warning", shard=name, worker=worker)
+            log(f"shard {name} failed: {type(error).__name__}: {error}", level="warning", shard=name, worker=worker)

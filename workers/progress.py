@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from labelmill.pipeline.process.interruption import Interrupted
-from labelmill.pipeline.process.log import say, speaks_json
+from labelmill.pipeline.process.log import log, logs_json
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
 from labelmill.schemas.progress import RunState
@@ -53,7 +53,7 @@ class RunProgress:
             self._dropped.update(record.dropped_by_reason)
         self._seconds: Counter[str] = Counter()
         self._start = self._last_line = self._last_shown = time.monotonic()
-        self._bar = _bar() if sys.stderr.isatty() and not speaks_json() else None
+        self._bar = _bar() if sys.stderr.isatty() and not logs_json() else None
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -72,9 +72,9 @@ class RunProgress:
 
     def add(self, record: ShardRecord) -> None:
         """Count a finished shard."""
-        if speaks_json():
+        if logs_json():
             # People read how far it is, every few seconds; a line a shard is for those who look for one of them.
-            say(f"shard {record.name} is finished", shard=record.name, details=record)
+            log(f"shard {record.name} is finished", shard=record.name, details=record)
         self._num_shards += 1
         self._num_done += record.num_samples
         self._dropped.update(record.dropped_by_reason)
@@ -95,7 +95,7 @@ class RunProgress:
         self._save("running")
         if self._bar is None:
             state = self._state("running")
-            say(state_line(state), details=state)
+            log(state_line(state), details=state)
 
     def _rate(self) -> float:
         return (self._num_done - self._num_before) / max(time.monotonic() - self._start, 1e-9)
@@ -172,7 +172,7 @@ class _StateFile:
             self._store.replace(PROGRESS_PATH, state.model_dump_json(indent=1).encode())
         except OutputError as error:
             # Whether the store takes shards decides over the run, not whether it takes this.
-            say(f"progress is not written: {error}", level="warning")
+            log(f"progress is not written: {error}", level="warning")
 
 
 def state_line(state: RunState) -> str:

@@ -33,7 +33,7 @@ from labelmill.pipeline.generator.checkpoints.source import located_reference
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.process.interruption import Interrupted, interruptible, postponed
 from labelmill.pipeline.process.last_resort import last_resort
-from labelmill.pipeline.process.log import say, speaking_of
+from labelmill.pipeline.process.log import log, log_context
 from labelmill.pipeline.process.settings import PROCESS_SETTINGS
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import ExecutionConfig, RunConfig
@@ -121,7 +121,7 @@ class _Room:
             )
         if now - self._said >= _NO_ROOM_SECONDS:
             self._said = now
-            say(f"waiting for a node with {wanted}", level="warning")
+            log(f"waiting for a node with {wanted}", level="warning")
 
 
 def _prepare(config: RunConfig) -> PreparedRun:
@@ -150,7 +150,7 @@ class _RayWorker:
         """Make and publish a shard; the next one is synthesised meanwhile."""
         assert self._worker is not None
         made = self._device.submit(self._worker.synthesise, task).result()
-        with speaking_of(self._config.name):
+        with log_context(self._config.name):
             return self._worker.publish(task, made, attempt)
 
 
@@ -192,7 +192,7 @@ class RayCluster:
         self._loading: set[ray.ObjectRef] = set()
         self._metrics = RunMetrics(config.name)
         gpus = f"{self._needs.gpus:g} GPUs" if self._needs.gpus else "no GPU"
-        say(
+        log(
             f"Ray: {num_nodes} nodes with room for {self.limits().workers} workers of {gpus} and "
             f"{self._needs.cpus} CPU cores each"
         )
@@ -207,7 +207,7 @@ class RayCluster:
             except RayError as error:
                 if attempt == DEATHS_PER_SHARD - 1:
                     raise StalledError(f"{DEATHS_PER_SHARD} workers died while preparing the run: {error}") from error
-                say(f"a worker died while preparing the run, another one tries: {_first_line(error)}", level="warning")
+                log(f"a worker died while preparing the run, another one tries: {_first_line(error)}", level="warning")
             else:
                 break
         read_labeler(self._config, self._run)
@@ -305,7 +305,7 @@ class RayCluster:
             return Made(worker, result)
         if loading:
             return Loaded(worker)
-        say(f"worker {worker}: {result}", worker=worker)
+        log(f"worker {worker}: {result}", worker=worker)
         return Placed(worker)
 
     def _interrupted_at_start(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
 
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 
 # A thread that wakes so much later than it asked was frozen with the whole process, and nobody is to blame.
 _FROZEN_SECONDS = 5.0
@@ -56,6 +56,6 @@ class Watchdog:
                 if overslept > _FROZEN_SECONDS:
                     self._deadline += overslept
                 elif time.monotonic() > self._deadline:
-                    self._context.run(say, f"labelmill: {self._last_words}", level="error")
+                    self._context.run(log, f"labelmill: {self._last_words}", level="error")
                     # Nothing milder works: the interpreter's own exit would wait for the same call.
                     os._exit(self._exit_code)

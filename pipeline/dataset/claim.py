@@ -18,7 +18,7 @@ from labelmill.pipeline.dataset.manifest import (
     read_run_file,
 )
 from labelmill.pipeline.dataset.splits import assign_splits, num_hashed_shards
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.shards.publisher import read_record
 from labelmill.pipeline.shards.sealed import seal, unseal
 from labelmill.pipeline.store.store import Store
@@ -42,7 +42,7 @@ def claim_output(store: Store, run_identity: Mapping[str, Any]) -> None:
         return
     check_claim(store, run_identity)  # another driver may have claimed it meanwhile
     if store.read(RUN_PATH) != content and not _is_claimed_by(store, run_identity):
-        say(f"{store.url}/{RUN_PATH} was damaged; rewriting it", level="warning")
+        log(f"{store.url}/{RUN_PATH} was damaged; rewriting it", level="warning")
         store.replace(RUN_PATH, content)
 
 
@@ -87,7 +87,7 @@ def claim_fingerprint(
         return claim
     standing = read_claim(store)
     if standing is None or standing.fingerprint != fingerprint(run_identity, standing.labeler_sha256):
-        say(f"{store.url}/{FINGERPRINT_PATH} was damaged; rewriting it", level="warning")
+        log(f"{store.url}/{FINGERPRINT_PATH} was damaged; rewriting it", level="warning")
         store.replace(FINGERPRINT_PATH, seal(claim))
         return claim
     check_labeler_claim(store, run_identity, labeler_path, labeler_sha256)  # another driver's, of this moment

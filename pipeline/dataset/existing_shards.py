@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from labelmill.pipeline.dataset.manifest import indexed_sha256
 from labelmill.pipeline.dataset.plan import check_extension
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.shards.publisher import (
     TAR_PATH,
@@ -51,7 +51,7 @@ def existing_records(store: Store, config: RunConfig, origin: ShardOrigin, *, re
     check = _Check(store, listing.files, origin, indexed_sha256(store), repair)
     num_bytes = sum(listing.files[tar_path(task.name)].num_bytes for task in listing.tasks)
     if num_bytes > _TOLD_BYTES and store.folder is not None:
-        say(f"checking the {len(listing.tasks)} existing shards, {num_bytes / 1e9:.1f} GB")
+        log(f"checking the {len(listing.tasks)} existing shards, {num_bytes / 1e9:.1f} GB")
     records = check.records(listing.tasks)
     check_extension(config.dataset, records)
     return records

@@ -13,7 +13,7 @@ from typing import Self
 
 from labelmill.pipeline.nightly import lock
 from labelmill.pipeline.nightly.latest import read_latest
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import LockedError, LockExpiredError, OutputError
 from labelmill.schemas.nightly import LockConfig
@@ -48,7 +48,7 @@ class Lease:
             lock.release(self._store, self._held)
         except OutputError as problem:
             # What the run has done is done, whether or not the next one must wait for the lock to expire.
-            say(f"the lock could not be released; it expires in {self._config.ttl_s:g} s: {problem}", level="warning")
+            log(f"the lock could not be released; it expires in {self._config.ttl_s:g} s: {problem}", level="warning")
 
     @property
     def generation(self) -> int:

@@ -14,7 +14,7 @@ from contextvars import copy_context
 from types import FrameType
 from typing import TypeVar
 
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.errors import EXIT_RESUMABLE
 
 # Kubernetes, systemd and Ray kill what has not ended some time after SIGTERM; the shortest usual time is 30 s.
@@ -44,7 +44,7 @@ class _Countdown:
         """Never returns."""
         while time.monotonic() < self._deadline:
             time.sleep(_TICK_SECONDS)
-        say(f"labelmill: {interrupted_words(self._signal or '')}", level="warning")
+        log(f"labelmill: {interrupted_words(self._signal or '')}", level="warning")
         # What still goes on waits for a server, and the interpreter's own exit would wait for it.
         os._exit(EXIT_RESUMABLE)
 
@@ -58,7 +58,7 @@ def end_soon_after_signals() -> None:
 
 
 def interrupted_words(signal_name: str) -> str:
-    """What a command says that a signal has ended."""
+    """The last message of a command that a signal has ended."""
     return f"interrupted by {signal_name}; rerun the same command to resume"
 
 

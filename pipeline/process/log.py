@@ -1,6 +1,6 @@
-"""What a process says while it works, on stderr: lines for people, or with LABELMILL_LOG=json an object a line.
+"""The log of a process, on stderr: lines for people, or with LABELMILL_LOG=json one JSON object per line.
 
-How its log is read is the business of a process's surroundings, not of a run: hence an environment variable, which
+The format depends on how a process's surroundings read its log, not on the run: hence an environment variable, which
 run files, fingerprints and drivers on other machines never see.
 """
 
@@ -25,20 +25,20 @@ _run: ContextVar[str | None] = ContextVar("run", default=None)
 
 
 def check_log_variable() -> None:
-    """Raises ConfigError for a value that means nothing."""
+    """Raises ConfigError for an unknown value of the variable."""
     value = os.environ.get(LOG_VARIABLE, "text")
     if value not in ("text", "json"):
         raise ConfigError(f"{LOG_VARIABLE}: {value!r} in the environment; allowed: `text` (the default) or `json`")
 
 
-def speaks_json() -> bool:
-    """Whether lines are for machines."""
+def logs_json() -> bool:
+    """Whether lines are JSON objects, for machines."""
     return os.environ.get(LOG_VARIABLE) == "json"
 
 
 @contextmanager
-def speaking_of(run: str) -> Iterator[None]:
-    """Lines within it carry the run's name, unless a wider one is named already: a night's."""
+def log_context(run: str) -> Iterator[None]:
+    """Lines within this context hold the run's name, or the name of an outer context: a night's."""
     token = _run.set(_run.get() or run)
     try:
         yield
@@ -46,7 +46,7 @@ def speaking_of(run: str) -> Iterator[None]:
         _run.reset(token)
 
 
-def say(
+def log(
     text: str,
     *,
     level: Level = "info",
@@ -54,10 +54,10 @@ def say(
     worker: int | None = None,
     details: BaseModel | None = None,
 ) -> None:
-    """Tell whoever watches, without the secrets of addresses. What stands beside the text is for machines: it is in it
-    already, for people."""
+    """Write a line to the log, without the secrets of addresses. The arguments besides the text are for JSON lines: the
+    text already holds them for people."""
     text = without_secrets(text)
-    if not speaks_json():
+    if not logs_json():
         print(text, file=sys.stderr, flush=True)
         return
     about = {"run": _run.get(), "shard": shard, "worker": worker}

@@ -13,7 +13,7 @@ from torch.nn import functional
 from labelmill.pipeline.pictures.photos import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
 from labelmill.pipeline.pictures.png import encode_gray
 from labelmill.pipeline.process.files import write_atomically
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.segmentation.models import Segmenter
 from labelmill.schemas.errors import OutputError
 
@@ -65,7 +65,7 @@ def predict_folder(segmenter: Segmenter, photos: Path, out: Path, side: int) -> 
         raise PhotoError(f"--out {out}: is the folder of the photos; masks of the same names would replace them")
     found = find_photos(photos, leave_out=out)
     for line in (*([found.skipped_text] if found.skipped else []), *found.unreadable):
-        say(line, level="warning")
+        log(line, level="warning")
     problems = list(found.unreadable)
     for name, file in found.files.items():
         try:

@@ -3,7 +3,7 @@
 import time
 
 from labelmill.pipeline.pictures.photos import find_photos
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.segmentation.ranks import Ranks
 from labelmill.pipeline.segmentation.reading import Split, open_split
 from labelmill.schemas.segmentation import DatasetSplit, SegmentationTrainingConfig
@@ -14,14 +14,14 @@ _FIRST_LINE_SECONDS, _LINE_SECONDS = 3.0, 15.0
 def say_what_was_found(config: SegmentationTrainingConfig, split: Split, ranks: Ranks, num_weights: int) -> None:
     """Before the first step: images, what is held out, network and device."""
     name = "all splits" if split.name is None else f"split {split.name}"
-    say(
+    log(
         f"data: {split.num_samples} images of {split.image_shape.size_in_words} in {len(split.shards)} shards of "
         f"{split.url} ({name}); {len(split.classes)} classes: {', '.join(split.classes)}"
     )
-    say(f"held out: {_held_out(config)}")
+    log(f"held out: {_held_out(config)}")
     network = f"{config.model.architecture}, {num_weights / 1e6:.1f} million weights"
     device = f"{ranks.device}, {ranks.count} ranks" if ranks.count > 1 else str(ranks.device)
-    say(f"network: {network}, on {device}; {config.workers} loader processes")
+    log(f"network: {network}, on {device}; {config.workers} loader processes")
 
 
 def _held_out(config: SegmentationTrainingConfig) -> str:
@@ -44,11 +44,11 @@ class TrainingPace:
         self._first: tuple[int, float] | None = None
         self._next_line = time.monotonic() + _FIRST_LINE_SECONDS
         if num_steps >= total_steps:
-            say(f"all {total_steps} steps were taken before")
+            log(f"all {total_steps} steps were taken before")
         elif num_steps:
-            say(f"resuming after step {num_steps} of {total_steps}")
+            log(f"resuming after step {num_steps} of {total_steps}")
         else:
-            say(f"starting: {total_steps} steps of {images_per_step} images")
+            log(f"starting: {total_steps} steps of {images_per_step} images")
 
     def step(self, num_steps: int) -> None:
         """A step was taken. The first one of a run, which waits for processes to start, is not measured."""
@@ -61,7 +61,7 @@ class TrainingPace:
         self._next_line = now + _LINE_SECONDS
         seconds_per_step = (now - self._first[1]) / (num_steps - self._first[0])
         left = (self._total - num_steps) * seconds_per_step
-        say(
+        log(
             f"step {num_steps} of {self._total}: {self._images_per_step / seconds_per_step:.1f} images/s, "
             f"about {_duration(left)} left"
         )

@@ -11,7 +11,7 @@ from typing import TypeVar
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from labelmill.pipeline.process.interruption import abandonable
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.store.backend import StoredFile, Version, VersionedFile
 from labelmill.pipeline.store.bucket_address import BucketAddress, open_client
 from labelmill.pipeline.store.bucket_errors import advice, diagnose
@@ -197,7 +197,7 @@ class Bucket:
                     raise OutputError(f"{place}: cannot be {verb}: {advice(failure, self._address)}") from None
                 if not is_told and time.monotonic() - start > QUIET_SECONDS:
                     is_told = True
-                    say(f"{place}: {failure.summary}; trying again for {patience:.0f} s", level="warning")
+                    log(f"{place}: {failure.summary}; trying again for {patience:.0f} s", level="warning")
             else:
                 self._has_answered = True
                 return result

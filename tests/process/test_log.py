@@ -10,7 +10,7 @@ import pytest
 from helpers.drivers import Driver
 from helpers.s3_server import Fault, S3Server
 
-from labelmill.pipeline.process.log import LOG_VARIABLE, say, speaking_of
+from labelmill.pipeline.process.log import LOG_VARIABLE, log, log_context
 from labelmill.pipeline.store import bucket, bucket_address
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.progress import RunState
@@ -21,19 +21,19 @@ from labelmill.workers.generate import generate
 
 def test_people_read_the_text_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv(LOG_VARIABLE, raising=False)
-    with speaking_of("portraits"):
-        say("shard a-000001 failed", level="warning", shard="a-000001", worker=3)
+    with log_context("portraits"):
+        log("shard a-000001 failed", level="warning", shard="a-000001", worker=3)
     assert capsys.readouterr().err == "shard a-000001 failed\n"
 
 
 def test_machines_read_an_object_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(LOG_VARIABLE, "json")
-    with speaking_of("avatars 2026-11-21"), speaking_of("avatars"):
-        say("two\nlines", level="warning", shard="a-000001", worker=0)
-        thread = threading.Thread(target=copy_context().run, args=(say, "beside"))
+    with log_context("avatars 2026-11-21"), log_context("avatars"):
+        log("two\nlines", level="warning", shard="a-000001", worker=0)
+        thread = threading.Thread(target=copy_context().run, args=(log, "beside"))
         thread.start()
         thread.join()
-    say("later")
+    log("later")
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     times = [line.pop("time") for line in lines]
     assert lines == [

@@ -29,7 +29,7 @@ def test_a_call_that_never_returns() -> None:
 def test_machines_read_whose_last_words_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LOG_VARIABLE, "json")
     result = _run(
-        "from labelmill.pipeline.process.log import speaking_of\nwith speaking_of('faces'):\n"
+        "from labelmill.pipeline.process.log import log_context\nwith log_context('faces'):\n"
         "    with dog.limit(1, exit_code=75, last_words='gone silent'):\n        threading.Event().wait()"
     )
     said = json.loads(result.stderr)

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.errors import CheckpointError
 from labelmill.schemas.secrets import without_secrets
 
@@ -86,12 +86,12 @@ class _Download:
                 raise CheckpointError(f"{self._name}: cannot fetch the checkpoint: {words}, {tries} times in a row")
             wait = FIRST_WAIT_SECONDS * 2 ** (tries - 1)
             if self._has_answered:
-                say(f"{self._name}: {words} after {_mb(self._furthest)}; trying again in {wait:g} s", level="warning")
+                log(f"{self._name}: {words} after {_mb(self._furthest)}; trying again in {wait:g} s", level="warning")
             time.sleep(wait)
         content = self._content.getvalue()
         if self._last_line > self._start:
             seconds, digest = time.monotonic() - self._start, hashlib.sha256(content).hexdigest()
-            say(f"{self._name}: {_mb(len(content))} in {seconds:.0f} s, sha256 {digest}")
+            log(f"{self._name}: {_mb(len(content))} in {seconds:.0f} s, sha256 {digest}")
         return content
 
     def _attempt(self) -> None:
@@ -157,7 +157,7 @@ class _Download:
                 self._last_line = now
                 rate = self._content.tell() / 1e6 / (now - self._start)
                 of = "" if self._total is None else f" of {_mb(self._total)}"
-                say(f"fetching {self._name}: {_mb(self._content.tell())}{of}, {rate:.1f} MB/s")
+                log(f"fetching {self._name}: {_mb(self._content.tell())}{of}, {rate:.1f} MB/s")
         if self._total is not None and self._content.tell() != self._total:
             raise _BrokenError("the connection ended early")
 

@@ -10,7 +10,7 @@ small generator shows. No paper's recipe: measured against its parts left out, a
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.errors import LabelmillError
 from labelmill.schemas.training import GrowthConfig
 
@@ -88,7 +88,7 @@ class RankWatch:
             f"little better than chance ({RANK_STEPS} steps; {CHANCE_RANK:.0%} is the least)"
         )
         if images_seen > self._last_images:
-            say(f"{found}: check whether the sample sheets still improve", level="warning")
+            log(f"{found}: check whether the sample sheets still improve", level="warning")
             return
         raise TrainingFailedError(
             f"{found}: the generator learns nothing from it. Start again in another output with a larger "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmill.pipeline.process.files import made_whole, write_atomically
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.errors import LabelmillError
 from labelmill.schemas.training import DomainData, FolderData, ShardsData, TrainingData
 
@@ -201,7 +201,7 @@ class _Progress:
     def add(self) -> None:
         self._count += 1
         if time.monotonic() > self._next:
-            say(f"data: {self._count:,} images decoded so far")
+            log(f"data: {self._count:,} images decoded so far")
             self._next += PROGRESS_SECONDS
 
 

@@ -4,7 +4,7 @@ import time
 
 from labelmill.pipeline.generator.training.augmentation import FEW_IMAGES
 from labelmill.pipeline.generator.training.start import TrainingStart
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.training import TrainGeneratorConfig
 
 PACE_STEPS = 10
@@ -16,13 +16,13 @@ def introduce(
 ) -> None:
     """Say all that is known before the first step."""
     settings = config.optimisation
-    say(f"data: {data}")
-    say(f"training: {_describe_start(config, start, images_seen)}")
+    log(f"data: {data}")
+    log(f"training: {_describe_start(config, start, images_seen)}")
     if settings.augmentation == "auto":
         reason = f"fewer than {FEW_IMAGES:,} images" if augmented else f"{FEW_IMAGES:,} images or more, or drawn ones"
-        say(f"augmentation: {'DiffAugment' if augmented else 'none'} ({reason}; optimisation.augmentation decides)")
-    say(f"device: {device}, {settings.precision}, {settings.batch_size} images per step")
-    say(f"output: {config.output}: log.jsonl, samples/ and state/; rerun the same command to resume")
+        log(f"augmentation: {'DiffAugment' if augmented else 'none'} ({reason}; optimisation.augmentation decides)")
+    log(f"device: {device}, {settings.precision}, {settings.batch_size} images per step")
+    log(f"output: {config.output}: log.jsonl, samples/ and state/; rerun the same command to resume")
 
 
 def _describe_start(config: TrainGeneratorConfig, start: TrainingStart, images_seen: int) -> str:
@@ -55,7 +55,7 @@ class Pace:
         seconds = time.monotonic() - self._started
         rate = taken * self._config.optimisation.batch_size / seconds
         left = max(0, self._config.total_images - images_seen) / rate
-        say(f"pace: {rate:.1f} images/s at first, so about {duration(left)} to {self._config.total_images:,} images")
+        log(f"pace: {rate:.1f} images/s at first, so about {duration(left)} to {self._config.total_images:,} images")
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from labelmill.pipeline.generator.training.overview import Pace, introduce
 from labelmill.pipeline.generator.training.saving import restore, save
 from labelmill.pipeline.generator.training.start import find_start
 from labelmill.pipeline.generator.training.trainer import GeneratorTrainer, device_of
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.training.state import GENERATOR_FILE, TrainingStateError, locked
 from labelmill.pipeline.training.stop import Stop, stop_on_signals
 from labelmill.schemas.training import FolderData, TrainGeneratorConfig
@@ -57,11 +57,11 @@ def _train(config: TrainGeneratorConfig) -> None:
         run(trainer, stop)
     if trainer.images_seen >= config.total_images:
         told = ", ".join(f"{name} {value:.3g}" for name, value in trainer.distances().items())
-        say(f"quality: {told} (distances from the data, {config.monitor.num_images:,} images)")
-        say(f"done: {config.output / GENERATOR_FILE}, which a run file's generator.checkpoint takes")
+        log(f"quality: {told} (distances from the data, {config.monitor.num_images:,} images)")
+        log(f"done: {config.output / GENERATOR_FILE}, which a run file's generator.checkpoint takes")
     else:
         done = f"{trainer.images_seen:,} of {config.total_images:,} images"
-        say(f"stopped after {done}; rerun the same command to resume")
+        log(f"stopped after {done}; rerun the same command to resume")
 
 
 def run(trainer: GeneratorTrainer, stop: Stop) -> None:

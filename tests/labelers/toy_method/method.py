@@ -19,7 +19,7 @@ from labelmill.pipeline.labelers.fitted_file import (
     read_fitted,
     write_fitted,
 )
-from labelmill.pipeline.process.log import say
+from labelmill.pipeline.process.log import log
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.labeler_findings import LabelerFindings
@@ -79,13 +79,13 @@ class _Toy:
     def fit(self, config: ToyConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         state = work / "means.json"
         means = json.loads(state.read_text()) if state.exists() else []
-        say(f"toy: fit begins at step {len(means)}")
+        log(f"toy: fit begins at step {len(means)}")
         for step in range(len(means), config.steps):
             time.sleep(config.seconds_per_step)
             means.append(float(sampler.sample([config.first_seed + step]).images_BCHW.mean()))
             (work / "new").write_text(json.dumps(means))
             (work / "new").replace(state)
-            say(f"toy: step {step} done")
+            log(f"toy: step {step} done")
         spec = sampler.generator.spec
         provenance = Provenance(
             config=config,
