@@ -9,8 +9,7 @@ import torch
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.base import Labeler, Labels
-from labelmill.pipeline.labelers.methods import fit_labeler as fit_file
-from labelmill.pipeline.labelers.methods import method_of, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, method_of, open_fitted
 from labelmill.pipeline.process.device import choose_device
 from labelmill.pipeline.segmentation.reading import LabeledImage, open_split, read_samples
 from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
@@ -42,7 +41,7 @@ def fit_labeler(sampler: Sampler, method: str, **settings: Any) -> Labeler:
     """
     config = validate({"labeler": {"method": method, **settings}}, "fit_labeler", _LabelerFile).labeler
     method_of(config).check(config, sampler)
-    return open_fitted(config, sampler, fit_file(config, sampler)).labeler
+    return open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
 
 
 def label(sampler: Sampler, labeler: Labeler, seeds: Sequence[int]) -> Iterator[tuple[Batch, Labels]]:

@@ -258,13 +258,13 @@ def nightly_status(
     from labelmill.pipeline.nightly.commands import open_root
     from labelmill.pipeline.nightly.prometheus import prometheus_text
     from labelmill.pipeline.nightly.status import nightly_status as look
-    from labelmill.pipeline.nightly.status import status_lines
+    from labelmill.pipeline.nightly.status import nightly_status_lines
 
     found = look(open_root(root), time.time())
     if metrics:
         print(prometheus_text(found), end="")
     else:
-        print(found.model_dump_json(indent=2) if as_json else "\n".join(status_lines(found)))
+        print(found.model_dump_json(indent=2) if as_json else "\n".join(nightly_status_lines(found)))
 
 
 @nightly.command("rollback")

@@ -6,7 +6,7 @@ from collections import Counter
 from labelmill.pipeline.check_run import CheckedRun, check_run, check_strength
 from labelmill.pipeline.dataset.claim import shard_splits
 from labelmill.pipeline.dataset.plan import held_out_first_seed, remaining_tasks, shard_tasks
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.make_shard import make_shard
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
@@ -43,7 +43,7 @@ def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, floa
     start = time.perf_counter()
     sampler, sha256, fitted = checked.sampler, checked.checkpoint.sha256, checked.labeler
     if fitted is None:
-        fitted = open_fitted(config.labeler, sampler, fit_labeler(config.labeler, sampler, sha256), sha256)
+        fitted = open_fitted(config.labeler, sampler, fit_to_bytes(config.labeler, sampler, sha256), sha256)
         check_strength(config, fitted.findings)
     seconds_to_fit = time.perf_counter() - start
     first = shard_tasks(config)[0]

@@ -10,7 +10,7 @@ from labelmill.pipeline.dataset.manifest import RUN_PATH, read_manifest, read_ru
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
-from labelmill.pipeline.labelers.methods import fit_labeler, method_of, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, method_of, open_fitted
 from labelmill.pipeline.make_shard import candidates
 from labelmill.pipeline.pictures.overlay import contact_sheet
 from labelmill.pipeline.pictures.png import encode_picture
@@ -78,7 +78,7 @@ def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> 
     if published is not None:
         return published
     method.check_inputs(config.labeler, sampler)
-    fitted = fit_labeler(config.labeler, sampler, checkpoint_sha256)
+    fitted = fit_to_bytes(config.labeler, sampler, checkpoint_sha256)
     return open_fitted(config.labeler, sampler, fitted, checkpoint_sha256)
 
 

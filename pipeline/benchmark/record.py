@@ -65,7 +65,7 @@ def network_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def bundled_weights(opener: Measuring) -> list[str]:
+def bundled_weights_sha256(opener: Measuring) -> list[str]:
     """Hashes of the weights that are bundled beside the module of the function that opens them."""
     folder = _file_of(opener).parent / "bundled"
     found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")]

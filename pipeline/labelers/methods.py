@@ -24,7 +24,7 @@ def method_of(config: LabelerConfig) -> LabelingMethod[Any]:
     return METHODS[config.method]
 
 
-def fit_labeler(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str | None = None) -> bytes:
+def fit_to_bytes(config: LabelerConfig, sampler: Sampler, checkpoint_sha256: str | None = None) -> bytes:
     """The fitted file of a fit that nobody resumes, as a preview's. Raises what `LabelingMethod.fit` raises."""
     with TemporaryDirectory(prefix="labelmill-fit-") as folder:
         return method_of(config).fit(config, sampler, checkpoint_sha256, Path(folder))

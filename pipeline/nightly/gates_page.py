@@ -6,7 +6,7 @@ import jinja2
 
 from labelmill.pipeline.dataset.manifest import read_manifest
 from labelmill.pipeline.pictures.overlay import class_colours
-from labelmill.pipeline.report.data import Picture, read_dataset, read_pictures, spread_rows
+from labelmill.pipeline.report.data import Picture, read_manifest_and_records, read_pictures, spread_rows
 from labelmill.pipeline.report.pictures import Triple, fitting_edge, show_triple
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.nightly_files import GateReport, Measures
@@ -87,7 +87,7 @@ def _bins(tonight: Measures, live: Measures | None) -> list[tuple[str, float, fl
 
 
 def _triples(dataset: Store) -> list[Triple]:
-    manifest, records = read_dataset(dataset)
+    manifest, records = read_manifest_and_records(dataset)
     rows = spread_rows(dataset, manifest, records, NUM_PICTURES)
     found = read_pictures(dataset, rows, manifest)
     pictures: list[Picture] = [found[row.seed] for row in rows]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelmill.pipeline.nightly.perceptual_hash import HASH_BITS, near_duplicate_share, perceptual_hash
-from labelmill.pipeline.report.data import read_candidates, read_dataset, spread
+from labelmill.pipeline.report.data import read_candidates, read_manifest_and_records, spread
 from labelmill.pipeline.shards.publisher import tar_path
 from labelmill.pipeline.shards.reader import DamagedTarError, members_in
 from labelmill.pipeline.shards.sample_files import image_file
@@ -45,7 +45,7 @@ def measure_snapshot(store: Store, sampling: SamplingConfig) -> Measures:
 
     In memory are one tar, one image and 64 bytes for each sampled image, whatever the dataset's size.
     """
-    manifest, records = read_dataset(store)
+    manifest, records = read_manifest_and_records(store)
     scores = _scores(store, manifest, records)
     hashes_NB = np.array(list(_hashes(store, manifest, records, sampling))).reshape(-1, HASH_BITS)
     return Measures(

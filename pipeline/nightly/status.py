@@ -98,7 +98,7 @@ def _newest_report(root: Store, snapshots: Sequence[Snapshot], succeeded: str | 
     return max(standing, key=lambda report: (report.judged, report.snapshot), default=None)
 
 
-def status_lines(status: NightlyStatus) -> list[str]:
+def nightly_status_lines(status: NightlyStatus) -> list[str]:
     """The status for a person."""
     lines = [
         f"{status.root}: nothing is live"

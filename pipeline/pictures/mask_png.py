@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from labelmill.pipeline.pictures.png import GRAY, PALETTE, Gray, PngHeader, read_header
-from labelmill.pipeline.pictures.png import decode_gray as decode_any_gray
+from labelmill.pipeline.pictures.png import GRAY, PALETTE, Gray, PngHeader, decode_gray, read_png_header
 from labelmill.schemas.errors import LabelmillError
 from labelmill.schemas.sample import IGNORE
 
@@ -23,7 +22,7 @@ class MaskError(LabelmillError):
     """Masks that cannot be scored. The message names the first offenders and what would work."""
 
 
-def decode_gray(png: bytes) -> NDArray[np.uint8]:
+def decode_shard_mask(png: bytes) -> NDArray[np.uint8]:
     """The pixels [H, W] uint8 of an 8-bit gray PNG, as shards hold masks. Raises MaskError, whose message lacks the
     file's name, for any other."""
     header = _header(png)
@@ -50,7 +49,7 @@ def decode_mask(png: bytes) -> NDArray[np.uint8]:
 
 
 def _header(png: bytes) -> PngHeader:
-    header = read_header(png)
+    header = read_png_header(png)
     if header is None:
         raise MaskError(f"is not a PNG; {_CONVERT}")
     return header
@@ -62,7 +61,7 @@ def _kind(header: PngHeader) -> str:
 
 def _gray(png: bytes) -> Gray:
     """[H, W] as OpenCV reads a gray PNG: 1 bit as 0 and 255."""
-    gray_HW = decode_any_gray(png)
+    gray_HW = decode_gray(png)
     if gray_HW is None:
         raise MaskError("is a PNG that cannot be decoded to gray: damaged, cut, or too large")
     return gray_HW

@@ -43,7 +43,7 @@ def encode_gray(pixels_HW: Gray) -> bytes:
     return _encoded(pixels_HW)
 
 
-def read_header(png: bytes | memoryview) -> PngHeader | None:
+def read_png_header(png: bytes | memoryview) -> PngHeader | None:
     """None for what is not a PNG. Nothing is decoded, so a lie about the size costs nothing."""
     head = bytes(png[:HEADER_BYTES])
     if len(head) < HEADER_BYTES or not head.startswith(_SIGNATURE):

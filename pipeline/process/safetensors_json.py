@@ -38,10 +38,10 @@ def load_with_json(content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = load(content)
     except SafetensorError as error:
         raise DamagedFileError(str(error)) from error
-    return json_of(read_header(content)), tensors
+    return json_of(read_json_header(content)), tensors
 
 
-def read_header(content: bytes | memoryview) -> dict[str, object]:
+def read_json_header(content: bytes | memoryview) -> dict[str, object]:
     """A file's header: `__metadata__`, and dtype, shape and data_offsets by tensor, unchecked. Raises
     DamagedFileError."""
     end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")

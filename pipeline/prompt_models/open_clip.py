@@ -163,7 +163,7 @@ def load_open_clip(architecture: str, path: Path, device: str | torch.device = "
     check_weights_file(path)
     found = find_architecture(library, architecture)
     content = path.read_bytes()
-    tensors = read_tensors(path, content)
+    tensors = read_weights(path, content)
     model = _build(library, found)
     _load_weights(model, tensors, path, found.name)
     text = found.model["text_cfg"]
@@ -239,7 +239,7 @@ def _build(library: ModuleType, architecture: Architecture) -> nn.Module:
     return model
 
 
-def read_tensors(path: Path, content: bytes) -> dict[str, Tensor]:
+def read_weights(path: Path, content: bytes) -> dict[str, Tensor]:
     """Names and float32 tensors of a weights file, without executing anything in it. Raises PromptModelError."""
     if path.suffix == ".safetensors":
         try:

@@ -130,7 +130,7 @@ class Tally:
         self.least_confident = sorted(rows, key=lambda row: (row.confidence, row.seed))[: self._num_least_confident]
 
 
-def read_dataset(store: Store) -> tuple[Manifest, list[ShardRecord]]:
+def read_manifest_and_records(store: Store) -> tuple[Manifest, list[ShardRecord]]:
     """The manifest and the records it counts, by index. Raises OutputError when the dataset is not complete."""
     manifest = read_manifest(store)
     records = [read_record(store, index) for index in range(manifest.num_shards)]

@@ -16,7 +16,7 @@ from labelmill.pipeline.report.data import (
     interleaved,
     picture,
     read_candidates,
-    read_dataset,
+    read_manifest_and_records,
     read_pictures,
     spread,
     spread_rows,
@@ -65,7 +65,7 @@ def write_report(store: Store, redraw: Redraw | None) -> str:
     `redraw` makes the dropped candidates of some seeds again, in order, to be shown; without it they are counted
     only. Raises OutputError when the dataset is not complete, or damaged.
     """
-    manifest, records = read_dataset(store)
+    manifest, records = read_manifest_and_records(store)
     tally = Tally([*manifest.classes, "ignore"], NUM_LEAST_CONFIDENT, NUM_DROPPED)
     for record in records:
         tally.add(read_candidates(store, manifest, record))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmill.pipeline.dataset.manifest import MANIFEST_PATH, read_index, read_manifest
-from labelmill.pipeline.pictures.mask_png import MaskError, decode_gray
+from labelmill.pipeline.pictures.mask_png import MaskError, decode_shard_mask
 from labelmill.pipeline.segmentation.epoch_order import EpochOrder, SampleIndex
 from labelmill.pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
 from labelmill.pipeline.segmentation.tar_members import members_of
@@ -287,7 +287,7 @@ def _decode_image(member: Member, shape: ImageShape) -> Pixels:
 
 def _decode_gray(member: Member, image_HWC: Pixels) -> Pixels:
     try:
-        gray_HW = decode_gray(bytes(member.data))
+        gray_HW = decode_shard_mask(bytes(member.data))
     except MaskError as error:
         raise MaskError(f"{member.name}: {error}") from error
     if gray_HW.shape != image_HWC.shape[:2]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from labelmill.pipeline.pictures.png import GRAY, Gray, decode_gray, read_header
+from labelmill.pipeline.pictures.png import GRAY, Gray, decode_gray, read_png_header
 from labelmill.pipeline.shards.reader import DamagedTarError, Member, members_in, parse_metadata
 from labelmill.pipeline.shards.sample_files import IMAGE, MASK, METADATA, OPTIONAL_FILES, SampleFile, sample_files
 from labelmill.pipeline.shards.writer import DIGITAL_SOURCE_TYPE
@@ -156,7 +156,7 @@ def _is_image(pixels: NDArray[np.uint8] | None, shape: ImageShape, image_format:
 
 def _decoded_gray(member: Member, file: SampleFile, shape: ImageShape) -> Gray | None:
     # The header first: OpenCV would widen fewer bits and palettes, and a lie about the size could fill the memory.
-    header = read_header(member.data)
+    header = read_png_header(member.data)
     if header is None or (header.height, header.width) != shape.size:
         return None
     if header.colour_type != GRAY or header.bit_depth not in file.bit_depths:

@@ -17,7 +17,7 @@ from labelmill.pipeline.benchmark.masks.results import MasksSettings
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig, RunConfig
@@ -91,7 +91,7 @@ def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path
     result = results["default"]
     config = result.row.labeler
     assert config is not None
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     batch = sampler.sample(range(2_500_000_000, 2_500_000_016), labeler.layers)
     truth_BHW = open_oracle("b", 32).segment(batch.images_BCHW).numpy()
     other_BHW = open_oracle("a", 32).segment(batch.images_BCHW).numpy()

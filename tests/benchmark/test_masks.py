@@ -60,7 +60,7 @@ from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.networks import Generator
 from labelmill.pipeline.generator.sampling import Batch, Sampler, noise_of_seeds
 from labelmill.pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.labelers.style_mixing.mixing import mix
 from labelmill.pipeline.labelers.style_mixing.variant_clusters import VariantClusterer
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
@@ -496,7 +496,7 @@ def test_a_rows_masks_are_those_of_a_run_to_the_bit(
 ) -> None:
     store, benchmark, _ = swept
     config = benchmark.result(name).row.labeler
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     batch = sampler.sample(range(FIRST_SEED["test"], FIRST_SEED["test"] + 8), labeler.layers)
     wanted_BHW = labeler.label(batch).masks_BHW.numpy()
     assert len(set(wanted_BHW.sum(axis=(1, 2)).tolist())) > 1
@@ -509,7 +509,7 @@ def test_a_read_out_is_taught_as_the_labeler_teaches_its_own(sampler: Sampler) -
     subject = GeneratorSubject(sampler, judge, config, {"fit": 16, "dev": 8, "test": 8})
     row = ROWS[DEFAULT].model_copy(update={"labeler": config})
     method = _Taught(_OfVariants(row, subject), subject)
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     pictures = subject.splits["test"][0]
     batch = sampler.sample(pictures.batch.seeds, labeler.layers)
     ours, theirs = (m.label(p).masks_BHW for m, p in ((method, Pictures(batch, pictures.truth)), (labeler, batch)))

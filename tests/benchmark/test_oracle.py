@@ -23,7 +23,7 @@ from labelmill.pipeline.benchmark.oracle.evaluate import (
     compare,
     compare_foreground,
     masks_of,
-    report,
+    oracle_tables,
     score_on_hand_labels,
     table,
 )
@@ -37,7 +37,7 @@ from labelmill.pipeline.benchmark.oracle.images import (
 )
 from labelmill.pipeline.benchmark.oracle.networks import DilatedNet, UNet
 from labelmill.pipeline.benchmark.oracle.oracle import Oracle, OracleError, load_oracle, open_oracle
-from labelmill.pipeline.benchmark.oracle.train import OracleTrainer, OracleTraining, segmentation_loss
+from labelmill.pipeline.benchmark.oracle.train import OracleTrainer, OracleTraining, oracle_loss
 from labelmill.pipeline.training.state import TrainingStateError
 from labelmill.schemas.errors import EXIT_RESUMABLE, LabelmillError
 
@@ -291,7 +291,7 @@ def test_loss_is_cross_entropy_and_soft_iou() -> None:
     both = (likely * truth).sum(axis=(0, 2, 3))
     either = (likely + truth - likely * truth).sum(axis=(0, 2, 3))
     expected = entropy + (1 - both / either)[:2].mean()
-    assert segmentation_loss(logits_BNHW, masks_BHW).item() == pytest.approx(expected, rel=1e-5)
+    assert oracle_loss(logits_BNHW, masks_BHW).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_learns_and_resumes_to_the_same_weights(small_renders: Renders, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_training_reduces_the_loss_on_a_tiny_set(name: str, small_renders: Rende
     def loss() -> float:
         with torch.no_grad():
             batch = training_batch(small_renders, np.arange(12), np.random.default_rng(5))
-            return segmentation_loss(trainer.network.train()(batch[0]).logits_BNHW, batch[1]).item()
+            return oracle_loss(trainer.network.train()(batch[0]).logits_BNHW, batch[1]).item()
 
     before = loss()
     for _ in range(12):
@@ -358,7 +358,9 @@ def test_the_command_trains_and_writes_usable_weights(
     assert train_oracle.main([*command, "--steps", "2"]) == 0
     oracle = load_oracle(tmp_path / f"oracle-{name}-64.safetensors")
     assert oracle.info.provenance["steps"] == "2 of 2, 2 images each"
-    scores = train_oracle.score(oracle, load_renders(range(7_300_000, 7_300_004), tmp_path / "cache", resolution=64))
+    scores = train_oracle.score_oracle(
+        oracle, load_renders(range(7_300_000, 7_300_004), tmp_path / "cache", resolution=64)
+    )
     assert scores.miou is not None
     stated = float(oracle.info.provenance["validation"].split("mIoU ")[1].split()[0])
     assert scores.miou == pytest.approx(stated, abs=0.02)  # the file holds float16
@@ -390,7 +392,7 @@ def test_a_stopped_command_goes_on_to_the_same_weights(tmp_path: Path, monkeypat
 
 
 def test_report_compares_on_renders_generated_images_and_hand_labels() -> None:
-    lines = report(FRESH_SEEDS[:6], range(4), "bundled:avatars-32", 32).splitlines()
+    lines = oracle_tables(FRESH_SEEDS[:6], range(4), "bundled:avatars-32", 32).splitlines()
     assert lines[0] == "| IoU | a, renders | b, renders | a and b, generated |"
     assert "| images | 6 | 6 | 4 |" in lines and "| images | 6 | 6 | 4 | 20 | 20 |" in lines
     assert f"| {STATED_HAND['a', 32]:.3f} | {STATED_HAND['b', 32]:.3f} |" in next(

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel
 
 from labelmill.pipeline.benchmark.masks.sweep import MaskSweep
-from labelmill.pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import bundled_weights_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.prompt_models import open_prompt_model
@@ -53,6 +53,6 @@ def test_a_key_goes_with_the_generator_its_settings_and_the_values(sampler: Samp
 
 
 def test_bundled_weights_are_those_beside_their_opener() -> None:
-    assert len(bundled_weights(open_prompt_model)) == 1
+    assert len(bundled_weights_sha256(open_prompt_model)) == 1
     with pytest.raises(AssertionError, match="bundled holds no weights"):
-        bundled_weights(Store)
+        bundled_weights_sha256(Store)

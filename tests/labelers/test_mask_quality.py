@@ -11,7 +11,7 @@ from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import Labels
 from labelmill.pipeline.labelers.common.agreement import soft_iou
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 
@@ -41,7 +41,7 @@ def sampler() -> Sampler:
 
 def judged(sampler: Sampler, **settings: object) -> Judged:
     config = StyleMixingConfig.model_validate({**SMALL, **settings})
-    labeler, oracle = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler, open_oracle("b", 32)
+    labeler, oracle = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler, open_oracle("b", 32)
     batches = [sampler.sample(SEEDS[start : start + 16], labeler.layers) for start in range(0, len(SEEDS), 16)]
     labels = [labeler.label(batch) for batch in batches]
     return Judged(

@@ -12,7 +12,7 @@ from labelmill.pipeline.nightly.commands import rollback
 from labelmill.pipeline.nightly.latest import read_latest
 from labelmill.pipeline.nightly.lock import acquire, taken
 from labelmill.pipeline.nightly.prometheus import prometheus_text
-from labelmill.pipeline.nightly.status import nightly_status, status_lines
+from labelmill.pipeline.nightly.status import nightly_status, nightly_status_lines
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.nightly import NightlyConfig
@@ -79,7 +79,7 @@ def test_a_live_snapshot_ahead_of_the_clock_is_told_and_mended(
     status = nightly_status(root, NOON + DAY)
     assert status.live == ahead and status.live_is_ahead
     assert status.success_age_seconds == -400 * DAY
-    assert "that night is ahead of this machine's clock" in status_lines(status)[1]
+    assert "that night is ahead of this machine's clock" in nightly_status_lines(status)[1]
     families = text_string_to_metric_families(prometheus_text(status))
     values = {sample.name: sample.value for family in families for sample in family.samples}
     assert values["labelmill_nightly_live_night_timestamp_seconds"] == AHEAD + DAY / 2

@@ -39,7 +39,7 @@ from labelmill.pipeline.nightly.lease import Lease
 from labelmill.pipeline.nightly.lock import acquire, read_lock
 from labelmill.pipeline.nightly.retention import delete_snapshot
 from labelmill.pipeline.nightly.snapshots import list_snapshots, open_snapshot, read_report
-from labelmill.pipeline.nightly.status import nightly_status, status_lines
+from labelmill.pipeline.nightly.status import nightly_status, nightly_status_lines
 from labelmill.pipeline.nightly.webhook import Notice, Webhook
 from labelmill.pipeline.process.interruption import Interrupted
 from labelmill.pipeline.prompt_models import PromptModelError
@@ -635,10 +635,13 @@ def test_the_status_of_a_run_at_work(tmp_path: Path, tiny_checkpoint: Path) -> N
     assert status.heartbeat_age_seconds == 7 and status.lock_expires == "2027-01-15T08:01:00+00:00"
     assert status.owner is not None and f"process {process.pid}" in status.owner
     assert [snapshot.state for snapshot in status.snapshots] == ["unfinished"]
-    assert f"process {process.pid}" in status_lines(status)[1] and "has the lock, last" in status_lines(status)[1]
+    assert (
+        f"process {process.pid}" in nightly_status_lines(status)[1]
+        and "has the lock, last" in nightly_status_lines(status)[1]
+    )
     late = nightly_status(Store.open(config.root), NOON + 60)
     assert late.lock_has_expired and not status.lock_has_expired
-    assert status_lines(late)[1].endswith(
+    assert nightly_status_lines(late)[1].endswith(
         "had the lock until 2027-01-15T08:01:00+00:00, last heard of 60 s ago; it is free for the next run"
     )
     process.kill()

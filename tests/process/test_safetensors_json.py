@@ -13,7 +13,7 @@ from labelmill.pipeline.process.safetensors_json import (
     DamagedFileError,
     ForeignFileError,
     load_with_json,
-    read_header,
+    read_json_header,
     save_with_json,
 )
 
@@ -28,7 +28,7 @@ def test_what_is_written_is_read_as_the_library_reads_it(tmp_path: Path) -> None
     (tmp_path / "file").write_bytes(content)
     with safe_open(tmp_path / "file", "pt") as file:
         assert json.loads(file.metadata()[METADATA_KEY]) == values
-    entries = read_header(memoryview(content))
+    entries = read_json_header(memoryview(content))
     assert entries["b"] == {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
 
@@ -47,6 +47,6 @@ def test_damage(content: bytes) -> None:
 @pytest.mark.parametrize("text", [b"[" * 100_000, b"{nothing}", b"[]"])
 def test_headers_that_are_none(text: bytes) -> None:
     with pytest.raises(DamagedFileError, match="no JSON"):
-        read_header(len(text).to_bytes(8, "little") + text)
+        read_json_header(len(text).to_bytes(8, "little") + text)
     with pytest.raises(DamagedFileError, match=r"truncated: .* bytes, fewer than its header"):
-        read_header(len(text).to_bytes(8, "little") + text[:-1])
+        read_json_header(len(text).to_bytes(8, "little") + text[:-1])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from labelmill.pipeline.prompt_models import PromptModelError, open_prompt_model
-from labelmill.pipeline.prompt_models.open_clip import DENSE_SCALE, OpenClip, find_architecture, read_tensors
+from labelmill.pipeline.prompt_models.open_clip import DENSE_SCALE, OpenClip, find_architecture, read_weights
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -208,14 +208,14 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
         torch.save(tensors, tmp_path / f"{number}.pt", _use_new_zipfile_serialization=is_zip)
     whole = [(tmp_path / f"{number}.pt").read_bytes() for number in range(2)]
     for content in whole:
-        assert all(torch.equal(value, tensors[key]) for key, value in read_tensors(Path("a.pt"), content).items())
+        assert all(torch.equal(value, tensors[key]) for key, value in read_weights(Path("a.pt"), content).items())
     num_refused = 0
     for _ in range(1000):
         damaged = bytearray(random.choice(whole)[: random.choice((random.randrange(1, 2000), None))])
         for _ in range(random.randrange(4)):
             damaged[random.randrange(len(damaged))] = random.randrange(256)
         try:
-            read_tensors(Path("a.pt"), bytes(damaged))
+            read_weights(Path("a.pt"), bytes(damaged))
         except PromptModelError as error:
             num_refused += "a.pt: " in str(error)
     assert num_refused > 400

@@ -30,10 +30,10 @@ from labelmill.pipeline.benchmark.classes.tables import markdown
 from labelmill.pipeline.benchmark.masks.results import MasksSettings
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
-from labelmill.pipeline.benchmark.record import bundled_weights, network_sha256, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import bundled_weights_sha256, network_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.feature_clusters.labeler import FeatureClustersLabeler
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.prompt_models import open_prompt_model
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
 from labelmill.pipeline.store.store import Store
@@ -132,7 +132,7 @@ class ClassSweep:
             (ClassSweep, measure_students),
             sampler,
             judges=[network_sha256(oracle.network) for oracle in (self._judge, self._other)],
-            prompts=bundled_weights(open_prompt_model),
+            prompts=bundled_weights_sha256(open_prompt_model),
             extent=repr(extent),
             circumstances=circumstances.model_dump(mode="json"),
         )
@@ -156,7 +156,7 @@ class ClassSweep:
         sampler = Sampler(self._sampler.generator, config, self._sampler.numerics, self._sampler.device)
         if row.labeler is None:
             return self._of_other_judge(row, sampler)
-        labeler = open_fitted(row.labeler, sampler, fit_labeler(row.labeler, sampler)).labeler
+        labeler = open_fitted(row.labeler, sampler, fit_to_bytes(row.labeler, sampler)).labeler
         assert isinstance(labeler, FeatureClustersLabeler)
         truth_K = self._counted(sampler, labeler).argmax(axis=1).astype(np.uint8)
         scores, agreed, truly = (MaskEvaluator(self._judge.classes) for _ in range(3))

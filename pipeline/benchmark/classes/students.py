@@ -15,7 +15,7 @@ from labelmill.pipeline.benchmark.downstream.data import TEST_SEEDS, TRAINING_SE
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_on, train_on
 from labelmill.pipeline.benchmark.record import read_row, write_row
 from labelmill.pipeline.generator.sampling import Sampler
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.segmentation import AugmentationConfig, SegmentationModelConfig
@@ -91,7 +91,7 @@ def _measured(student: _Student, sampler: Sampler, extent: StudentsExtent, test:
     if student.teacher is None:
         pairs = drawn_pairs(TRAINING_SEEDS[: extent.num_exact], sampler.generator.spec.resolution)
     else:
-        labeler = open_fitted(student.teacher, sampler, fit_labeler(student.teacher, sampler)).labeler
+        labeler = open_fitted(student.teacher, sampler, fit_to_bytes(student.teacher, sampler)).labeler
         pairs = labeled_pairs(sampler, labeler, extent.num_pairs)
         assert pairs.classes == test.classes
     label_seconds = time.monotonic() - started

@@ -29,9 +29,9 @@ from labelmill.pipeline.benchmark.downstream.results import (
 from labelmill.pipeline.benchmark.downstream.tables import markdown
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_all_background, score_on, train_on
 from labelmill.pipeline.benchmark.oracle.images import open_portraits
-from labelmill.pipeline.benchmark.record import bundled_weights, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import bundled_weights_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.sampling import Sampler
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.prompt_models import open_prompt_model
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
@@ -202,7 +202,7 @@ class _Bench:
         return row_key(
             (_Bench,),
             self._sampler,
-            prompts=bundled_weights(open_prompt_model),
+            prompts=bundled_weights_sha256(open_prompt_model),
             circumstances=self._circumstances.model_dump(mode="json"),
             labeler=labeler and labeler.model_dump(mode="json"),
         )
@@ -219,7 +219,7 @@ class _Bench:
         return DownstreamRowResult(row="all_background", title=title, num_pairs=0, networks=(network,))
 
     def _labeled(self, config: LabelerConfig) -> Pairs:
-        labeler = open_fitted(config, self._sampler, fit_labeler(config, self._sampler)).labeler
+        labeler = open_fitted(config, self._sampler, fit_to_bytes(config, self._sampler)).labeler
         return labeled_pairs(self._sampler, labeler, self._extent.num_synthetic).foreground()
 
     @property

@@ -58,7 +58,7 @@ def score_on_hand_labels(oracle: Oracle, labels: Sequence[HandLabel]) -> Scores:
     return compare_foreground(guesses_NHW, np.stack([label.mask_HW for label in labels]))
 
 
-def report(render_seeds: Sequence[int], generated_seeds: Sequence[int], checkpoint: str, resolution: int) -> str:
+def oracle_tables(render_seeds: Sequence[int], generated_seeds: Sequence[int], checkpoint: str, resolution: int) -> str:
     """The tables, as Markdown, of the oracles for a resolution, which a generator makes images of."""
     oracles = {name: open_oracle(name, resolution) for name in get_args(OracleName)}
     classes = oracles["a"].classes
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    print(report(HELD_OUT_SEEDS, GENERATED_SEEDS, f"bundled:avatars-{given.resolution}", given.resolution))
+    print(oracle_tables(HELD_OUT_SEEDS, GENERATED_SEEDS, f"bundled:avatars-{given.resolution}", given.resolution))
 
 
 if __name__ == "__main__":

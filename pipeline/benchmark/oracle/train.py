@@ -74,13 +74,13 @@ class OracleTrainer(AdamWTrainer[OracleTraining, UNet | DilatedNet]):
         images_BCHW, masks_BHW = training_batch(self.renders, indices, random)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             sight = self.network(images_BCHW.contiguous(memory_format=torch.channels_last))
-        return {"loss": segmentation_loss(sight.logits_BNHW.float(), masks_BHW)}
+        return {"loss": oracle_loss(sight.logits_BNHW.float(), masks_BHW)}
 
     def publish(self) -> None:
         """Save the oracle with what it scores on the validation's renders."""
         oracle = Oracle(build_network(self._info({})), self._info({}))
         oracle.network.load_state_dict(self.network.state_dict())
-        scores = score(oracle, self.validation)
+        scores = score_oracle(oracle, self.validation)
         seeds = TRAINING_SEEDS[self.config.oracle]
         provenance = {
             "data": f"exact renders of avatars, seeds {seeds.start:,} to {seeds.stop - 1:,}, augmented",
@@ -102,7 +102,7 @@ def info_of(config: OracleTraining, provenance: dict[str, str]) -> OracleInfo:
     return OracleInfo(ARCHITECTURE_OF[config.oracle], CLASSES, config.resolution, provenance)
 
 
-def segmentation_loss(logits_BNHW: Tensor, masks_BHW: Tensor) -> Tensor:
+def oracle_loss(logits_BNHW: Tensor, masks_BHW: Tensor) -> Tensor:
     """Cross entropy plus 1 - IoU of soft masks over the batch, averaged over the classes that occur in it.
 
     Cross entropy alone gives away classes of few pixels, such as brows; the soft IoU is what is judged.
@@ -116,7 +116,7 @@ def segmentation_loss(logits_BNHW: Tensor, masks_BHW: Tensor) -> Tensor:
     return functional.cross_entropy(logits_BNHW, masks_BHW) + (1 - iou_N[occurs_N]).mean()
 
 
-def score(oracle: Oracle, renders: Renders) -> Scores:
+def score_oracle(oracle: Oracle, renders: Renders) -> Scores:
     """The oracle's masks of exact renders against their true masks."""
     evaluator = MaskEvaluator(CLASSES)
     guesses_NHW = oracle.segment(as_images(renders.images_NHWC)).numpy()

@@ -117,7 +117,7 @@ def accessories_of(seeds: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
     }
 
 
-def report(model: AvatarsPrompts, render_seeds: Sequence[int], generated_seeds: Sequence[int]) -> str:
+def prompt_tables(model: AvatarsPrompts, render_seeds: Sequence[int], generated_seeds: Sequence[int]) -> str:
     """The card's tables, as Markdown."""
     images_BCHW, masks_BHW = rendered_images(render_seeds)
     images_BE = model.embed_images(images_BCHW).cpu()
@@ -157,7 +157,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     prompt_model = load_avatars_prompts(given.weights or bundled_weights("avatars-prompts"))
-    print(report(prompt_model, HELD_OUT_SEEDS, GENERATED_SEEDS))
+    print(prompt_tables(prompt_model, HELD_OUT_SEEDS, GENERATED_SEEDS))
 
 
 if __name__ == "__main__":

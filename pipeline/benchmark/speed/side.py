@@ -17,7 +17,7 @@ from torch import Tensor
 from labelmill.pipeline.benchmark.speed import baseline, multiply_adds
 from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from labelmill.pipeline.generator.sampling import Batch, Sampler
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler
 from labelmill.pipeline.labelers.style_mixing.mixing import variants_per_pass
 from labelmill.pipeline.process.device import repeatable_kernels
@@ -107,7 +107,7 @@ class _Side:
             random_generator(request), GeneratorConfig(checkpoint="random"), request.numerics, self.device
         )
         fit = request.labeler.model_copy(update={"fit_samples": _FIT_SAMPLES})
-        labeler = open_fitted(fit, self.sampler, fit_labeler(fit, self.sampler)).labeler
+        labeler = open_fitted(fit, self.sampler, fit_to_bytes(fit, self.sampler)).labeler
         assert isinstance(labeler, StyleMixingLabeler)
         self.labeler = labeler
         self.batches = [self.sampler.sample(self._seeds(index), labeler.layers) for index in range(request.repeats + 1)]

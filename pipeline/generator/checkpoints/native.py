@@ -26,7 +26,7 @@ from labelmill.pipeline.process.safetensors_json import (
     DamagedFileError,
     ForeignFileError,
     json_of,
-    read_header,
+    read_json_header,
     save_with_json,
 )
 from labelmill.schemas.errors import CheckpointError
@@ -119,7 +119,7 @@ def is_native(content: bytes) -> bool:
 def _read_header(name: str, content: bytes) -> tuple[dict[str, object], int]:
     """The file's JSON and its number of tensors."""
     try:
-        entries = read_header(content)
+        entries = read_json_header(content)
         header = json_of(entries)
     except DamagedFileError as error:
         raise CheckpointError(f"{name}: {error}. {_AGAIN}") from error

@@ -8,7 +8,7 @@ from labelmill.pipeline.generator.checkpoints.tensors import (
     integers,
     kind_bytes,
 )
-from labelmill.pipeline.process.safetensors_json import LENGTH_BYTES, DamagedFileError, read_header
+from labelmill.pipeline.process.safetensors_json import LENGTH_BYTES, DamagedFileError, read_json_header
 
 _KINDS = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": "bf16", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1",
@@ -24,7 +24,7 @@ def is_safetensors(content: bytes) -> bool:
 def read_safetensors(content: memoryview) -> dict[object, object]:
     """Tensors by name. Raises UnreadableError for a damaged file."""
     try:
-        entries = read_header(content)
+        entries = read_json_header(content)
     except DamagedFileError as error:
         raise UnreadableError(str(error)) from error
     data = content[LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little") :]

@@ -42,7 +42,7 @@ from labelmill.pipeline.labelers.feature_clusters.labeler import FeatureClusters
 from labelmill.pipeline.labelers.feature_clusters.method import METHOD
 from labelmill.pipeline.labelers.feature_clusters.streamed_kmeans import StreamedKMeans, mean_distance
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.prompt_models import PromptModelError
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
@@ -52,7 +52,7 @@ from labelmill.schemas.yaml_file import validate
 
 @pytest.fixture(scope="module")
 def fitted() -> bytes:
-    return fit_labeler(make_config(), make_sampler(), "a" * 64)
+    return fit_to_bytes(make_config(), make_sampler(), "a" * 64)
 
 
 def opened(fitted: bytes, **sampler_settings: object) -> FeatureClustersLabeler:
@@ -140,9 +140,9 @@ def test_streaming_is_lloyd_on_all_pixels_at_once() -> None:
 
 
 def test_the_same_fit_gives_the_same_bytes_and_another_gives_others(fitted: bytes) -> None:
-    assert fit_labeler(make_config(), make_sampler(), "a" * 64) == fitted
+    assert fit_to_bytes(make_config(), make_sampler(), "a" * 64) == fitted
     assert (
-        load(fit_labeler(make_config(fit_first_seed=1), make_sampler()))["centroids"].tolist()
+        load(fit_to_bytes(make_config(fit_first_seed=1), make_sampler()))["centroids"].tolist()
         != load(fitted)["centroids"].tolist()
     )
 
@@ -174,20 +174,20 @@ def test_layers() -> None:
     assert layer_candidates(make_config(layers="auto"), spec_of(256)) == autos
     assert layer_candidates(make_config(layers="auto"), spec_of(8)) == [("b8.conv1",)]
     with pytest.raises(ConfigError, match=r"labeler\.layers: b64\.conv1 not in this generator; there are b4\.conv1"):
-        fit_labeler(make_config(layers="b64.conv1"), make_sampler())
+        fit_to_bytes(make_config(layers="b64.conv1"), make_sampler())
 
 
 @pytest.mark.parametrize("layers", [["b8.conv1", "b16.conv0"], "b8.conv1"])
 def test_other_layers_give_masks_of_the_image(layers: object) -> None:
     config, sampler = make_config(layers=layers, normalisation="standardised"), make_sampler()
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     masks_BHW = labeler.label(sampler.sample([1, 2], labeler.layers)).masks_BHW
     assert masks_BHW.shape == (2, 16, 16) and len(masks_BHW.unique()) > 2
 
 
 def test_auto_layers_and_a_list_of_k_are_recorded_with_what_they_were_chosen_from() -> None:
     config, sampler = make_config(layers="auto", clusters=[2, 3, 5]), make_sampler(resolution=32)
-    values = header(fit_labeler(config, sampler))
+    values = header(fit_to_bytes(config, sampler))
     layers, numbers = values["layer_trials"], values["cluster_trials"]
     assert isinstance(layers, dict) and isinstance(numbers, dict) and isinstance(values["clusters"], list)
     assert sorted(layers) == ["b16.conv1", "b32.conv1"] and sorted(numbers) == ["2", "3", "5"]
@@ -284,7 +284,7 @@ def test_more_clusters_than_memory_holds_are_refused_before_any_work(monkeypatch
         rf"labeler\.clusters: 4096 clusters need {needed / 1e9:.1f} GB .* CPU has 1\.1 GB left; at most {most} fit"
     )
     with pytest.raises(ConfigError, match=message):
-        fit_labeler(config, sampler)
+        fit_to_bytes(config, sampler)
 
 
 def test_a_labeler_opens_whatever_memory_its_fit_still_holds(fitted: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +353,7 @@ def test_ignored_clusters_become_255_and_classes_add_up_their_clusters(fitted: b
     clusters = {"0": "background", "1": "ignore", "2": "thing", "3": "thing", "4": "background"}
     config = make_config(mapping={"classes": ["background", "thing"], "clusters": clusters})
     sampler = make_sampler()
-    labeler, plain = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler, opened(fitted)
+    labeler, plain = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler, opened(fitted)
     assert labeler.classes == ("background", "thing")
     batch = sampler.sample([1, 2, 3, 4], labeler.layers)
     masks_BHW, fine_BHW = labeler.label(batch).masks_BHW, plain.label(batch).masks_BHW
@@ -373,7 +373,7 @@ def test_confidence_is_of_what_is_not_ignored(fitted: bytes) -> None:
     for ignored in ([1], [0, 1, 2, 3], [0, 1, 2, 3, 4]):
         named = {str(number): "ignore" if number in ignored else "thing" for number in range(5)}
         config = make_config(mapping={"classes": ["background", "thing"], "clusters": named})
-        labels = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler.label(batch)
+        labels = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler.label(batch)
         thing_Bhw = maps_BKhw[:, [number for number in range(5) if number not in ignored]].sum(dim=1)
         for index, one_hw in enumerate(thing_Bhw):
             kept = one_hw[one_hw > 0.5]
@@ -500,20 +500,20 @@ def test_a_mapping_for_other_clusters_is_refused(
         mapping={"clustering": "0" * 16, "classes": ["a", "b"], "clusters": {str(k): "a" for k in range(5)}}
     )
     with pytest.raises(ConfigError, match=r"labeler\.mapping: is for the clusters 0000000000000000, but this fit made"):
-        fit_labeler(config, make_sampler())
+        fit_to_bytes(config, make_sampler())
     clustering = opened(fitted).fitted.model.clustering
     fine = make_config(
         mapping={"clustering": clustering, "classes": ["a", "b"], "clusters": {str(k): "a" for k in range(5)}}
     )
-    assert header(fit_labeler(fine, make_sampler()))["named_by"] == "mapping"
+    assert header(fit_to_bytes(fine, make_sampler()))["named_by"] == "mapping"
 
 
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
     config, sampler = make_config(clusters=[3, 5]), make_sampler()
     on_gpu = Sampler(make_sampler().generator, sampler.config, sampler.numerics, "cuda")
-    fitted = fit_labeler(config, on_gpu)
-    assert fit_labeler(config, on_gpu) == fitted
+    fitted = fit_to_bytes(config, on_gpu)
+    assert fit_to_bytes(config, on_gpu) == fitted
     labeler = open_fitted(config, on_gpu, fitted).labeler
     together, alone = (labeler.label(on_gpu.sample(seeds, labeler.layers)) for seeds in ([1, 2, 3], [2]))
     assert torch.equal(together.masks_BHW[1], alone.masks_BHW[0])

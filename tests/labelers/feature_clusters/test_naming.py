@@ -26,7 +26,7 @@ from labelmill.pipeline.labelers.feature_clusters.naming import (
     coverage,
     of_sample,
 )
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.schemas.cluster_mapping import ClusterMapping, load_mapping
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.errors import ConfigError
@@ -133,7 +133,7 @@ def test_a_fit_with_prompts_and_what_it_writes_for_people(tmp_path: Path) -> Non
     # The file that was written names just the clusters that it was written for.
     again = make_config(mapping=str(path))
     assert not needs_prompt_model(again)
-    named = open_fitted(again, sampler, fit_labeler(again, sampler)).labeler
+    named = open_fitted(again, sampler, fit_to_bytes(again, sampler)).labeler
     batch = sampler.sample([1, 2, 3], labeler.layers)
     assert torch.equal(named.label(batch).masks_BHW, labeler.label(batch).masks_BHW)
 
@@ -154,7 +154,7 @@ def test_what_a_person_should_know_is_said_after_a_fit_and_in_the_file() -> None
     text = cluster_guide(config, make_sampler(), fitted)["clusters.yaml"].decode()
     assert all(f"# Note: {line}\n" in text for line in said)
     plain = make_config()
-    assert len(open_fitted(plain, sampler, fit_labeler(plain, sampler)).findings.words) == 2
+    assert len(open_fitted(plain, sampler, fit_to_bytes(plain, sampler)).findings.words) == 2
 
 
 def test_rare_classes_that_hardly_any_image_shows_are_told() -> None:
@@ -268,11 +268,11 @@ def test_mapping_files_that_cannot_be_used(tmp_path: Path, text: str, message: s
 def test_mappings_that_miss_the_clusters(clusters: dict[int, str], message: str) -> None:
     config = make_config(mapping={"classes": ["a", "b"], "clusters": clusters})
     with pytest.raises(ConfigError, match=rf"labeler\.mapping: {message}"):
-        fit_labeler(config, make_sampler())
+        fit_to_bytes(config, make_sampler())
     # Where fit chooses k, it says so as soon as k is known.
     chosen = make_config(mapping={"classes": ["a", "b"], "clusters": clusters}, clusters=[2, 3])
     with pytest.raises(ConfigError, match=r"labeler\.mapping: names unknown clusters"):
-        fit_labeler(chosen, make_sampler())
+        fit_to_bytes(chosen, make_sampler())
 
 
 NAME = st.from_regex(r"[A-Za-z][A-Za-z0-9_ -]{0,12}", fullmatch=True).filter(lambda name: name != "ignore")
@@ -328,7 +328,7 @@ def test_the_bundled_model_names_the_parts_of_portraits() -> None:
             "min_margin": 0.08,
         }
     )
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     labels = labeler.label(sampler.sample(range(16), labeler.layers))
     mask_BHW = labels.masks_BHW
     assert (mask_BHW[:, :4, :4] == 0).float().mean() > 0.9, "corners are background"

@@ -9,7 +9,7 @@ from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.fitted_file import read_fitted
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.labelers.style_mixing.findings import WEAK_SEPARATION
 from labelmill.pipeline.labelers.style_mixing.fitted import MixingProvenance
 from labelmill.pipeline.labelers.style_mixing.foreground import separation_of
@@ -35,7 +35,7 @@ def _random(seed: int, resolution: int, width: int) -> Sampler:
 
 
 def _judged(sampler: Sampler) -> tuple[float, LabelerFindings]:
-    fitted = fit_labeler(QUICK, sampler)
+    fitted = fit_to_bytes(QUICK, sampler)
     _, tensors = read_fitted(fitted, MixingProvenance)
     return separation_of(tensors["foreground.sharpness"]), open_fitted(QUICK, sampler, fitted).findings
 
@@ -58,8 +58,8 @@ def test_clusters_of_an_untrained_generator_are_weak_and_those_of_the_bundled_on
     config = FeatureClustersConfig(method="feature_clusters", clusters=4, fit_samples=16, naming_samples=8)
     trained = _sampler(open_checkpoint("bundled:avatars-32").generator)
     untrained = make_sampler(resolution=32)
-    assert open_fitted(config, trained, fit_labeler(config, trained)).findings.verdict == "sound"
-    weak = open_fitted(config, untrained, fit_labeler(config, untrained)).findings
+    assert open_fitted(config, trained, fit_to_bytes(config, trained)).findings.verdict == "sound"
+    weak = open_fitted(config, untrained, fit_to_bytes(config, untrained)).findings
     assert weak.verdict == "weak" and "masks would mean nothing" in weak.words[-1]
 
 

@@ -12,7 +12,7 @@ from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.common.agreement import soft_iou
 from labelmill.pipeline.labelers.common.joint_upsampling import snap_to_edges
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
-from labelmill.pipeline.labelers.methods import fit_labeler, open_fitted
+from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.labelers.style_mixing.fit import resolution_candidates
 from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler
 from labelmill.pipeline.labelers.style_mixing.mixing import images_per_pass
@@ -32,12 +32,12 @@ MODES = ("readout", "clusters")
 
 @pytest.fixture(scope="module")
 def fitted() -> bytes:
-    return fit_labeler(make_config(), make_sampler(), "a" * 64)
+    return fit_to_bytes(make_config(), make_sampler(), "a" * 64)
 
 
 @pytest.fixture(scope="module")
 def fitted_in() -> dict[str, bytes]:
-    return {mode: fit_labeler(make_config(masks_from=mode), make_sampler()) for mode in MODES}
+    return {mode: fit_to_bytes(make_config(masks_from=mode), make_sampler()) for mode in MODES}
 
 
 def header(content: bytes) -> dict[str, str]:
@@ -74,7 +74,7 @@ def test_rectangular_and_gray_images_are_labeled(
 ) -> None:
     sampler = make_sampler(64, const_size=const_size, img_channels=img_channels)
     config = make_config(**settings, variant_resolution="auto" if "parts" in settings else 32)
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     assert isinstance(labeler, StyleMixingLabeler)
     height, width = 16 * const_size[0], 16 * const_size[1]
     size = labeler.variant_resolution // 4
@@ -104,7 +104,7 @@ def test_a_mask_depends_on_its_sample_alone_to_the_bit(mode: str, noise: str, fi
 def test_parts_split_the_foreground_and_leave_it_as_it_is(mode: str, fitted_in: dict[str, bytes]) -> None:
     sampler = make_sampler()
     config = make_config(masks_from=mode, parts=3)
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     assert labeler.classes == ("background", "part_1", "part_2", "part_3")
     batch = sampler.sample([1, 2, 3, 4], labeler.layers)
     masks_BHW = labeler.label(batch).masks_BHW
@@ -129,7 +129,7 @@ def test_variants_of_a_lower_resolution_give_masks_of_the_image() -> None:
     sampler = make_sampler(resolution=32)
     for mode in MODES:
         config = make_config(masks_from=mode, variant_resolution=16)
-        fitted = fit_labeler(config, sampler)
+        fitted = fit_to_bytes(config, sampler)
         assert load(fitted)["foreground.background_HW"].shape == (16, 16)
         assert json.loads(header(fitted)["labelmill"])["variant_resolution"] == 16
         labeler = open_fitted(config, sampler, fitted).labeler
@@ -154,7 +154,7 @@ def test_candidates_for_the_variants_resolution() -> None:
 def test_the_lowest_resolution_whose_masks_agree_is_chosen() -> None:
     sampler = make_sampler(resolution=64)
     config = make_config(crossover=4, clusters=2)
-    values = json.loads(header(fit_labeler(config, sampler))["labelmill"])
+    values = json.loads(header(fit_to_bytes(config, sampler))["labelmill"])
     agreement = values["variant_agreement"]
     assert list(agreement) == ["32"]
     assert values["variant_resolution"] == (32 if agreement["32"] >= 0.96 else 64)
@@ -162,7 +162,7 @@ def test_the_lowest_resolution_whose_masks_agree_is_chosen() -> None:
     masks = []
     for size in (32, 64):
         fixed = config.model_copy(update={"variant_resolution": size, "masks_from": "clusters"})
-        labeler = open_fitted(fixed, sampler, fit_labeler(fixed, sampler)).labeler
+        labeler = open_fitted(fixed, sampler, fit_to_bytes(fixed, sampler)).labeler
         batches = [sampler.sample(range(fixed.fit_first_seed + i, fixed.fit_first_seed + i + 4)) for i in (0, 4, 8, 12)]
         masks.append(torch.cat([labeler.label(batch).masks_BHW for batch in batches]).float())
     assert abs(soft_iou(*masks).mean().item() - agreement["32"]) < 2e-3
@@ -175,10 +175,10 @@ def test_generators_without_rgb_at_lower_resolutions(architecture: Architecture)
         rf"labeler\.variant_resolution: 8, but a generator of architecture '{architecture}' has an RGB output at 16"
     )
     with pytest.raises(ConfigError, match=message):
-        fit_labeler(make_config(variant_resolution=8, crossover=1), sampler)
+        fit_to_bytes(make_config(variant_resolution=8, crossover=1), sampler)
     for mode in MODES:
         config = make_config(masks_from=mode)
-        labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+        labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
         assert labeler.label(sampler.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
 
 
@@ -195,14 +195,14 @@ def test_generators_without_rgb_at_lower_resolutions(architecture: Architecture)
 )
 def test_resolutions_that_the_generator_lacks(settings: dict[str, object], message: str, fitted: bytes) -> None:
     with pytest.raises(ConfigError, match=message):
-        fit_labeler(make_config(**settings), make_sampler())
+        fit_to_bytes(make_config(**settings), make_sampler())
     with pytest.raises(ConfigError, match=message):
         open_fitted(make_config(**settings), make_sampler(), fitted)
 
 
 def test_the_same_fit_gives_the_same_bytes_and_another_gives_others(fitted: bytes) -> None:
-    assert fit_labeler(make_config(), make_sampler(), "a" * 64) == fitted
-    assert fit_labeler(make_config(donor_first_seed=1), make_sampler(), "a" * 64) != fitted
+    assert fit_to_bytes(make_config(), make_sampler(), "a" * 64) == fitted
+    assert fit_to_bytes(make_config(donor_first_seed=1), make_sampler(), "a" * 64) != fitted
 
 
 def test_each_image_is_clustered_once_however_many_fit_in_a_pass() -> None:
@@ -234,7 +234,7 @@ def test_what_the_file_tells(fitted: bytes) -> None:
 def test_auto_crossover_is_recorded_with_what_it_was_chosen_from() -> None:
     for minimum, expected in ((0.0, None), (1.0, 5)):
         config = make_config(crossover="auto", min_layout_agreement=minimum)
-        fitted = fit_labeler(config, make_sampler())
+        fitted = fit_to_bytes(config, make_sampler())
         values = json.loads(header(fitted)["labelmill"])
         agreement = {int(row): value for row, value in values["layout_agreement"].items()}
         for name in ("layout_agreement", "foreground_agreement", "colour_change"):
@@ -250,8 +250,8 @@ def test_auto_crossover_is_recorded_with_what_it_was_chosen_from() -> None:
 def test_one_image_a_batch_chooses_the_row_that_sixteen_choose(mode: str) -> None:
     config = make_config(masks_from=mode, crossover="auto")
     alone, together = (make_sampler(batch_size=size) for size in (1, 16))
-    fitted = fit_labeler(config, alone)
-    found, expected = (json.loads(header(content)["labelmill"]) for content in (fitted, fit_labeler(config, together)))
+    fitted = fit_to_bytes(config, alone)
+    found, expected = (json.loads(header(content)["labelmill"]) for content in (fitted, fit_to_bytes(config, together)))
     assert found["crossover"] == expected["crossover"]
     for name in ("layout_agreement", "foreground_agreement", "colour_change"):
         assert found[name] == pytest.approx(expected[name], abs=2e-3)
@@ -263,7 +263,7 @@ def test_one_image_a_batch_chooses_the_row_that_sixteen_choose(mode: str) -> Non
 def test_images_that_are_all_alike_can_be_fitted(mode: str) -> None:
     """With a psi of 0 the last row is what is left: it changes colour only."""
     config, sampler = make_config(masks_from=mode, crossover="auto"), make_sampler(psi=0)
-    fitted = fit_labeler(config, sampler)
+    fitted = fit_to_bytes(config, sampler)
     assert json.loads(header(fitted)["labelmill"])["crossover"] == 5
     labeler = open_fitted(config, sampler, fitted).labeler
     assert labeler.label(sampler.sample([1, 2], labeler.layers)).confidence_B.isfinite().all()
@@ -274,7 +274,7 @@ def test_a_crossover_that_the_generator_lacks_is_refused_before_any_work(crossov
     config = make_config(crossover=crossover)
     message = rf"labeler\.crossover: {crossover}, but this generator has 6 rows of w; 1 to 5"
     with pytest.raises(ConfigError, match=message):
-        fit_labeler(config, make_sampler())
+        fit_to_bytes(config, make_sampler())
     with pytest.raises(ConfigError, match=message):
         open_fitted(config, make_sampler(), fitted)
 
@@ -282,7 +282,7 @@ def test_a_crossover_that_the_generator_lacks_is_refused_before_any_work(crossov
 def test_the_last_row_changes_colour_only_and_works() -> None:
     config = make_config(crossover=5)
     sampler = make_sampler()
-    labeler = open_fitted(config, sampler, fit_labeler(config, sampler)).labeler
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
     assert labeler.label(sampler.sample([1], labeler.layers)).masks_BHW.shape == (1, 16, 16)
 
 
@@ -346,8 +346,8 @@ def test_pixels_keep_their_places() -> None:
 def test_on_a_gpu(mode: str) -> None:
     config, sampler = make_config(masks_from=mode, parts=2), make_sampler()
     on_gpu = Sampler(make_sampler().generator, sampler.config, sampler.numerics, "cuda")
-    fitted = fit_labeler(config, on_gpu)
-    assert fit_labeler(config, on_gpu) == fitted
+    fitted = fit_to_bytes(config, on_gpu)
+    assert fit_to_bytes(config, on_gpu) == fitted
     labeler = open_fitted(config, on_gpu, fitted).labeler
     together, alone = (labeler.label(on_gpu.sample(seeds, labeler.layers)) for seeds in ([1, 2, 3], [2]))
     assert torch.equal(together.masks_BHW[1], alone.masks_BHW[0])
