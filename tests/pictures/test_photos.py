@@ -72,5 +72,5 @@ def test_a_photo_that_is_too_large_for_opencv_is_named(tmp_path: Path) -> None:
     header, data = struct.pack(">IIBBBBB", 2**16, 2**16, 8, 2, 0, 0, 0), zlib.compress(bytes(100))
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     (tmp_path / "large.png").write_bytes(png)
-    with pytest.raises(PhotoError, match=r"large\.png: has more pixels than OpenCV takes"):
+    with pytest.raises(PhotoError, match=r"large\.png: has more pixels than OpenCV can read"):
         read_photo(tmp_path / "large.png")
