@@ -184,7 +184,7 @@ def test_validate_plan_preview_and_fit(write_run_file: RunFileWriter, tmp_path: 
     assert "fine. 32 px, 8 rows of w" in labelmill("validate", run_file).stdout
     planned = labelmill("plan", run_file).stdout
     assert "24 samples in 4 shards" in planned
-    assert "seeds 0 to 95, 24 a shard" in planned
+    assert "seeds 0 to 95, 24 per shard" in planned
     assert not (tmp_path / "out").exists()
     sheet = tmp_path / "sheet.png"
     labelmill("preview", run_file, "--samples", 6, "--out", sheet)

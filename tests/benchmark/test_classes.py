@@ -164,7 +164,7 @@ def test_a_generator_that_the_oracles_cannot_judge(tmp_path: Path) -> None:
     channels = channels_by_resolution(16, channel_base=64, channel_max=8)
     spec = GeneratorSpec(resolution=16, z_dim=8, w_dim=8, c_dim=0, mapping_layers=2, channels=channels)
     save_generator(tmp_path / "g.safetensors", Generator(spec), {"licence": "Apache-2.0"})
-    with pytest.raises(LabelmillError, match="makes images of 16 px; the oracles judge portraits of 32 px"):
+    with pytest.raises(LabelmillError, match="makes images of 16 px; the oracles judge portraits of 32 and 64 px"):
         benchmark.benchmark_classes(
             Store.open(str(tmp_path / "out")), str(tmp_path / "g.safetensors"), torch.device("cpu"), True, print
         )

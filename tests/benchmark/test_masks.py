@@ -631,20 +631,20 @@ def test_rows_of_another_checkpoint_or_extent_do_not_count(
 
 def test_a_generator_that_the_oracles_cannot_judge(write_large: Callable[[], Path], tmp_path: Path) -> None:
     arguments = ["benchmark", "--masks", "--quick", "--checkpoint", str(write_large()), "--out", str(tmp_path / "out")]
-    with pytest.raises(LabelmillError, match="64 px; the oracles judge portraits of 32 px"):
+    with pytest.raises(LabelmillError, match="128 px; the oracles judge portraits of 32 and 64 px"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
 def write_large(tmp_path: Path) -> Callable[[], Path]:
-    """A random generator of 64 px."""
+    """A random generator of 128 px."""
     from labelmill.pipeline.generator.checkpoints.native import save_generator
     from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
 
     def write() -> Path:
-        channels = channels_by_resolution(64, channel_base=128, channel_max=8)
-        spec = GeneratorSpec(resolution=64, z_dim=8, w_dim=8, c_dim=0, mapping_layers=1, channels=channels)
+        channels = channels_by_resolution(128, channel_base=128, channel_max=8)
+        spec = GeneratorSpec(resolution=128, z_dim=8, w_dim=8, c_dim=0, mapping_layers=1, channels=channels)
         save_generator(tmp_path / "large.safetensors", Generator(spec), {"licence": "Apache-2.0"})
         return tmp_path / "large.safetensors"
 

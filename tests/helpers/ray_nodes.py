@@ -7,6 +7,7 @@ with RayNodes(num_cpus=2, num_gpus=2) as nodes, nodes.entered():
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,16 @@ def own_ray() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Ray's nodes end this process at a SIGTERM, long after they are gone; other tests send themselves one."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class RayNodes:
     """A cluster. Use as a context; drivers find it within `entered`. `head` are Ray's names of a node's settings."""
 
@@ -57,7 +68,7 @@ class RayNodes:
     def __enter__(self) -> Self:
         self._own = own_ray()
         self.environment = {**self._own.__enter__(), **self._more}
-        with self.entered():
+        with self.entered(), _same_sigterm():
             self._cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **self._head})
         self.environment["RAY_ADDRESS"] = str(self._cluster.address)
         return self
@@ -84,7 +95,8 @@ class RayNodes:
 
     def add(self, **node: Any) -> Any:
         """Start a node; it is part of the cluster on return."""
-        return self._cluster.add_node(**node)
+        with _same_sigterm():
+            return self._cluster.add_node(**node)
 
     def remove(self, node: Any) -> None:
         """End a node as a power cut does."""

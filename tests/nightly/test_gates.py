@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
-from labelmill.pipeline.nightly import measure_snapshot as measuring
+from labelmill.pipeline.nightly import measure as measuring
 from labelmill.pipeline.nightly.gates import (
     GATES,
     PSI_FLOOR,

@@ -165,7 +165,7 @@ def test_a_state_that_does_not_say_what_it_learned_from_is_refused(folder: Path,
     progress = json.loads(path.read_text())
     del progress["data_sha256"]
     path.write_text(json.dumps(progress))
-    with pytest.raises(TrainingStateError, match="another version of labelmill saved it"):
+    with pytest.raises(TrainingStateError, match="saved by another version of labelmill"):
         train_generator(make_config(folder, tmp_path / "run", total_images=16))
 
 
