@@ -3,7 +3,6 @@
 import io
 import random
 import shutil
-import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.small_dataset import CLASSES, RESOLUTION, write_dataset
+from helpers.tars import repacked
 
 from labelmill.pipeline.dataset.verify import VerifyResult, verify
 from labelmill.pipeline.shards.publisher import same_content
@@ -71,15 +71,7 @@ def test_an_unfinished_dataset_is_not_verified(store: Store) -> None:
 
 def rewrite(store: Store, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
     """Write the second shard's tar, and all that follows from it, as if it had been made with this content."""
-    with tarfile.open(fileobj=io.BytesIO(store.read(TAR))) as archive:
-        members = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in change(members).items():
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            archive.addfile(header, io.BytesIO(content))
-    store.replace(TAR, stream.getvalue())
+    store.replace(TAR, repacked(store.read(TAR), change))
     store.delete(RECORD)
     store.delete("index.json")
 

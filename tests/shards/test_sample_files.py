@@ -1,10 +1,8 @@
 """Datasets whose labeler gives opacity and instances: the files go all the way from Labels to whoever reads a shard."""
 
 import dataclasses
-import io
 import json
 import re
-import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +18,7 @@ import webdataset
 from etils import epath
 from helpers.random_sampler import make_sampler
 from helpers.small_dataset import CHECKPOINT, KIND, claim, config_of, context_of, origin_of, write_dataset
+from helpers.tars import repacked
 
 from labelmill.pipeline.dataset.existing_shards import existing_records
 from labelmill.pipeline.dataset.finish import finish_dataset
@@ -254,15 +253,7 @@ def test_values_that_no_file_can_hold_are_refused(
 
 def repack(store: Store, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
     """Write the second shard's tar as if it had been made with this content; record and index are lost."""
-    with tarfile.open(fileobj=io.BytesIO(store.read(TAR))) as archive:
-        members = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in change(members).items():
-            header = tarfile.TarInfo(name)
-            header.size = len(content)
-            archive.addfile(header, io.BytesIO(content))
-    store.replace(TAR, stream.getvalue())
+    store.replace(TAR, repacked(store.read(TAR), change))
     store.delete("records/000001.json")
 
 
