@@ -365,7 +365,10 @@ def test_a_file_is_one_request(store: Store, s3: S3Server) -> None:
     """However large: parts of a killed upload would stay in the bucket unseen."""
     store.replace("a", bytes(12_000_000))
     store.create("b", bytes(12_000_000))
-    assert [(request.method, request.status) for request in s3.requests] == [("PUT", 200), ("PUT", 200)]
+    # Tried again where a connection broke, but each time whole: an upload in parts begins with a POST.
+    root = store.url.removeprefix("s3:/")
+    own = {(request.method, request.path) for request in s3.requests if request.path.startswith(root)}
+    assert own == {("PUT", f"{root}/a"), ("PUT", f"{root}/b")}
 
 
 def test_browsers_are_told_what_pages_are(store: Store, s3: S3Server) -> None:
