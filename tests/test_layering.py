@@ -17,6 +17,7 @@ FLOORS = (
     ("labelers", "report", "segmentation", "photos"),
     ("benchmark", "nightly", "make_shard", "check_run"),
     ("workers",),
+    ("commands",),
     ("api", "cli"),
 )
 """From the ground up. A room is a folder or a file of pipeline/, or one of the packages beside it."""
