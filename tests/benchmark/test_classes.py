@@ -49,6 +49,7 @@ TINY = benchmark.ClassesExtent(
 CIRCUMSTANCES = MasksSettings(
     checkpoint="bundled:avatars-32",
     checkpoint_sha256="a" * 64,
+    resolution=32,
     judges="oracle B",
     truncation_psi=0.7,
     device="cpu",

@@ -26,6 +26,7 @@ TINY_MODEL = SegmentationModelConfig(architecture="resnet18_8s", upscale=1)
 TINY = DownstreamExtent(
     model=TINY_MODEL, steps=2, batch_size=2, num_seeds=2, num_synthetic=4, num_supervised=(3, 1), num_test=3
 )
+TINY_REGIME = Regime(TINY.model, TINY.steps, TINY.batch_size)
 
 
 def test_pairs_are_the_drawings_with_exact_foreground() -> None:
@@ -72,10 +73,17 @@ def test_a_network_learns_its_pairs_and_follows_from_its_seed() -> None:
     assert nothing.iou == {"background": pytest.approx(share), "foreground": 0.0}
 
 
+@pytest.mark.parametrize(("side", "upscale"), [(16, 8), (32, 4), (64, 2), (128, 1), (256, 1)])
+def test_images_of_any_size_have_one_size_inside_the_network(side: int, upscale: int) -> None:
+    regime = Regime(SegmentationModelConfig(architecture="resnet18_8s", upscale=4), steps=1, batch_size=1)
+    assert regime.for_images_of(side).model.upscale == upscale
+
+
 def test_results_are_of_one_labelers_settings(tmp_path: Path) -> None:
     circumstances = DownstreamSettings(
         checkpoint="a",
         checkpoint_sha256="b",
+        resolution=32,
         truncation_psi=0.7,
         architecture="c",
         upscale=1,
@@ -91,12 +99,12 @@ def test_results_are_of_one_labelers_settings(tmp_path: Path) -> None:
     config = GeneratorConfig(checkpoint="bundled:avatars-32")
     sampler = Sampler(open_checkpoint(config.checkpoint).generator, config, NumericsConfig(), "cpu")
     store = Store.open(str(tmp_path))
-    bench = _Bench(store, sampler, circumstances, TINY, print)
+    bench = _Bench(store, sampler, circumstances, TINY, TINY_REGIME, print)
     default = bench.key(StyleMixingConfig())
     assert default == bench.key(StyleMixingConfig())
     others = [bench.key(labeler) for labeler in (StyleMixingConfig(variants=8), PROMPTED_CLUSTERS, None)]
     longer = circumstances.model_copy(update={"steps": 2})
-    others.append(_Bench(store, sampler, longer, TINY, print).key(StyleMixingConfig()))
+    others.append(_Bench(store, sampler, longer, TINY, TINY_REGIME, print).key(StyleMixingConfig()))
     assert len({default, *others}) == 5
 
 

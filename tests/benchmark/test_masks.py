@@ -449,8 +449,8 @@ ONLY = {
 }  # fmt: skip
 EXTENT = MasksExtent(num_dev=4, num_test=10, drawings={"fit": 4, "dev": 2, "test": 2}, timed_batches=1, fit_samples=16)
 CIRCUMSTANCES = MasksSettings(
-    checkpoint="tiny", checkpoint_sha256="c" * 64, judges="brightness", truncation_psi=0.7, device="cpu", threads=1,
-    versions={},
+    checkpoint="tiny", checkpoint_sha256="c" * 64, resolution=16, judges="brightness", truncation_psi=0.7, device="cpu",
+    threads=1, versions={},
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from labelmill.schemas.sample import IGNORE
 # Far from the seeds of runs, of training, of `fit`, and of the images that defaults were chosen on.
 _FIRST_SEED = {"dev": 1_000_000_000, "test": 2_500_000_000}
 _LIBRARIES = ("labelmill", "torch", "numpy", "scipy")
-_LAYERS = ("b8.conv1", "b16.conv0", "b16.conv1", "b32.conv0", "b32.conv1")
+_FIRST_ROW = 2  # b8.conv1: what lies below is too coarse for parts
 
 Counts = NDArray[np.int64]
 Masks = NDArray[np.uint8]
@@ -92,6 +92,7 @@ def benchmark_classes(
     circumstances = MasksSettings(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
+        resolution=loaded.generator.spec.resolution,
         judges="oracle B",
         truncation_psi=config.truncation_psi,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
@@ -126,7 +127,7 @@ class ClassSweep:
         self._judge, self._other = open_oracle("b", size, sampler.device), open_oracle("a", size, sampler.device)
         assert tuple(CLASS_PROMPTS) == self._judge.classes
         self.default = FeatureClustersConfig.model_validate({**PROMPTED_CLUSTERS.model_dump(), **extent.fit})
-        rows = class_rows(self.default, _LAYERS, sampler.config.truncation_psi)
+        rows = class_rows(self.default, sampler.generator.spec.conv_names[_FIRST_ROW:], sampler.config.truncation_psi)
         self.rows = [row for row in rows if extent.only is None or row.name in extent.only]
         self.key = row_key(
             (ClassSweep, measure_students),

@@ -2,7 +2,7 @@
 
 The recipe (Pakhomov et al., 2021, and their notebook): a dilated ResNet-18 with an output stride of 8, images of
 128 px, Adam with 1e-4 and a weight decay of 1e-4, poly decay of 0.9, cross-entropy, 1,000 steps of 15 images, each seen
-once. Ours differs in the images, which are 32 px and enlarged inside the network, and in that it starts from random
+once. Ours differs in the images, which are smaller and enlarged inside the network, and in that it starts from random
 weights. The same recipe for any dataset: deploy/distil.yaml.
 """
 
@@ -29,7 +29,7 @@ RECIPE = Regime(
     augmentation=AugmentationConfig(flip=0, scale=(1, 1), colour_jitter=0),
 )
 ON_CPU = replace(RECIPE, model=SegmentationModelConfig(architecture="resnet18_8s", upscale=2), steps=300)
-"""The recipe cut down to minutes: images of 64 px, 4,500 of them."""
+"""The recipe cut down to minutes: 4,500 images, of 64 px inside the network."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,22 @@ def _discovering(default: FeatureClustersConfig) -> FeatureClustersConfig:
 
 
 def _measured(student: _Student, sampler: Sampler, extent: StudentsExtent, test: Pairs, key: str) -> StudentResult:
-    started = time.monotonic()
+    started, resolution = time.monotonic(), sampler.generator.spec.resolution
+    regime = extent.regime.for_images_of(resolution)
     if student.teacher is None:
-        pairs = drawn_pairs(TRAINING_SEEDS[: extent.num_exact], sampler.generator.spec.resolution)
+        pairs = drawn_pairs(TRAINING_SEEDS[: extent.num_exact], resolution)
     else:
         labeler = open_fitted(student.teacher, sampler, fit_to_bytes(student.teacher, sampler)).labeler
         pairs = labeled_pairs(sampler, labeler, extent.num_pairs)
         assert pairs.classes == test.classes
     label_seconds = time.monotonic() - started
-    segmenter, seconds = train_on(pairs, extent.regime, seed=0, device=sampler.device)
+    segmenter, seconds = train_on(pairs, regime, seed=0, device=sampler.device)
     return StudentResult(
         key=key,
         name=student.name,
         title=student.title,
-        steps=extent.regime.steps,
-        upscale=extent.regime.model.upscale,
+        steps=regime.steps,
+        upscale=regime.model.upscale,
         num_pairs=len(pairs),
         label_seconds=label_seconds if student.teacher else None,
         training_seconds=seconds,

@@ -64,8 +64,9 @@ def _preamble(benchmark: ClassBenchmark) -> str:
         f"neither oracle nor mask has anywhere is left out of the mean. Named by truth: every cluster named by what "
         f"most of its pixels are on {benchmark.num_dev} other images. Judges agree: without the pixels that oracle A "
         f"sees otherwise.\n\n"
-        f"The generator makes images of 32 px, so masks are 32 px: brows, eyes and mouths are one to three pixels "
-        f"high. The first table is the other oracle's score, and no figure above it can be trusted.\n\n"
+        f"Images and masks are {circumstances.resolution} px: brows, eyes and mouths are 1 to "
+        f"{3 * circumstances.resolution // 32} pixels high. "
+        f"The first table is the other oracle's score, and no figure above it can be trusted.\n\n"
         f"Measured on {circumstances.device} with {circumstances.threads} thread."
     )
 
@@ -186,8 +187,9 @@ def _students(students: Sequence[StudentResult]) -> str:
     first = students[0]
     about = (
         "The paper's last step: its dilated ResNet-18 by its recipe (students.py), here from random weights, "
-        f"for {first.steps} steps (the recipe: 1000) and with images enlarged {first.upscale} times (to the recipe's "
-        f"128 px it would be 4), tested on {first.scores.num_images} drawings that nothing has seen, with exact masks."
+        f"for {first.steps} steps (the recipe: 1000) and with images enlarged {first.upscale} times inside the network "
+        f"(the recipe: to 128 px), tested on {first.scores.num_images} drawings that nothing has seen, with exact "
+        "masks."
     )
     return f"{about}\n\n{markdown_table(head, body)}"
 

@@ -14,6 +14,8 @@ class DownstreamSettings(BaseModel):
 
     checkpoint: str
     checkpoint_sha256: str
+    resolution: int
+    """Of images and masks, in pixels."""
     truncation_psi: float
     architecture: str
     upscale: int

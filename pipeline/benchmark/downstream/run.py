@@ -103,12 +103,14 @@ def benchmark_downstream(
     torch.set_num_threads(numerics.threads)
     loaded = open_portraits(checkpoint, device)
     sampler = Sampler(loaded.generator, generator_config, numerics, device)
+    regime = Regime(extent.model, extent.steps, extent.batch_size).for_images_of(sampler.generator.spec.resolution)
     circumstances = DownstreamSettings(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
         truncation_psi=generator_config.truncation_psi,
-        architecture=extent.model.architecture,
-        upscale=extent.model.upscale,
+        resolution=sampler.generator.spec.resolution,
+        architecture=regime.model.architecture,
+        upscale=regime.model.upscale,
         steps=extent.steps,
         batch_size=extent.batch_size,
         num_synthetic=extent.num_synthetic,
@@ -118,7 +120,7 @@ def benchmark_downstream(
         threads=numerics.threads,
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
     )
-    bench = _Bench(store, sampler, circumstances, extent, tell)
+    bench = _Bench(store, sampler, circumstances, extent, regime, tell)
     benchmark = DownstreamBenchmark(circumstances=circumstances, rows=bench.run())
     store.replace("downstream.json", benchmark.model_dump_json(indent=1).encode())
     store.replace("downstream.md", markdown(benchmark).encode())
@@ -134,11 +136,11 @@ class _Bench:
         sampler: Sampler,
         circumstances: DownstreamSettings,
         extent: DownstreamExtent,
+        regime: Regime,
         tell: Callable[[str], None],
     ) -> None:
         self._store, self._sampler, self._extent, self._tell = store, sampler, extent, tell
-        self._circumstances = circumstances
-        self._regime = Regime(extent.model, extent.steps, extent.batch_size)
+        self._circumstances, self._regime = circumstances, regime
         self._pairs: dict[str, Pairs] = {}
         self._seconds: dict[str, float] = {}
 

@@ -39,7 +39,8 @@ def _preamble(benchmark: DownstreamBenchmark) -> str:
     return (
         f"Each row trains {known.architecture} (images enlarged {known.upscale} times inside it) from random weights "
         f"for {known.steps} steps of {known.batch_size}, foreground against background, and is tested on "
-        f"{known.num_test} drawings of the avatars domain that nothing has seen, with exact masks, at their 32 px. "
+        f"{known.num_test} drawings of the avatars domain that nothing has seen, with exact masks, at their "
+        f"{known.resolution} px. "
         f"Synthetic rows learn from {known.num_synthetic} images of `{known.checkpoint}` (psi "
         f"{known.truncation_psi}) with the row's masks, unselected; supervised rows from drawings with exact masks. "
         f"IoU in percent, of one confusion matrix; {seeds}. The trimap is the band of metrics.boundary_band. "

@@ -5,7 +5,7 @@ Shape suffixes: B batch, N images, H height, W width, C channels.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from labelmill.schemas.segmentation import AugmentationConfig, SegmentationModel
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _POLY_POWER = 0.9
 _TEST_BATCH = 100
+_REGIME_SIDE = 32
 AUGMENTATION = AugmentationConfig(flip=0.5, scale=(0.8, 1.25), colour_jitter=0.2)
 
 
@@ -32,11 +33,17 @@ class Regime:
     """How every network of a benchmark is trained, whatever it learns from."""
 
     model: SegmentationModelConfig
+    """Its upscale is meant for images of 32 px."""
     steps: int
     batch_size: int
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     augmentation: AugmentationConfig = AUGMENTATION
+
+    def for_images_of(self, side: int) -> "Regime":
+        """The same regime with images of the same size inside the network, where they are no larger already."""
+        upscale = max(1, self.model.upscale * _REGIME_SIDE // side)
+        return replace(self, model=self.model.model_copy(update={"upscale": upscale}))
 
 
 def train_on(pairs: Pairs, regime: Regime, seed: int, device: torch.device) -> tuple[Segmenter, float]:

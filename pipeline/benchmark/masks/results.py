@@ -101,6 +101,8 @@ class MasksSettings(_Record):
 
     checkpoint: str
     checkpoint_sha256: str
+    resolution: int
+    """Of images and masks, in pixels."""
     judges: str
     """Who says what foreground is."""
     truncation_psi: float

@@ -54,6 +54,7 @@ def benchmark_masks(
     circumstances = MasksSettings(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
+        resolution=spec.resolution,
         judges=f"oracle B ({sha_b[:12]}; oracle A is {sha_a[:12]})",
         truncation_psi=config.truncation_psi,
         device=_device_name(device),

@@ -23,7 +23,7 @@ from labelmill.pipeline.avatars.avatars import draw_figure
 from labelmill.pipeline.avatars.figure import CLASSES, HATS
 from labelmill.pipeline.avatars.renders import HELD_OUT_SEEDS
 from labelmill.pipeline.benchmark.markdown import markdown_table
-from labelmill.pipeline.benchmark.oracle.images import generated_images, rendered_images
+from labelmill.pipeline.benchmark.oracle.images import GENERATOR, generated_images, rendered_images
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.prompt_models import bundled_weights
 from labelmill.pipeline.prompt_models.avatars import AvatarsPrompts, load_avatars_prompts
@@ -117,9 +117,13 @@ def accessories_of(seeds: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
     }
 
 
-def prompt_tables(model: AvatarsPrompts, render_seeds: Sequence[int], generated_seeds: Sequence[int]) -> str:
-    """The card's tables, as Markdown."""
-    images_BCHW, masks_BHW = rendered_images(render_seeds)
+def prompt_tables(
+    model: AvatarsPrompts, checkpoint: str, render_seeds: Sequence[int], generated_seeds: Sequence[int]
+) -> str:
+    """The card's tables, as Markdown. checkpoint: a generator of portraits, whose size the renders have, too."""
+    seen_BCHW = generated_images(generated_seeds, checkpoint)
+    resolution = seen_BCHW.shape[-1]
+    images_BCHW, masks_BHW = rendered_images(render_seeds, resolution)
     images_BE = model.embed_images(images_BCHW).cpu()
     head, rows = ("prompt", "renders with it", "balanced accuracy, with against without", "AUC of with"), []
     for words, has_B in accessories_of(render_seeds).items():
@@ -127,8 +131,7 @@ def prompt_tables(model: AvatarsPrompts, render_seeds: Sequence[int], generated_
         figures = (f"{scores.balanced_accuracy:.3f}", f"{scores.auc:.3f}")
         rows.append((f"a person with {words}", f"{int(has_B.sum())} of {len(has_B):,}", *figures))
     renders = [name_regions(model, images_BCHW, masks_BHW, template) for template in TEMPLATES]
-    seen_BCHW = generated_images(generated_seeds)
-    judged_BHW = open_oracle("b", seen_BCHW.shape[-1]).segment(seen_BCHW).numpy()
+    judged_BHW = open_oracle("b", resolution).segment(seen_BCHW).numpy()
     generated = [name_regions(model, seen_BCHW, judged_BHW, template) for template in TEMPLATES]
     return "\n\n".join((markdown_table(head, rows), _naming_table(renders, generated)))
 
@@ -153,11 +156,12 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m labelmill.pipeline.benchmark.prompts.evaluate")
     parser.add_argument("--weights", type=Path, help="the model's file; the bundled one unless given")
+    parser.add_argument("--generator", default=GENERATOR, help="bundled:NAME, a path or a URL")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     prompt_model = load_avatars_prompts(given.weights or bundled_weights("avatars-prompts"))
-    print(prompt_tables(prompt_model, HELD_OUT_SEEDS, GENERATED_SEEDS))
+    print(prompt_tables(prompt_model, given.generator, HELD_OUT_SEEDS, GENERATED_SEEDS))
 
 
 if __name__ == "__main__":
