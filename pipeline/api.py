@@ -1,9 +1,11 @@
 """labelmill from Python: `import labelmill`. The command is made of the same parts."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
@@ -13,6 +15,7 @@ from labelmill.pipeline.labelers.methods import fit_to_bytes, method_of, open_fi
 from labelmill.pipeline.process.device import choose_device
 from labelmill.pipeline.segmentation.reading import LabeledImage, open_split, read_samples
 from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
+from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.section import Section
 from labelmill.schemas.yaml_file import validate
 
@@ -28,7 +31,7 @@ def open_generator(checkpoint: str | Path, *, device: str = "auto", **settings: 
     where there is one), cpu, cuda or cuda:N. `sample(seeds)` gives a batch of images_BCHW, float32, nominally in
     [-1, 1]. Raises CheckpointError or ConfigError.
     """
-    config = validate({"checkpoint": str(checkpoint), **settings}, "open_generator", GeneratorConfig)
+    config = validate({"checkpoint": str(checkpoint), **_plain(settings)}, "open_generator", GeneratorConfig)
     chosen, numerics = choose_device(device), NumericsConfig()
     torch.set_num_threads(numerics.threads)
     return Sampler(open_checkpoint(config.checkpoint, chosen).generator, config, numerics, chosen)
@@ -39,7 +42,7 @@ def fit_labeler(sampler: Sampler, method: str, **settings: Any) -> Labeler:
 
     method and settings: the fields of a run file's `labeler` section. Raises ConfigError.
     """
-    config = validate({"labeler": {"method": method, **settings}}, "fit_labeler", _LabelerFile).labeler
+    config = validate({"labeler": {"method": method, **_plain(settings)}}, "fit_labeler", _LabelerFile).labeler
     method_of(config).check(config, sampler)
     return open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
 
@@ -60,3 +63,21 @@ def read_dataset(place: str | Path, split: str | None = None) -> Iterator[Labele
     OutputError, naming what is not as it should be.
     """
     return read_samples(open_split(str(place), split))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a run file has them: numbers of NumPy and paths become those of Python and text."""
+    for key, value in settings.items():
+        try:
+            json.dumps(value, default=_plain_value)
+        except TypeError as error:
+            raise ConfigError(f"{key}: {error}; give a number, text, a list or a dict of them") from None
+    return dict(json.loads(json.dumps(settings, default=_plain_value)))
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} is not a setting")

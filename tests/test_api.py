@@ -48,6 +48,15 @@ def test_a_checkpoint_is_named_by_a_path_object_too() -> None:
     assert labelmill.open_generator(bundled, device="cpu").generator.spec.image_shape.size == (32, 32)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    sampler = labelmill.open_generator(
+        "bundled:avatars-32", truncation_psi=np.float64(0.5), truncation_cutoff=np.int64(3)
+    )
+    assert (sampler.config.truncation_psi, sampler.config.truncation_cutoff) == (0.5, 3)
+    with pytest.raises(ConfigError, match=r"^truncation_psi: a Tensor is not a setting; give a number"):
+        labelmill.open_generator("bundled:avatars-32", truncation_psi=torch.tensor(0.5))
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"truncation_psl.*truncation_psi"):
         labelmill.open_generator("bundled:avatars-32", truncation_psl=0.5)
