@@ -52,6 +52,8 @@ class GatesConfig(Section):
 
     missing_samples: float | None = Field(0.1, ge=0, le=1)
     """Share of samples that tonight lacks compared with the live snapshot."""
+    missing_files: float | None = Field(0, ge=0)
+    """Number of optional files, such as alpha.png, that the live snapshot's samples have and tonight's lack."""
     class_psi: float | None = Field(0.01, ge=0)
     """Population stability index between both snapshots' class shares of all pixels. Seeds alone gave up to
     .00025, a truncation psi of .3 instead of .7 gave .0055."""

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from labelmill.schemas.sample import OptionalFile
+
 
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,8 @@ class Measures(_File):
     """Measures of a snapshot. All except near duplicates cover all samples."""
 
     num_samples: int
+    optional_files: tuple[OptionalFile, ...] = ()
+    """Optional files of every sample, such as alpha.png."""
     class_pixels: dict[str, int]
     """Pixels per class, and for `ignore`."""
     foreground_histogram: tuple[int, ...]

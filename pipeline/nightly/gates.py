@@ -41,6 +41,10 @@ def missing_samples(tonight: Measures, live: Measures) -> float:
     return _excess(1 - tonight.num_samples / live.num_samples)
 
 
+def missing_files(tonight: Measures, live: Measures) -> float:
+    return len({*live.optional_files} - {*tonight.optional_files})
+
+
 def class_psi(tonight: Measures, live: Measures) -> float:
     return population_stability_index(*_by_class(tonight, live))
 
@@ -104,6 +108,7 @@ class Gate:
 
 GATES = (
     Gate("missing_samples", "share of samples fewer", missing_samples, shown=lambda m: m.num_samples),
+    Gate("missing_files", "optional files fewer", missing_files, shown=lambda m: len(m.optional_files)),
     Gate("class_psi", "population stability index of class shares", class_psi),
     Gate("class_js", "Jensen-Shannon divergence of class shares, bits", class_js),
     Gate("foreground_psi", "population stability index of foreground sizes", foreground_psi),

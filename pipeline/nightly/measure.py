@@ -50,6 +50,7 @@ def measure_snapshot(store: Store, sampling: SamplingConfig) -> Measures:
     hashes_NB = np.array(list(_hashes(store, manifest, records, sampling))).reshape(-1, HASH_BITS)
     return Measures(
         num_samples=manifest.num_samples,
+        optional_files=manifest.optional_files,
         class_pixels=manifest.class_pixels,
         foreground_histogram=tuple(np.sum([score.histogram for score in scores], axis=0).tolist()),
         empty_masks=sum(score.num_empty for score in scores) / manifest.num_samples,

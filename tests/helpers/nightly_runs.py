@@ -34,6 +34,7 @@ WRITES = ("create", "replace", "compare_and_swap", "delete")
 ANYTHING_PASSES: dict[str, None] = dict.fromkeys(
     (
         "missing_samples",
+        "missing_files",
         "class_psi",
         "class_js",
         "foreground_psi",

@@ -234,6 +234,7 @@ def test_a_damaged_dataset_is_not_measured(tmp_path: Path) -> None:
 
 BASE = Measures(
     num_samples=100,
+    optional_files=("alpha.png",),
     class_pixels={"background": 6000, "person": 4000, "ignore": 0},
     foreground_histogram=(0, 0, 10, 30, 40, 20, 0, 0, 0, 0),
     empty_masks=0.0,
@@ -260,6 +261,8 @@ def test_the_same_again_passes_every_gate() -> None:
     ("changes", "values"),
     [
         ({"num_samples": 80}, {"missing_samples": 0.2}),
+        ({"optional_files": ()}, {"missing_files": 1.0}),
+        ({"optional_files": ("instances.png",)}, {"missing_files": 1.0}),
         ({"empty_masks": 0.03}, {"empty_masks": 0.03}),
         ({"confidence": 0.7}, {"confidence_drop": 0.2}),
         ({"brightness": 0.4}, {"brightness_shift": 0.1}),
@@ -295,6 +298,7 @@ def test_a_gates_limit_is_the_highest_value_that_passes(name: str) -> None:
     tonight = BASE.model_copy(
         update={
             "num_samples": 75,
+            "optional_files": (),
             "class_pixels": {"background": 5000, "person": 5000},
             "foreground_histogram": (0, 0, 20, 40, 20, 20, 0, 0, 0, 0),
             "empty_masks": 0.25,
