@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,7 +31,47 @@ def choose_device(name: str = "auto", *, key: str = "device") -> torch.device:
 
 @contextmanager
 def repeatable_kernels() -> Iterator[None]:
-    """No autotuned kernels, no atomic additions, full float32: what two runs need to agree to the bit."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with flags, torch.no_grad():
-        yield
+    """No autotuned kernels, no atomic additions, full float32: what two runs need to agree to the bit.
+
+    Whatever else in the process has asked of PyTorch holds again afterwards.
+    """
+    before = _kernels()
+    _choose_kernels(_Kernels(enabled=True, benchmark=False, deterministic=True, conv="ieee", rnn="ieee", matmul="ieee"))
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        _choose_kernels(before)
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """PyTorch's settings for the process; conv, rnn, matmul: the precision of float32 products on a GPU."""
+
+    enabled: bool
+    benchmark: bool
+    deterministic: bool
+    conv: str
+    rnn: str
+    matmul: str
+
+
+def _kernels() -> _Kernels:
+    cudnn: Any = torch.backends.cudnn  # a module for type checkers, which see none of its properties
+    return _Kernels(
+        cudnn.enabled,
+        cudnn.benchmark,
+        cudnn.deterministic,
+        cudnn.conv.fp32_precision,
+        cudnn.rnn.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+    )
+
+
+def _choose_kernels(kernels: _Kernels) -> None:
+    cudnn: Any = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = kernels.enabled, kernels.benchmark, kernels.deterministic
+    # The older switch first: it sets both, and PyTorch refuses to read it where they contradict it.
+    cudnn.allow_tf32 = kernels.rnn == "tf32"
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = kernels.conv, kernels.rnn
+    torch.backends.cuda.matmul.fp32_precision = kernels.matmul

@@ -1,9 +1,12 @@
 """The device of a setting, on machines with any number of GPUs: a GPU is not there to be tried, its number is."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 
-from labelmill.pipeline.process.device import choose_device
+from labelmill.pipeline.process.device import choose_device, repeatable_kernels
 from labelmill.schemas.errors import ConfigError
 
 
@@ -36,3 +39,40 @@ def test_a_gpu_that_is_not_there_is_refused(num_gpus: None, name: str, words: st
     with pytest.raises(ConfigError) as raised:
         choose_device(name, key="execution.device")
     assert str(raised.value) == words
+
+
+@pytest.fixture
+def precisions() -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Reads the precision of float32 products on a GPU; what a test changes holds no longer than it."""
+    cudnn: Any = torch.backends.cudnn
+    settings = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+
+    def read() -> tuple[str, ...]:
+        return tuple(setting.fp32_precision for setting in settings)
+
+    before = read()
+    yield read
+    for setting, precision in zip(settings, before, strict=True):
+        setting.fp32_precision = precision
+
+
+def _by_matmul() -> None:
+    torch.set_float32_matmul_precision("high")
+
+
+def _by_convolution() -> None:
+    cudnn: Any = torch.backends.cudnn
+    cudnn.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("choose", [_by_matmul, _by_convolution])
+def test_kernels_repeat_whatever_a_library_has_asked_for(
+    choose: Callable[[], None], precisions: Callable[[], tuple[str, ...]]
+) -> None:
+    choose()
+    asked = precisions()
+    with pytest.raises(ZeroDivisionError), repeatable_kernels():
+        assert precisions() == ("ieee", "ieee", "ieee")
+        assert not torch.is_grad_enabled() and torch.backends.cudnn.deterministic
+        raise ZeroDivisionError
+    assert precisions() == asked and torch.is_grad_enabled()
