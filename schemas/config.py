@@ -151,7 +151,7 @@ class ExecutionConfig(Section):
     """Largest number of Ray workers at once. Workers without room in the cluster wait, which makes an autoscaler add
     nodes. `auto` starts as many as the cluster's nodes have room for, and more as nodes join."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs per Ray worker: a whole number, or a fraction, such as 0.5 for two workers per GPU. `auto` is 1, but 0 with
+    """GPUs per Ray worker: 1, or a fraction, such as 0.5 for two workers per GPU. `auto` is 1, but 0 with
     `device: cpu` or if no node of the cluster has a GPU when the run starts."""
     cpus_per_worker: int = Field(2, ge=1)
     """CPU cores reserved per Ray worker: for encoding with a GPU, for synthesis without one."""
@@ -169,8 +169,10 @@ class ExecutionConfig(Section):
     @model_validator(mode="after")
     def _check_gpus(self) -> "ExecutionConfig":
         gpus = self.gpus_per_worker
-        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_worker: {gpus:g} is neither a whole number nor a fraction below 1")
+        if gpus != "auto" and gpus > 1:
+            raise ValueError(
+                f"gpus_per_worker: {gpus:g}, but a worker computes on one GPU; set 1, and more `workers` for more GPUs"
+            )
         if gpus != "auto" and gpus > 0 and self.device == "cpu":
             raise ValueError(
                 f"gpus_per_worker: {gpus:g} would reserve GPUs that `device: cpu` never uses; set 0 or auto"

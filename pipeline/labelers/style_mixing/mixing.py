@@ -20,6 +20,8 @@ from labelmill.pipeline.process.device import repeatable_kernels
 # needs a few hundred bytes a pixel). Fixed numbers, because the size of a batch decides bits.
 _MOST_IMAGES = {"cpu": 16, "cuda": 1024}
 _MOST_PIXELS = {"cpu": 2**20, "cuda": 2**24}
+# Bound of a pass in base images, which batches rarely exceed: the last pass is padded, and padding is wasted work.
+_MOST_BASE_IMAGES = 16
 
 
 def variants_per_pass(size: tuple[int, int], device: torch.device) -> int:
@@ -30,7 +32,7 @@ def variants_per_pass(size: tuple[int, int], device: torch.device) -> int:
 
 def images_per_pass(num_variants: int, size: tuple[int, int], device: torch.device) -> int:
     """How many images' variants are synthesised at once: 1 where an image's own take several passes."""
-    return max(1, variants_per_pass(size, device) // num_variants)
+    return max(1, min(_MOST_BASE_IMAGES, variants_per_pass(size, device) // num_variants))
 
 
 def mix(

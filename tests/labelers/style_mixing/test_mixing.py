@@ -10,6 +10,7 @@ from helpers.random_sampler import make_noisy_sampler
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Batch
 from labelmill.pipeline.labelers.style_mixing.mixing import images_per_pass, mix, mix_in_passes, variants_per_pass
+from labelmill.schemas.config import NumericsConfig
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
 
@@ -57,6 +58,9 @@ def test_passes_are_bounded_in_images_and_pixels() -> None:
     assert [variants_per_pass((size, size), cuda) for size in (32, 256, 1024)] == [1024, 256, 16]
     assert [images_per_pass(number, (128, 128), cpu) for number in (2, 16, 256)] == [8, 1, 1]
     assert images_per_pass(16, (256, 256), cuda) == 16
+    # A batch of the default size is one pass without padding, however small and few its variants are.
+    batch_size = NumericsConfig().batch_size
+    assert [images_per_pass(number, (32, 32), cuda) for number in (2, 8, 16, 64)] == [batch_size] * 4
     assert variants_per_pass((1024, 512), cpu) == 2
 
 
