@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from labelmill.pipeline.generator.sampling import Sampler, to_uint8
+from labelmill.pipeline.generator.sampling import Batch, Sampler, to_uint8
 from labelmill.pipeline.labelers.base import Labeler, Labels
 from labelmill.pipeline.process.stopwatch import Stopwatch
 from labelmill.pipeline.quality import judge_sample
@@ -90,6 +90,7 @@ def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> It
         with stopwatch.stage("label"):
             labels = run.labeler.label(batch)
         with stopwatch.stage("copy"):
+            _check_finite(batch)
             images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
             masks_BHW = labels.masks_BHW.cpu().numpy()
             optional_BHW = _optional_pixels(labels)
@@ -106,6 +107,18 @@ def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> It
                 )
             optional_HW = {field: pixels_BHW[row] for field, pixels_BHW in optional_BHW.items()}
             yield _sample(run, candidate, images_BHWC[row], masks_BHW[row], optional_HW)
+
+
+def _check_finite(batch: Batch) -> None:
+    """What is no number would be written as black. Raises ShardError."""
+    is_finite_B = batch.images_BCHW.isfinite().flatten(1).all(dim=1).tolist()
+    failed = [seed for seed, is_finite in zip(batch.seeds, is_finite_B, strict=True) if not is_finite]
+    if failed:
+        raise ShardError(
+            f"seed {failed[0]}: the generator gives an image with pixels that are no finite numbers. Half precision "
+            "overflows in generators that were trained without it: set numerics.precision to float32 (bfloat16 has its "
+            "range, too) in a new output; where it is float32 already, look at the checkpoint with `labelmill inspect`"
+        )
 
 
 def _sample(
