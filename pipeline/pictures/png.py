@@ -69,6 +69,17 @@ def decode_gray(png: bytes | memoryview) -> Gray | None:
     return pixels_HW.astype(np.uint8, copy=False) if pixels_HW.dtype == np.uint8 else None
 
 
+def decode_picture(png: bytes | memoryview, channels: int) -> NDArray[np.uint8] | None:
+    """[H, W, C] uint8 of a PNG, as gray (1) or as RGB (3); None for what cannot be decoded. Look at the header first:
+    memory follows from the size that it states."""
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    try:
+        pixels = cv2.imdecode(np.frombuffer(png, np.uint8), flag)
+    except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
+        return None
+    return None if pixels is None else np.asarray(pixels, np.uint8).reshape(*pixels.shape[:2], channels)
+
+
 def _encoded(pixels: Gray) -> bytes:
     # No parameters: any would double time and size.
     done, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels))

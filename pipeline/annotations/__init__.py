@@ -1,0 +1,1 @@
+"""Labels from outside: sets of generated images that people annotate."""

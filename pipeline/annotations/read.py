@@ -1,0 +1,210 @@
+"""Reading a set: its images and masks, checked against its description, nothing decoded before its size is known.
+
+Shape suffixes: N images, H height, W width, C channels.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelmill.pipeline.annotations.write import image_sha256
+from labelmill.pipeline.pictures.mask_png import MaskError, decode_shard_mask
+from labelmill.pipeline.pictures.png import decode_picture, read_png_header
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.annotations import (
+    SET_FILE,
+    AnnotatedImage,
+    AnnotationSet,
+    image_path,
+    key_of,
+    mask_path,
+    parse_set,
+)
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.fingerprint import canonical_json
+from labelmill.schemas.sample import IGNORE
+
+Pixels = NDArray[np.uint8]
+
+_MOST_DESCRIPTION_BYTES = 8 * 2**20
+_MOST_PIXEL_BYTES = 2**31
+"""Of all images and masks that are read into memory."""
+_PNG_OVERHEAD = 2**16
+MOST_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The annotated images of a set: those with a mask that labels at least one pixel."""
+
+    about: AnnotationSet
+    """The whole set, images without labels included."""
+    images: tuple[AnnotatedImage, ...]
+    """Those that are annotated, in the set's order."""
+    images_NHWC: Pixels
+    """uint8, at the generator's resolution."""
+    masks_NHW: Pixels
+    """uint8 class indices; 255 where nothing is known."""
+    sha256: str
+    """Over the description of the annotated images and the pixels of their masks: part of a run's identity."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(image.key for image in self.images)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(image.seed for image in self.images)
+
+
+@dataclass
+class _Problems:
+    """What is wrong with a set, collected to be raised at once."""
+
+    source: str
+    lines: list[str] = field(default_factory=list)
+
+    def raise_any(self) -> None:
+        if self.lines:
+            more = len(self.lines) - MOST_PROBLEMS
+            shown = self.lines[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+            count = f"{len(self.lines)} problem{'s' * (len(self.lines) > 1)}"
+            raise ConfigError("\n".join([f"{self.source}: {count}", *(f"  {line}" for line in shown)]))
+
+
+def read_description(folder: str | Path) -> AnnotationSet:
+    """`annotations.json` of a folder or bucket. Raises ConfigError with every mistake in it."""
+    return _description(Store.open(str(folder)))
+
+
+def read_annotations(folder: str | Path) -> Annotations:
+    """The annotated images of a set in a folder or a bucket.
+
+    Raises ConfigError that lists all problems: files that are missing, of another size, of a strange name or damaged;
+    values that are no class; no labels at all, or of one class only.
+    """
+    store = Store.open(str(folder))
+    about = _description(store)
+    problems = _Problems(str(folder))
+    if not about.classes:
+        problems.lines.append(f"{SET_FILE}: names no classes yet; import annotations first")
+    masks = dict(_masks(store, about, problems))
+    labeled = [image for image in about.images if image.key in masks]
+    images = list(_images(store, about, labeled, problems))
+    _check_labels(about, masks, problems)
+    problems.raise_any()
+    masks_NHW = np.stack([masks[image.key] for image in labeled])
+    return Annotations(about, tuple(labeled), np.stack(images), masks_NHW, _identity(about, labeled, masks_NHW))
+
+
+def nearest(name: str, names: tuple[str, ...]) -> str:
+    """The names that are most like a strange one, as the end of a sentence."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names[:3])
+    return f"the nearest of its {len(names)} images: {', '.join(close)}" if close else "it has no images"
+
+
+def _description(store: Store) -> AnnotationSet:
+    try:
+        content = store.read(SET_FILE)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{store.url}: holds no {SET_FILE}; `labelmill annotate pick RUN.YAML --out {store.url}` makes a set"
+        ) from None
+    if len(content) > _MOST_DESCRIPTION_BYTES:
+        raise ConfigError(f"{store.url}/{SET_FILE}: has {len(content):,} bytes; at most {_MOST_DESCRIPTION_BYTES:,}")
+    return parse_set(content, f"{store.url}/{SET_FILE}")
+
+
+def _masks(store: Store, about: AnnotationSet, problems: _Problems) -> Iterator[tuple[str, Pixels]]:
+    """Masks [H, W] by key that label any pixel."""
+    most_bytes = 2 * about.image_shape.num_pixels + _PNG_OVERHEAD
+    for file in store.list("masks"):
+        key = key_of(file.path)
+        if file.path != mask_path(key):
+            problems.lines.append(f"{file.path}: is no PNG right below masks/; remove it")
+        elif key not in about.keys:
+            problems.lines.append(f"{file.path}: the set has no such image; {nearest(key, about.keys)}")
+        elif file.num_bytes > most_bytes:
+            problems.lines.append(f"{file.path}: has {file.num_bytes:,} bytes; at most {most_bytes:,} at this size")
+        else:
+            mask_HW = _mask(store.read(file.path), file.path, about, problems)
+            if mask_HW is not None and (mask_HW != IGNORE).any():
+                yield key, mask_HW
+
+
+def _mask(png: bytes, path: str, about: AnnotationSet, problems: _Problems) -> Pixels | None:
+    header = read_png_header(png)
+    if header is not None and (header.height, header.width) != about.image_shape.size:
+        problems.lines.append(
+            f"{path}: is {header.width} x {header.height}; the images are {about.image_shape.size_in_words}"
+        )
+        return None
+    try:
+        mask_HW = decode_shard_mask(png)
+    except MaskError as error:
+        problems.lines.append(f"{path}: {error}")
+        return None
+    strange = [int(value) for value in np.unique(mask_HW) if len(about.classes) <= value < IGNORE]
+    if strange and about.classes:
+        problems.lines.append(
+            f"{path}: holds {', '.join(map(str, strange))}; allowed are 0 to {len(about.classes) - 1} "
+            f"({', '.join(about.classes)}) and {IGNORE} (nothing known)"
+        )
+        return None
+    return mask_HW
+
+
+def _images(store: Store, about: AnnotationSet, labeled: list[AnnotatedImage], problems: _Problems) -> Iterator[Pixels]:
+    """Images [H, W, C] in order; none where there is a problem."""
+    height, width = about.image_shape.size
+    size = height * width * (about.image_shape.channels + 1) * len(labeled)
+    if size > _MOST_PIXEL_BYTES:
+        problems.lines.append(
+            f"{len(labeled)} annotated images of {about.image_shape.size_in_words} take {size:,} bytes; at most "
+            f"{_MOST_PIXEL_BYTES:,}: use fewer of them"
+        )
+        return
+    sizes = {file.path: file.num_bytes for file in store.list("images")}
+    for image in labeled:
+        path = image_path(image.key)
+        if path not in sizes:
+            problems.lines.append(f"{path}: is missing")
+            continue
+        is_small = sizes[path] <= 2 * height * width * about.image_shape.channels + _PNG_OVERHEAD
+        image_HWC = _decoded(store.read(path), about) if is_small else None
+        if image_HWC is None or image_sha256(image_HWC) != image.image_sha256:
+            problems.lines.append(f"{path}: is not the image that {SET_FILE} describes; pick the set again")
+        else:
+            yield image_HWC
+
+
+def _decoded(png: bytes, about: AnnotationSet) -> Pixels | None:
+    """[H, W, C] uint8; None for what is no 8-bit PNG of the set's size."""
+    header = read_png_header(png)
+    if header is None or (header.height, header.width) != about.image_shape.size or header.bit_depth != 8:
+        return None
+    return decode_picture(png, about.image_shape.channels)
+
+
+def _check_labels(about: AnnotationSet, masks: dict[str, Pixels], problems: _Problems) -> None:
+    if not masks and not problems.lines:
+        problems.lines.append("no image has labels yet; import annotations first")
+    found = set[int]().union(*(np.unique(mask_HW).tolist() for mask_HW in masks.values())) - {IGNORE}
+    if len(found) == 1 and about.classes:
+        name = about.classes[found.pop()]
+        problems.lines.append(f"all labels are {name}: there is nothing to tell it apart from; label another class too")
+
+
+def _identity(about: AnnotationSet, labeled: list[AnnotatedImage], masks_NHW: Pixels) -> str:
+    description = about.model_copy(update={"images": tuple(labeled)}).model_dump(mode="json")
+    hashed = hashlib.sha256(canonical_json(description))
+    hashed.update(np.ascontiguousarray(masks_NHW).tobytes())
+    return hashed.hexdigest()

@@ -1,0 +1,143 @@
+"""`annotations.json`: a set of generated images that people annotate, each tied to the seed that makes it again.
+
+```
+DIR/annotations.json   this file
+DIR/images/KEY.png     the image at the generator's resolution
+DIR/enlarged/KEY.png   `scale` times larger, for people; never read back
+DIR/masks/KEY.png      8-bit class indices at the generator's resolution, 255 where nobody said anything; after import
+```
+"""
+
+import json
+from pathlib import PurePosixPath
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from labelmill.schemas.cluster_mapping import ClassName, check_class_names
+from labelmill.schemas.config import GeneratorConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.sample import ImageShape, sample_key
+from labelmill.schemas.section import SEED_LIMIT, Section
+
+SET_FILE = "annotations.json"
+MOST_IMAGES = 10_000
+LARGEST_SCALE = 64
+LARGEST_SIDE = 4096
+"""Of a generator's images, in pixels."""
+_Sha256 = r"^[0-9a-f]{64}$"
+
+
+def image_path(key: str) -> str:
+    """Of the image at the generator's resolution, below the set's folder."""
+    return f"images/{key}.png"
+
+
+def enlarged_path(key: str) -> str:
+    """Of the image for people, below the set's folder."""
+    return f"enlarged/{key}.png"
+
+
+def mask_path(key: str) -> str:
+    """Of the labels, below the set's folder."""
+    return f"masks/{key}.png"
+
+
+def key_of(path: str) -> str:
+    """0000001652 of masks/0000001652.png."""
+    return PurePosixPath(path).stem
+
+
+class GeneratorDraw(Section):
+    """How seeds become images: the settings of a run's generator, without the checkpoint's place."""
+
+    truncation_psi: float = Field(ge=0, le=2)
+    truncation_cutoff: int | None = Field(ge=1)
+    noise: Literal["const", "none", "per_seed"]
+    classes: list[int] | dict[int, float] | Literal["all"] | None
+
+    @classmethod
+    def of(cls, config: GeneratorConfig) -> "GeneratorDraw":
+        """Those of a run."""
+        return cls(
+            truncation_psi=config.truncation_psi,
+            truncation_cutoff=config.truncation_cutoff,
+            noise=config.noise,
+            classes=config.classes,
+        )
+
+    def config(self, checkpoint: str) -> GeneratorConfig:
+        """A run's section with these settings."""
+        return GeneratorConfig(checkpoint=checkpoint, **self.model_dump())
+
+
+class AnnotatedImage(Section):
+    """One image of a set."""
+
+    key: str
+    """Name of the image's files: the seed with ten digits."""
+    seed: int = Field(ge=0, lt=SEED_LIMIT)
+    class_id: int | None
+    """Class that a conditional generator was asked for."""
+    image_sha256: str = Field(pattern=_Sha256)
+    """SHA-256 over the pixels [H, W, C] uint8, row by row."""
+    scale: int = Field(ge=1, le=LARGEST_SCALE)
+    """How many times larger the image for people is, in each direction."""
+
+    @model_validator(mode="after")
+    def _check_key(self) -> "AnnotatedImage":
+        if self.key != sample_key(self.seed):
+            raise ValueError(f"key {self.key!r} must be the seed with ten digits, {sample_key(self.seed)!r}")
+        return self
+
+
+class AnnotationSet(Section):
+    """A set of images from one generator, and the classes of their masks."""
+
+    format: Literal["labelmill-annotations"] = "labelmill-annotations"
+    version: Literal[1] = 1
+    checkpoint_sha256: str = Field(pattern=_Sha256)
+    """Of the generator's file."""
+    image_shape: ImageShape
+    """Of the images at the generator's resolution."""
+    draw: GeneratorDraw
+    """Settings that the images are made with, whatever those of the run are that learns from them."""
+    classes: tuple[ClassName, ...] = ()
+    """Names of the mask values 0, 1, ...; the first is the background. Empty until someone names them."""
+    rest: Literal["ignore", "background"] = "ignore"
+    """What a pixel is that no shape or stroke covers: unknown, or background. The masks already say so."""
+    images: tuple[AnnotatedImage, ...] = Field(max_length=MOST_IMAGES)
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if classes:
+            check_class_names(list(classes))
+        return classes
+
+    @model_validator(mode="after")
+    def _check_images(self) -> "AnnotationSet":
+        keys = [image.key for image in self.images]
+        twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+        if twice:
+            raise ValueError(f"images given twice: {', '.join(twice)}")
+        if max(self.image_shape.size) > LARGEST_SIDE:
+            raise ValueError(f"images of {self.image_shape.size_in_words}; at most {LARGEST_SIDE} per side")
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(image.key for image in self.images)
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2) + "\n").encode()
+
+
+def parse_set(content: bytes, source: str) -> AnnotationSet:
+    """A file's content, checked. Raises ConfigError, naming `source`, with every mistake in it."""
+    try:
+        return AnnotationSet.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_url=False)]
+        raise ConfigError("\n".join([f"{source}: is no annotation set:", *lines[:20]])) from None
