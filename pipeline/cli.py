@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from labelmill.pipeline.commands.annotate import annotate
 from labelmill.pipeline.commands.arguments import HELP_OPTIONS, Output, Overrides, Root, RunFile
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.process.interruption import (
@@ -40,6 +41,7 @@ app = typer.Typer(
     help=HELP,
     context_settings={"help_option_names": list(HELP_OPTIONS)},
 )
+app.add_typer(annotate, name="annotate", help="Label a handful of generated images by hand.")
 app.add_typer(
     nightly,
     name="nightly",

@@ -18,7 +18,7 @@ from labelmill.schemas.cluster_mapping import ClassName, check_class_names
 from labelmill.schemas.config import GeneratorConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.sample import ImageShape, sample_key
-from labelmill.schemas.section import SEED_LIMIT, Section
+from labelmill.schemas.section import SEED_LIMIT, Section, check_seed_range
 
 SET_FILE = "annotations.json"
 MOST_IMAGES = 10_000
@@ -71,6 +71,27 @@ class GeneratorDraw(Section):
         return GeneratorConfig(checkpoint=checkpoint, **self.model_dump())
 
 
+class Pick(Section):
+    """How a set's images were chosen."""
+
+    choose: Literal["coverage", "random", "uncertain"]
+    """`coverage`: those that between them show most clusters of the generator's features. `uncertain`: those that the
+    run's labeler is least confident of. `random`: the pool's first, as seeds are in no order."""
+    count: int = Field(ge=1, le=MOST_IMAGES)
+    """Number of images."""
+    pool: int = Field(ge=1, le=100 * MOST_IMAGES)
+    """Number of images that they are chosen from."""
+    first_seed: int = Field(ge=0, lt=SEED_LIMIT)
+    """First seed of the pool."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Pick":
+        if self.count > self.pool:
+            raise ValueError(f"count {self.count} is more than the pool of {self.pool} images; raise pool")
+        check_seed_range("first_seed", self.first_seed, self.pool)
+        return self
+
+
 class AnnotatedImage(Section):
     """One image of a set."""
 
@@ -106,6 +127,8 @@ class AnnotationSet(Section):
     """Names of the mask values 0, 1, ...; the first is the background. Empty until someone names them."""
     rest: Literal["ignore", "background"] = "ignore"
     """What a pixel is that no shape or stroke covers: unknown, or background. The masks already say so."""
+    picked: Pick | None = None
+    """How `labelmill annotate pick` chose the images; null where a person or a program did."""
     images: tuple[AnnotatedImage, ...] = Field(max_length=MOST_IMAGES)
 
     @field_validator("classes")
@@ -128,6 +151,10 @@ class AnnotationSet(Section):
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(image.key for image in self.images)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(image.seed for image in self.images)
 
     def to_bytes(self) -> bytes:
         """The file's content."""

@@ -15,7 +15,7 @@ FLOORS = (
     ("generator", "shards"),
     ("dataset", "prompt_models", "annotations"),
     ("labelers", "report", "segmentation", "photos"),
-    ("benchmark", "nightly", "make_shard", "check_run"),
+    ("benchmark", "nightly", "make_shard", "check_run", "annotate"),
     ("workers",),
     ("commands",),
     ("api", "cli"),

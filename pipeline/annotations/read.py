@@ -204,7 +204,11 @@ def _check_labels(about: AnnotationSet, masks: dict[str, Pixels], problems: _Pro
 
 
 def _identity(about: AnnotationSet, labeled: list[AnnotatedImage], masks_NHW: Pixels) -> str:
-    description = about.model_copy(update={"images": tuple(labeled)}).model_dump(mode="json")
-    hashed = hashlib.sha256(canonical_json(description))
+    """Of what is learned from. Where the images came from and how large people saw them is no part of it."""
+    learned = about.model_copy(update={"images": tuple(labeled)})
+    values = learned.model_dump(
+        mode="json", exclude={"picked": True, "rest": True, "images": {"__all__": {"scale": True}}}
+    )
+    hashed = hashlib.sha256(canonical_json(values))
     hashed.update(np.ascontiguousarray(masks_NHW).tobytes())
     return hashed.hexdigest()

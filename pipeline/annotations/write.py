@@ -17,16 +17,17 @@ from labelmill.schemas.annotations import (
     SET_FILE,
     AnnotatedImage,
     AnnotationSet,
-    GeneratorDraw,
     enlarged_path,
     image_path,
     mask_path,
     parse_set,
 )
 from labelmill.schemas.errors import OutputError
-from labelmill.schemas.sample import sample_key
+from labelmill.schemas.sample import ImageShape, sample_key
 
 Pixels = NDArray[np.uint8]
+
+_COMFORTABLE_SIDE = 512
 
 
 def image_sha256(image_HWC: Pixels) -> str:
@@ -39,43 +40,34 @@ def enlarged(image_HWC: Pixels, scale: int) -> Pixels:
     return np.repeat(np.repeat(image_HWC, scale, axis=0), scale, axis=1)
 
 
-def write_set(
-    folder: Path,
-    sampler: Sampler,
-    checkpoint_sha256: str,
-    seeds: Sequence[int],
-    scale: int,
-    classes: Sequence[str] = (),
-) -> AnnotationSet:
-    """Synthesise these seeds and write them as a set to annotate, `annotations.json` last.
+def comfortable_scale(shape: ImageShape) -> int:
+    """The least power of two that makes an image's shorter side at least 512 pixels; 1 for larger ones."""
+    return 2 ** max(0, (-(-_COMFORTABLE_SIDE // min(shape.size)) - 1).bit_length())
 
-    Writing the same set again changes nothing; one that was interrupted is finished. Raises OutputError where the
-    folder holds another set or other files.
+
+def write_set(folder: Path, sampler: Sampler, about: AnnotationSet, seeds: Sequence[int], scale: int) -> AnnotationSet:
+    """Synthesise these seeds and write them as a set to annotate, `annotations.json` last. Returns what is there.
+
+    about: the set without images. Writing the same set again changes nothing; one that was interrupted is finished.
+    Raises OutputError where the folder holds another set or other files.
     """
-    images_NHWC: list[Pixels] = []
-    class_ids: list[int | None] = []
+    there = check_free(folder, about)
+    if there is not None and there.seeds == tuple(seeds):
+        return there
+    if there is not None:
+        raise _another(folder)
+    images = []
     for batch in sampler.batches(seeds):
-        images_NHWC.extend(to_uint8(batch.images_BCHW).cpu().numpy())
-        class_ids.extend(batch.class_ids)
-    about = AnnotationSet(
-        checkpoint_sha256=checkpoint_sha256,
-        image_shape=sampler.generator.spec.image_shape,
-        draw=GeneratorDraw.of(sampler.config),
-        classes=tuple(classes),
-        images=tuple(
-            AnnotatedImage(
-                key=sample_key(seed), seed=seed, class_id=class_id, image_sha256=image_sha256(image_HWC), scale=scale
-            )
-            for seed, class_id, image_HWC in zip(seeds, class_ids, images_NHWC, strict=True)
-        ),
-    )
-    if not check_free(folder, about):
-        return about
-    for key, image_HWC in zip(about.keys, images_NHWC, strict=True):
-        write_atomically(folder / image_path(key), encode_picture(image_HWC))
-        write_atomically(folder / enlarged_path(key), encode_picture(enlarged(image_HWC, scale)))
-    write_description(folder, about)
-    return about
+        images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
+        for seed, class_id, image_HWC in zip(batch.seeds, batch.class_ids, images_BHWC, strict=True):
+            key = sample_key(seed)
+            write_atomically(folder / image_path(key), encode_picture(image_HWC))
+            write_atomically(folder / enlarged_path(key), encode_picture(enlarged(image_HWC, scale)))
+            sha256 = image_sha256(image_HWC)
+            images.append(AnnotatedImage(key=key, seed=seed, class_id=class_id, image_sha256=sha256, scale=scale))
+    whole = about.model_copy(update={"images": tuple(images)})
+    write_description(folder, whole)
+    return whole
 
 
 def write_description(folder: Path, about: AnnotationSet) -> None:
@@ -88,20 +80,32 @@ def write_mask(folder: Path, key: str, mask_HW: Pixels) -> None:
     write_atomically(folder / mask_path(key), encode_gray(mask_HW))
 
 
-def check_free(folder: Path, about: AnnotationSet) -> bool:
-    """Whether this set is still to be written: False where it is there already.
+def check_free(folder: Path, about: AnnotationSet) -> AnnotationSet | None:
+    """The set that is there if it was made with these settings; None where it is still to be written.
 
-    Raises OutputError where a folder holds another set, or files that no interrupted writing of this one left.
+    about: the set without images. Raises OutputError where a folder holds another set, or files that no interrupted
+    writing of a set left.
     """
     path = folder / SET_FILE
     if path.exists():
         there = parse_set(path.read_bytes(), str(path))
-        if there.model_copy(update={"classes": about.classes, "rest": about.rest}) == about:
-            return False
-        raise OutputError(f"{folder}: holds another annotation set; choose another folder, or remove this one")
-    own = {folder / place(key) for key in about.keys for place in (image_path, enlarged_path)}
-    strange = [file for file in sorted(folder.rglob("*")) if not file.is_dir() and file not in own]
-    strange = [file for file in strange if not file.name.endswith(".tmp")]
+        later = {"classes": about.classes, "rest": about.rest, "images": about.images}
+        if there.model_copy(update=later) == about:
+            return there
+        raise _another(folder)
+    strange = [file for file in sorted(folder.rglob("*")) if not file.is_dir() and not _is_own(folder, file)]
     if strange:
         raise OutputError(f"{folder}: holds other files, such as {strange[0]}; choose an empty or a new folder")
-    return True
+    return None
+
+
+def _is_own(folder: Path, file: Path) -> bool:
+    """Whether a file may be of a set that was not finished."""
+    if file.name.startswith(".") and file.name.endswith(".tmp"):
+        return True
+    key = file.stem
+    return key.isdecimal() and file.relative_to(folder).as_posix() in (image_path(key), enlarged_path(key))
+
+
+def _another(folder: Path) -> OutputError:
+    return OutputError(f"{folder}: holds another annotation set; choose another folder, or remove this one")

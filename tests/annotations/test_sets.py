@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.random_sampler import make_sampler
 from helpers.s3_server import S3Server
-from helpers.small_annotations import CLASSES, sampler_of, sha256_of, write_small_annotations
+from helpers.small_annotations import CLASSES, about_of, sampler_of, sha256_of, write_small_annotations
 
 from labelmill.pipeline.annotations.read import read_annotations
 from labelmill.pipeline.annotations.regenerate import regenerate
@@ -159,30 +159,32 @@ def test_a_description_that_is_none(folder: Path, change: dict[str, object], pro
 
 
 def test_a_set_is_written_once(folder: Path, tiny_checkpoint: Path) -> None:
-    sampler, sha256 = sampler_of(tiny_checkpoint), sha256_of(tiny_checkpoint)
+    sampler = sampler_of(tiny_checkpoint)
+    about = about_of(sampler, sha256_of(tiny_checkpoint))
     before = (folder / "annotations.json").read_bytes()
-    write_set(folder, sampler, sha256, SEEDS, 4, CLASSES)
+    write_set(folder, sampler, about, SEEDS, 4)
     assert (folder / "annotations.json").read_bytes() == before
     with pytest.raises(OutputError, match="holds another annotation set"):
-        write_set(folder, sampler, sha256, SEEDS[:2], 4, CLASSES)
+        write_set(folder, sampler, about, SEEDS[:2], 4)
     (folder / "annotations.json").unlink()
     with pytest.raises(OutputError, match=r"holds other files, such as .*masks/"):
-        write_set(folder, sampler, sha256, SEEDS, 4, CLASSES)
+        write_set(folder, sampler, about, SEEDS, 4)
 
 
 def test_an_interrupted_set_is_finished(folder: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    sampler, sha256 = sampler_of(tiny_checkpoint), sha256_of(tiny_checkpoint)
-    write_set(tmp_path / "cut", sampler, sha256, SEEDS, 4, CLASSES)
+    sampler = sampler_of(tiny_checkpoint)
+    about = about_of(sampler, sha256_of(tiny_checkpoint))
+    write_set(tmp_path / "cut", sampler, about, SEEDS, 4)
     (tmp_path / "cut/annotations.json").unlink()
     (tmp_path / "cut/images/0000000007.png").unlink()
-    write_set(tmp_path / "cut", sampler, sha256, SEEDS, 4, CLASSES)
+    write_set(tmp_path / "cut", sampler, about, SEEDS, 4)
     for file in (tmp_path / "cut").rglob("*.*"):
         assert file.read_bytes() == (folder / file.relative_to(tmp_path / "cut")).read_bytes()
 
 
 def test_gray_and_rectangular_images(tmp_path: Path) -> None:
     sampler = make_sampler(resolution=16, const_size=(4, 8), img_channels=1)
-    about = write_set(tmp_path, sampler, "0" * 64, [4, 2], 2, CLASSES)
+    about = write_set(tmp_path, sampler, about_of(sampler, "0" * 64), [4, 2], 2)
     mask_HW = np.zeros((16, 32), np.uint8)
     mask_HW[:, 20:] = 2
     (tmp_path / "masks").mkdir()

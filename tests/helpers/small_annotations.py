@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from labelmill.pipeline.annotations.write import write_mask, write_set
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
-from labelmill.schemas.annotations import AnnotationSet
+from labelmill.schemas.annotations import AnnotationSet, GeneratorDraw
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 
 CLASSES = ("background", "dark", "bright")
@@ -26,13 +26,24 @@ def sha256_of(checkpoint: Path) -> str:
     return hashlib.sha256(checkpoint.read_bytes()).hexdigest()
 
 
+def about_of(sampler: Sampler, checkpoint_sha256: str) -> AnnotationSet:
+    """A set without images."""
+    return AnnotationSet(
+        checkpoint_sha256=checkpoint_sha256,
+        image_shape=sampler.generator.spec.image_shape,
+        draw=GeneratorDraw.of(sampler.config),
+        classes=CLASSES,
+        images=(),
+    )
+
+
 def write_small_annotations(
     folder: Path, checkpoint: Path, seeds: Sequence[int] = (3, 1, 8, 40, 7), scale: int = 4, **generator: object
 ) -> AnnotationSet:
     """A set whose last image has no labels. The others': the darkest fifth is `dark`, the brightest `bright`, what lies
     between background, and a border of two pixels says nothing."""
     sampler = sampler_of(checkpoint, **generator)
-    about = write_set(folder, sampler, sha256_of(checkpoint), seeds, scale, CLASSES)
+    about = write_set(folder, sampler, about_of(sampler, sha256_of(checkpoint)), seeds, scale)
     for start in range(0, len(seeds) - 1, 4):
         keys = about.keys[start : min(start + 4, len(seeds) - 1)]
         batch = sampler.sample(seeds[start : start + len(keys)])
