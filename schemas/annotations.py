@@ -25,6 +25,7 @@ MOST_IMAGES = 10_000
 LARGEST_SCALE = 64
 LARGEST_SIDE = 4096
 """Of a generator's images, in pixels."""
+Rest = Literal["ignore", "background"]
 _Sha256 = r"^[0-9a-f]{64}$"
 
 
@@ -125,7 +126,7 @@ class AnnotationSet(Section):
     """Settings that the images are made with, whatever those of the run are that learns from them."""
     classes: tuple[ClassName, ...] = ()
     """Names of the mask values 0, 1, ...; the first is the background. Empty until someone names them."""
-    rest: Literal["ignore", "background"] = "ignore"
+    rest: Rest = "ignore"
     """What a pixel is that no shape or stroke covers: unknown, or background. The masks already say so."""
     picked: Pick | None = None
     """How `labelmill annotate pick` chose the images; null where a person or a program did."""
@@ -155,6 +156,10 @@ class AnnotationSet(Section):
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(image.seed for image in self.images)
+
+    def with_classes(self, classes: tuple[str, ...], rest: Rest) -> "AnnotationSet":
+        """The same set with these classes. Raises ValueError where they cannot be a set's."""
+        return AnnotationSet.model_validate({**self.model_dump(), "classes": classes, "rest": rest})
 
     def to_bytes(self) -> bytes:
         """The file's content."""

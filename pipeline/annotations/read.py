@@ -5,8 +5,8 @@ Shape suffixes: N images, H height, W width, C channels.
 
 import difflib
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,19 +65,14 @@ class Annotations:
         return tuple(image.seed for image in self.images)
 
 
-@dataclass
-class _Problems:
-    """What is wrong with a set, collected to be raised at once."""
-
-    source: str
-    lines: list[str] = field(default_factory=list)
-
-    def raise_any(self) -> None:
-        if self.lines:
-            more = len(self.lines) - MOST_PROBLEMS
-            shown = self.lines[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-            count = f"{len(self.lines)} problem{'s' * (len(self.lines) > 1)}"
-            raise ConfigError("\n".join([f"{self.source}: {count}", *(f"  {line}" for line in shown)]))
+def raise_problems(source: str, problems: Sequence[str]) -> None:
+    """Raises ConfigError that lists them, if there are any."""
+    if not problems:
+        return
+    more = len(problems) - MOST_PROBLEMS
+    shown = [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    raise ConfigError("\n".join([f"{source}: {count}", *(f"  {line}" for line in shown)]))
 
 
 def read_description(folder: str | Path) -> AnnotationSet:
@@ -93,16 +88,29 @@ def read_annotations(folder: str | Path) -> Annotations:
     """
     store = Store.open(str(folder))
     about = _description(store)
-    problems = _Problems(str(folder))
+    problems: list[str] = []
     if not about.classes:
-        problems.lines.append(f"{SET_FILE}: names no classes yet; import annotations first")
+        problems.append(f"{SET_FILE}: names no classes yet; import annotations first")
     masks = dict(_masks(store, about, problems))
     labeled = [image for image in about.images if image.key in masks]
     images = list(_images(store, about, labeled, problems))
     _check_labels(about, masks, problems)
-    problems.raise_any()
+    raise_problems(str(folder), problems)
     masks_NHW = np.stack([masks[image.key] for image in labeled])
     return Annotations(about, tuple(labeled), np.stack(images), masks_NHW, _identity(about, labeled, masks_NHW))
+
+
+def read_mask(folder: str | Path, about: AnnotationSet, key: str) -> Pixels | None:
+    """The mask [H, W] of an image, as it is in the set; None where there is none. Raises ConfigError."""
+    path = mask_path(key)
+    try:
+        png = Store.open(str(folder)).read(path)
+    except FileNotFoundError:
+        return None
+    problems: list[str] = []
+    mask_HW = _mask(png, path, about, problems)
+    raise_problems(str(folder), problems)
+    return mask_HW
 
 
 def nearest(name: str, names: tuple[str, ...]) -> str:
@@ -123,38 +131,38 @@ def _description(store: Store) -> AnnotationSet:
     return parse_set(content, f"{store.url}/{SET_FILE}")
 
 
-def _masks(store: Store, about: AnnotationSet, problems: _Problems) -> Iterator[tuple[str, Pixels]]:
+def _masks(store: Store, about: AnnotationSet, problems: list[str]) -> Iterator[tuple[str, Pixels]]:
     """Masks [H, W] by key that label any pixel."""
     most_bytes = 2 * about.image_shape.num_pixels + _PNG_OVERHEAD
     for file in store.list("masks"):
         key = key_of(file.path)
         if file.path != mask_path(key):
-            problems.lines.append(f"{file.path}: is no PNG right below masks/; remove it")
+            problems.append(f"{file.path}: is no PNG right below masks/; remove it")
         elif key not in about.keys:
-            problems.lines.append(f"{file.path}: the set has no such image; {nearest(key, about.keys)}")
+            problems.append(f"{file.path}: the set has no such image; {nearest(key, about.keys)}")
         elif file.num_bytes > most_bytes:
-            problems.lines.append(f"{file.path}: has {file.num_bytes:,} bytes; at most {most_bytes:,} at this size")
+            problems.append(f"{file.path}: has {file.num_bytes:,} bytes; at most {most_bytes:,} at this size")
         else:
             mask_HW = _mask(store.read(file.path), file.path, about, problems)
             if mask_HW is not None and (mask_HW != IGNORE).any():
                 yield key, mask_HW
 
 
-def _mask(png: bytes, path: str, about: AnnotationSet, problems: _Problems) -> Pixels | None:
+def _mask(png: bytes, path: str, about: AnnotationSet, problems: list[str]) -> Pixels | None:
     header = read_png_header(png)
     if header is not None and (header.height, header.width) != about.image_shape.size:
-        problems.lines.append(
+        problems.append(
             f"{path}: is {header.width} x {header.height}; the images are {about.image_shape.size_in_words}"
         )
         return None
     try:
         mask_HW = decode_shard_mask(png)
     except MaskError as error:
-        problems.lines.append(f"{path}: {error}")
+        problems.append(f"{path}: {error}")
         return None
     strange = [int(value) for value in np.unique(mask_HW) if len(about.classes) <= value < IGNORE]
     if strange and about.classes:
-        problems.lines.append(
+        problems.append(
             f"{path}: holds {', '.join(map(str, strange))}; allowed are 0 to {len(about.classes) - 1} "
             f"({', '.join(about.classes)}) and {IGNORE} (nothing known)"
         )
@@ -162,12 +170,12 @@ def _mask(png: bytes, path: str, about: AnnotationSet, problems: _Problems) -> P
     return mask_HW
 
 
-def _images(store: Store, about: AnnotationSet, labeled: list[AnnotatedImage], problems: _Problems) -> Iterator[Pixels]:
+def _images(store: Store, about: AnnotationSet, labeled: list[AnnotatedImage], problems: list[str]) -> Iterator[Pixels]:
     """Images [H, W, C] in order; none where there is a problem."""
     height, width = about.image_shape.size
     size = height * width * (about.image_shape.channels + 1) * len(labeled)
     if size > _MOST_PIXEL_BYTES:
-        problems.lines.append(
+        problems.append(
             f"{len(labeled)} annotated images of {about.image_shape.size_in_words} take {size:,} bytes; at most "
             f"{_MOST_PIXEL_BYTES:,}: use fewer of them"
         )
@@ -176,12 +184,12 @@ def _images(store: Store, about: AnnotationSet, labeled: list[AnnotatedImage], p
     for image in labeled:
         path = image_path(image.key)
         if path not in sizes:
-            problems.lines.append(f"{path}: is missing")
+            problems.append(f"{path}: is missing")
             continue
         is_small = sizes[path] <= 2 * height * width * about.image_shape.channels + _PNG_OVERHEAD
         image_HWC = _decoded(store.read(path), about) if is_small else None
         if image_HWC is None or image_sha256(image_HWC) != image.image_sha256:
-            problems.lines.append(f"{path}: is not the image that {SET_FILE} describes; pick the set again")
+            problems.append(f"{path}: is not the image that {SET_FILE} describes; pick the set again")
         else:
             yield image_HWC
 
@@ -194,13 +202,13 @@ def _decoded(png: bytes, about: AnnotationSet) -> Pixels | None:
     return decode_picture(png, about.image_shape.channels)
 
 
-def _check_labels(about: AnnotationSet, masks: dict[str, Pixels], problems: _Problems) -> None:
-    if not masks and not problems.lines:
-        problems.lines.append("no image has labels yet; import annotations first")
+def _check_labels(about: AnnotationSet, masks: dict[str, Pixels], problems: list[str]) -> None:
+    if not masks and not problems:
+        problems.append("no image has labels yet; import annotations first")
     found = set[int]().union(*(np.unique(mask_HW).tolist() for mask_HW in masks.values())) - {IGNORE}
     if len(found) == 1 and about.classes:
         name = about.classes[found.pop()]
-        problems.lines.append(f"all labels are {name}: there is nothing to tell it apart from; label another class too")
+        problems.append(f"all labels are {name}: there is nothing to tell it apart from; label another class too")
 
 
 def _identity(about: AnnotationSet, labeled: list[AnnotatedImage], masks_NHW: Pixels) -> str:

@@ -82,3 +82,48 @@ def class_names(text: str | None) -> tuple[str, ...]:
         ) from None
     except ValueError as error:
         raise ConfigError(f"--classes {text}: {error}") from None
+
+
+@annotate.command("import")
+def import_labels(
+    folder: SetFolder,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Files, folders or zip archives of LabelMe, COCO, CVAT, Label Studio, PNG masks, or the click page.",
+            metavar="FILES",
+        ),
+    ],
+    classes: Classes = None,
+    rest: Annotated[
+        Literal["ignore", "background"],
+        typer.Option(help="What a pixel is that no shape covers: unknown (default), or background."),
+    ] = "ignore",
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Width of lines and points in pixels of the image that was drawn on."),
+    ] = None,
+    renamed: Annotated[
+        str | None,
+        typer.Option("--map", help="Classes by the files' labels: Hair=hair,logo=ignore.", metavar="OLD=NEW"),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write over masks that the set has already.")] = False,
+) -> None:
+    """Read labels of other tools into a set: all of them, or nothing and a list of what is wrong."""
+    from labelmill.pipeline.annotations.import_files import ImportSettings, import_files
+
+    settings = ImportSettings(class_names(classes), rest, width, renamed_labels(renamed), replace)
+    imported = import_files(folder, files, settings)
+    for line in imported.lines():
+        print(line)
+
+
+def renamed_labels(text: str | None) -> dict[str, str]:
+    """New names by old ones. Raises ConfigError where it is not written so."""
+    renamed: dict[str, str] = {}
+    for pair in text.split(",") if text else []:
+        old, equals, new = (part.strip() for part in pair.partition("="))
+        if not (old and equals and new) or old in renamed:
+            raise ConfigError(f"--map {text}: write it as old=new,old2=ignore, each old name once")
+        renamed[old] = new
+    return renamed
