@@ -116,7 +116,7 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
     try:
         fitted = store.read(path)
     except FileNotFoundError:
-        method.check_inputs(config.labeler, sampler)
+        method.check_inputs(config.labeler, sampler, checkpoint_sha256)
         check_strangers(store, config)
         return CheckedOutput(run_identity, None)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()

@@ -95,6 +95,7 @@ def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> It
             masks_BHW = labels.masks_BHW.cpu().numpy()
             optional_BHW = _optional_pixels(labels)
             confidences = labels.confidence_B.tolist()
+            uncertain = [False] * len(batch) if labels.uncertain_B is None else labels.uncertain_B.tolist()
         for row, seed in enumerate(batch.seeds):
             with stopwatch.stage("quality"):
                 candidate = judge_sample(
@@ -104,6 +105,7 @@ def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> It
                     seed,
                     run.labeler.classes,
                     run.config.quality,
+                    uncertain=uncertain[row],
                 )
             optional_HW = {field: pixels_BHW[row] for field, pixels_BHW in optional_BHW.items()}
             yield _sample(run, candidate, images_BHWC[row], masks_BHW[row], optional_HW)

@@ -1,6 +1,7 @@
 """Quality rules: pure, named, applied in a fixed order; the first that a sample breaks is its drop reason."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -9,24 +10,39 @@ from numpy.typing import NDArray
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.sample import IGNORE, Candidate
 
-Rule = Callable[[Candidate, float, QualityConfig], bool]
-"""Whether a candidate with this share of foreground breaks the rule."""
+
+@dataclass(frozen=True)
+class Evidence:
+    """What rules look at beside the record of a candidate."""
+
+    foreground: float
+    """Its share of the image."""
+    uncertain: bool
+    """The labeler asks to drop it."""
 
 
-def _foreground_too_small(candidate: Candidate, foreground: float, config: QualityConfig) -> bool:
-    return foreground < config.foreground_min
+Rule = Callable[[Candidate, Evidence, QualityConfig], bool]
+"""Whether a candidate breaks the rule."""
 
 
-def _foreground_too_large(candidate: Candidate, foreground: float, config: QualityConfig) -> bool:
-    return foreground > config.foreground_max
+def _foreground_too_small(candidate: Candidate, evidence: Evidence, config: QualityConfig) -> bool:
+    return evidence.foreground < config.foreground_min
 
 
-def _low_confidence(candidate: Candidate, foreground: float, config: QualityConfig) -> bool:
+def _foreground_too_large(candidate: Candidate, evidence: Evidence, config: QualityConfig) -> bool:
+    return evidence.foreground > config.foreground_max
+
+
+def _low_confidence(candidate: Candidate, evidence: Evidence, config: QualityConfig) -> bool:
     return candidate.confidence < config.confidence_min
 
 
-def _fragmented(candidate: Candidate, foreground: float, config: QualityConfig) -> bool:
+def _fragmented(candidate: Candidate, evidence: Evidence, config: QualityConfig) -> bool:
     return candidate.largest_component < config.largest_component_min
+
+
+def _uncertain(candidate: Candidate, evidence: Evidence, config: QualityConfig) -> bool:
+    return evidence.uncertain
 
 
 RULES: dict[str, Rule] = {
@@ -34,6 +50,7 @@ RULES: dict[str, Rule] = {
     "foreground_too_large": _foreground_too_large,
     "low_confidence": _low_confidence,
     "fragmented": _fragmented,
+    "uncertain": _uncertain,
 }
 """Drop reasons in the order in which they are tried."""
 
@@ -45,9 +62,12 @@ def judge_sample(
     seed: int,
     classes: Sequence[str],
     config: QualityConfig,
+    *,
+    uncertain: bool = False,
 ) -> Candidate:
     """Measure a mask (class indices; 0 is background, 255 ignore) and apply the rules.
 
+    uncertain: whether the labeler asks to drop it.
     Raises ValueError when the mask holds a value that is neither a class nor ignore.
     """
     pixels = np.bincount(mask_HW.ravel(), minlength=IGNORE + 1)
@@ -65,8 +85,8 @@ def judge_sample(
     )
     if not config.enabled:
         return candidate
-    foreground = float(pixels[1:IGNORE].sum()) / mask_HW.size
-    reason = next((name for name, breaks in RULES.items() if breaks(candidate, foreground, config)), None)
+    evidence = Evidence(float(pixels[1:IGNORE].sum()) / mask_HW.size, uncertain)
+    reason = next((name for name, breaks in RULES.items() if breaks(candidate, evidence, config)), None)
     return candidate.model_copy(update={"drop_reason": reason})
 
 

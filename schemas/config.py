@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
+from labelmill.schemas.labelers.few_shot import FewShotConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.secrets import secret_in
 from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
@@ -56,7 +57,9 @@ def _method_of(values: Any) -> Any:
 
 
 LabelerConfig = Annotated[
-    Annotated[StyleMixingConfig, Tag("style_mixing")] | Annotated[FeatureClustersConfig, Tag("feature_clusters")],
+    Annotated[StyleMixingConfig, Tag("style_mixing")]
+    | Annotated[FeatureClustersConfig, Tag("feature_clusters")]
+    | Annotated[FewShotConfig, Tag("few_shot")],
     Discriminator(_method_of),
 ]
 

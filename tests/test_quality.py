@@ -65,7 +65,7 @@ def test_components_touch_at_corners_and_join_all_classes() -> None:
 
 
 def test_the_first_broken_rule_is_the_reason() -> None:
-    assert list(RULES) == ["foreground_too_small", "foreground_too_large", "low_confidence", "fragmented"]
+    assert list(RULES) == ["foreground_too_small", "foreground_too_large", "low_confidence", "fragmented", "uncertain"]
     assert judged(mask_with(0.01), confidence=0.1).drop_reason == "foreground_too_small"
 
 

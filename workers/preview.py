@@ -77,7 +77,7 @@ def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> 
     published = _published_labeler(config, sampler, checkpoint_sha256)
     if published is not None:
         return published
-    method.check_inputs(config.labeler, sampler)
+    method.check_inputs(config.labeler, sampler, checkpoint_sha256)
     fitted = fit_to_bytes(config.labeler, sampler, checkpoint_sha256)
     return open_fitted(config.labeler, sampler, fitted, checkpoint_sha256)
 

@@ -28,6 +28,8 @@ class Labels:
     """float32 in [0, 1]: how opaque the foreground is; None where the method gives none."""
     instances_BHW: Tensor | None = None
     """int64: index of each pixel's instance from 1, 0 for none; None where the method gives none."""
+    uncertain_B: Tensor | None = None
+    """bool: which masks the method is too unsure of to be kept (drop reason `uncertain`); None where it never says."""
 
 
 class Labeler(Protocol):
@@ -98,8 +100,11 @@ class LabelingMethod(Protocol[Config]):
     def check(self, config: Config, sampler: Sampler) -> None:
         """Raises ConfigError where configuration, generator and memory do not go together. Takes no time."""
 
-    def check_inputs(self, config: Config, sampler: Sampler) -> None:
-        """Raises LabelmillError where `fit` could not use what it reads beside the generator. May take seconds."""
+    def check_inputs(self, config: Config, sampler: Sampler, checkpoint_sha256: str | None) -> None:
+        """Raises LabelmillError where `fit` could not use what it reads beside the generator. May take seconds.
+
+        checkpoint_sha256: of the sampler's generator.
+        """
 
     def inputs(self, config: Config) -> dict[str, str]:
         """Content hashes (SHA-256, hex), by name, of what `fit` reads beside the generator: part of a run's identity.

@@ -10,12 +10,14 @@ from typing import Any
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler, LabelingMethod
 from labelmill.pipeline.labelers.feature_clusters import method as feature_clusters_method
+from labelmill.pipeline.labelers.few_shot import method as few_shot_method
 from labelmill.pipeline.labelers.style_mixing import method as style_mixing_method
 from labelmill.schemas.config import LabelerConfig
 
 METHODS: dict[str, LabelingMethod[Any]] = {
     "style_mixing": style_mixing_method.METHOD,
     "feature_clusters": feature_clusters_method.METHOD,
+    "few_shot": few_shot_method.METHOD,
 }
 
 

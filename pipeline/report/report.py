@@ -179,6 +179,7 @@ def _reason_bars(manifest: Manifest, quality: QualityConfig) -> list[Bar]:
         "foreground_too_large": f"foreground above {quality.foreground_max:g}",
         "low_confidence": f"confidence below {quality.confidence_min:g}",
         "fragmented": f"largest component below {quality.largest_component_min:g} of the foreground",
+        "uncertain": "among the share that labeler.drop_portion drops",
     }
     counts = sorted(manifest.dropped_by_reason.items(), key=lambda item: (-item[1], item[0]))
     return [

@@ -75,8 +75,7 @@ def with_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _insert(table, "^from pathlib", f"from {methods.__package__}.toy.method import METHOD as TOY")
     _insert(table, '    "style_mixing": ', '    "toy": TOY,')
     _insert(union, "^import re$", f"from {style_mixing.__package__}.toy import ToyConfig")
-    _insert(union, r"\| Annotated\[FeatureClustersConfig, Tag", '    | Annotated[ToyConfig, Tag("toy")],')
-    union.write_text(union.read_text().replace('Tag("feature_clusters")],\n', 'Tag("feature_clusters")]\n'))
+    _insert(union, r"\| Annotated\[FeatureClustersConfig, Tag", '    | Annotated[ToyConfig, Tag("toy")]')
     return copy
 
 

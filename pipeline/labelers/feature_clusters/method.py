@@ -44,7 +44,7 @@ class _FeatureClusters:
     def check(self, config: FeatureClustersConfig, sampler: Sampler) -> None:
         check_feature_clusters(config, sampler)
 
-    def check_inputs(self, config: FeatureClustersConfig, sampler: Sampler) -> None:
+    def check_inputs(self, config: FeatureClustersConfig, sampler: Sampler, checkpoint_sha256: str | None) -> None:
         prompt_model = _prompt_model(config, sampler)
         if prompt_model is not None:
             read_prompts(config, prompt_model)

@@ -1,5 +1,6 @@
 """The file that keeps a fitted style-mixing labeler: safetensors, and how it came about as JSON metadata."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -61,16 +62,19 @@ class FittedStyleMixing:
     readout: Readout
     confidence: ConfidenceModel
 
-    def to_bytes(self) -> bytes:
-        """The file. Equal contents give equal bytes."""
-        tensors = {
+    def tensors(self) -> dict[str, Tensor]:
+        """What `from_tensors` takes."""
+        return {
             "donors": self.donors_NLD,
             **_tensors("foreground", self.foreground),
             **({} if self.parts is None else _tensors("parts", self.parts)),
             **{f"readout.{name}": tensor for name, tensor in self.readout.weights.items()},
             **_tensors("confidence", self.confidence),
         }
-        return write_fitted(self.provenance, tensors)
+
+    def to_bytes(self) -> bytes:
+        """The file. Equal contents give equal bytes."""
+        return write_fitted(self.provenance, self.tensors())
 
     @staticmethod
     def from_bytes(
@@ -82,8 +86,19 @@ class FittedStyleMixing:
     ) -> "FittedStyleMixing":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
         provenance, tensors = read_fitted(content, MixingProvenance)
-        check_purpose(provenance, config, spec)
         check_checkpoint(provenance, checkpoint_sha256)
+        return FittedStyleMixing.from_tensors(provenance, tensors, config, spec, device)
+
+    @staticmethod
+    def from_tensors(
+        provenance: MixingProvenance,
+        tensors: Mapping[str, Tensor],
+        config: StyleMixingConfig,
+        spec: GeneratorSpec,
+        device: str | torch.device,
+    ) -> "FittedStyleMixing":
+        """For this configuration and generator. Raises FittedLabelerError where the tensors are not those of it."""
+        check_purpose(provenance, config, spec)
         _check_mixing(provenance, spec)
         check_shapes(tensors, _expected_shapes(provenance, spec))
         on_device = {name: tensor.to(device) for name, tensor in tensors.items()}

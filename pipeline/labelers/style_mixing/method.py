@@ -32,7 +32,7 @@ class _StyleMixing:
     def check(self, config: StyleMixingConfig, sampler: Sampler) -> None:
         check_style_mixing(config, sampler.generator.spec)
 
-    def check_inputs(self, config: StyleMixingConfig, sampler: Sampler) -> None:
+    def check_inputs(self, config: StyleMixingConfig, sampler: Sampler, checkpoint_sha256: str | None) -> None:
         """It reads the generator alone."""
 
     def inputs(self, config: StyleMixingConfig) -> dict[str, str]:

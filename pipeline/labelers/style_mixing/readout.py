@@ -19,6 +19,7 @@ from torch import Tensor
 
 from labelmill.pipeline.generator.spec import GeneratorSpec, conv_name, row_resolution
 from labelmill.pipeline.labelers.common.joint_upsampling import resize
+from labelmill.pipeline.labelers.common.linear_maps import layer_scores
 from labelmill.pipeline.labelers.common.pixel_reading import read_pixels, some_pixels
 
 # Convolutions of these resolutions are read. Below, they are too coarse; above, they hold texture, not meaning.
@@ -62,6 +63,11 @@ class Readout:
     background_HW: Tensor
     """That share, at the resolution of the maps."""
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Convolutions whose features it reads."""
+        return tuple(name for name in self.weights if name not in _NOT_LAYERS)
+
     def __call__(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Maps of the parts [B, K, H, W], and of both halves [B, 2, H, W], float32, mostly in [0, 1].
 
@@ -69,17 +75,9 @@ class Readout:
         """
         size = self.background_HW.shape
         maps_BQHW = self.weights["bias"][:, None, None] + self.weights["place"][:, None, None] * self.background_HW
-        for name, weights_CQ in self.weights.items():
-            if name not in _NOT_LAYERS:
-                maps_BQHW = maps_BQHW + resize(_scores(features[name], weights_CQ), size)
+        for name in self.layers:
+            maps_BQHW = maps_BQHW + resize(layer_scores(features[name], self.weights[name]), size)
         return maps_BQHW[:, :-NUM_HALVES], maps_BQHW[:, -NUM_HALVES:]
-
-
-def _scores(features_BCHW: Tensor, weights_CQ: Tensor) -> Tensor:
-    """[B, Q, H, W]: a product an image, so that none depends on its neighbours in the batch."""
-    x_BSC = features_BCHW.float().permute(0, 2, 3, 1).flatten(1, 2)
-    scores_BSQ = torch.bmm(x_BSC, weights_CQ.expand(len(x_BSC), -1, -1))
-    return scores_BSQ.transpose(1, 2).unflatten(2, features_BCHW.shape[2:])
 
 
 class ReadoutFit:

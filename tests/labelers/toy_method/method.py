@@ -69,7 +69,7 @@ class _Toy:
         if config.steps > sampler.generator.spec.resolution:
             raise ConfigError("labeler.steps: more than the image has rows")
 
-    def check_inputs(self, config: ToyConfig, sampler: Sampler) -> None:
+    def check_inputs(self, config: ToyConfig, sampler: Sampler, checkpoint_sha256: str | None) -> None:
         self._bias(config)
 
     def inputs(self, config: ToyConfig) -> dict[str, str]:

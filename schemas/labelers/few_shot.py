@@ -1,0 +1,106 @@
+"""The run file's section of the few-shot labeler, and of its heads."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
+
+Members = Annotated[int, Field(ge=1, le=32)]
+
+
+class LinearHeadConfig(Section):
+    """Multinomial logistic regression on the features of single pixels: convex, so that nothing depends on a random
+    start, and penalised so strongly that a few images suffice."""
+
+    type: Literal["linear"] = "linear"
+    """Name of the head."""
+    components: int | None = Field(256, ge=2)
+    """Principal components that the features are reduced to, at most as many as there are features. null: none."""
+    penalty: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Weight of the squared coefficients beside the mean loss of a pixel. `auto`: by the number of annotated images."""
+    class_weight: float = Field(0.25, ge=0, le=1)
+    """Pixels of a class weigh its share of all pixels to the power of minus this: 0 weighs all pixels alike, 1 all
+    classes."""
+    steps: int = Field(40, ge=1, le=1000)
+    """Iterations of L-BFGS, a fixed number."""
+    members: Members = 6
+    """Regressions whose mean probability decides. Each weighs the annotated images, and the parts of an image, by
+    random numbers (Bayesian bootstrap): how far members disagree tells how sure a mask is."""
+
+
+HeadConfig = Annotated[LinearHeadConfig, Field()]
+
+
+class FewShotConfig(LocatedSection):
+    """Classes from a handful of annotated images of the generator.
+
+    `fit` synthesises the annotated images again, reads the generator's features at their labeled pixels and teaches a
+    head, which labels a sample from its own synthesis. What needs no annotation is learned from images without any:
+    which directions of the features only recolour, and what the foreground is.
+    """
+
+    method: Literal["few_shot"]
+    """Name of the labeling method."""
+    annotations: str = Field(pattern=PRINTABLE)
+    """Folder with the annotated images, as `labelmill annotate` makes it, relative to the run file. Its content, not
+    its path, is part of the run."""
+    head: HeadConfig = LinearHeadConfig()
+    """What is learned from the annotations."""
+    layers: list[str] | Literal["auto"] = "auto"
+    """Convolutions whose features are read, such as [b16.conv1, b32.conv1]. `auto`: all up to 256 px."""
+    normalisation: Literal["none", "standardised", "style"] = "style"
+    """How features are scaled: not at all, by their standard deviations over images without annotations, or so and then
+    by what style mixing changes within a pixel (`style`), so that directions which only recolour count less."""
+    foreground: Literal["label_free", "learned", "auto"] = "auto"
+    """What decides between background (the first class) and the rest: the annotations alone (`learned`), or together
+    with the foreground that style mixing finds without labels (`label_free`). `auto`: the latter where it agrees with
+    the annotations."""
+    least_agreement: float = Field(0.9, ge=0, le=1)
+    """Least IoU (mean of foreground and background) of the label-free foreground with the annotations for
+    `foreground: auto`."""
+    style_mixing: StyleMixingConfig = StyleMixingConfig()
+    """How style mixing looks for that foreground, and its donors and first row, which `normalisation: style` uses."""
+    statistics_samples: int = Field(64, ge=2)
+    """Images without annotations from which features are scaled: the first of `style_mixing.fit_first_seed`."""
+    statistics_variants: int = Field(6, ge=2, le=64)
+    """Style-mixed variants per image for `normalisation: style`."""
+    drop_portion: float = Field(0, ge=0, le=0.9)
+    """Share of the candidates, those that `drop_by` is least sure of, that the quality rules drop as `uncertain`. It
+    holds in expectation: the limit is a quantile over `calibration_samples`."""
+    drop_by: Literal["disagreement", "entropy", "jensen_shannon"] = "disagreement"
+    """Measure of uncertainty. `disagreement`: share of a mask's pixels that members label otherwise. `entropy`: mean
+    entropy of the pixels' probabilities. `jensen_shannon`: how far members' probabilities differ, mean of the tenth of
+    the pixels where they differ most (DatasetGAN). The first and the last need a head with members."""
+    calibration_samples: int = Field(512, ge=16)
+    """Images without annotations from which the limit of `drop_portion` is learned."""
+    calibration_first_seed: int = Field(4_250_000_000, ge=0, lt=SEED_LIMIT)
+    """First seed of these images; the others count up from it."""
+
+    @field_validator("layers")
+    @classmethod
+    def _check_layers(cls, layers: str | list[str]) -> str | list[str]:
+        if isinstance(layers, list) and (not layers or len(set(layers)) != len(layers)):
+            raise ValueError(f"a list of layers must name at least one layer and each only once, got {layers}")
+        return layers
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "FewShotConfig":
+        check_seed_range("calibration_first_seed", self.calibration_first_seed, self.calibration_samples)
+        check_seed_range("style_mixing.fit_first_seed", self.style_mixing.fit_first_seed, self.statistics_samples)
+        if self.style_mixing.parts != 1 or self.style_mixing.masks_from != "readout":
+            raise ValueError(
+                "style_mixing: only the foreground as a whole, read from features, is of use here; leave out parts and "
+                "masks_from"
+            )
+        if self.statistics_variants > self.style_mixing.variants:
+            raise ValueError(
+                f"statistics_variants: {self.statistics_variants} of the {self.style_mixing.variants} donors of "
+                f"style_mixing.variants; lower the first or raise the second"
+            )
+        if self.drop_portion and self.drop_by != "entropy" and self.head.members == 1:
+            raise ValueError(
+                f"drop_by: {self.drop_by} compares members, and the head has one; raise head.members, or use entropy"
+            )
+        return self
