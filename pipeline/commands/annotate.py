@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from labelmill.pipeline.commands.arguments import Overrides, RunFile
+from labelmill.pipeline.process.files import write_atomically
 from labelmill.schemas.config import RunConfig
-from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.yaml_file import load_config, validate
 
 annotate = typer.Typer(no_args_is_help=True)
@@ -116,6 +117,39 @@ def import_labels(
     imported = import_files(folder, files, settings)
     for line in imported.lines():
         print(line)
+
+
+@annotate.command("check")
+def check(
+    folder: SetFolder,
+    out: Annotated[Path | None, typer.Option(help="File for a sheet of all labels (PNG).", metavar="PNG")] = None,
+    run_file: Annotated[
+        Path | None,
+        typer.Option("--run", help="A run file: make the images again with its generator, too.", metavar="RUN.YAML"),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what a set's labels cover, what is missing, and whether the generator still makes these images."""
+    from labelmill.pipeline.annotations.check import check_lines, check_sheet
+    from labelmill.pipeline.annotations.read import read_annotations
+
+    annotations = read_annotations(folder)
+    for line in check_lines(annotations):
+        print(line)
+    if run_file is not None:
+        from labelmill.pipeline.annotations.regenerate import regenerate
+        from labelmill.pipeline.generator.open import open_sampler
+
+        sampler, checkpoint = open_sampler(load_config(run_file, RunConfig, overrides or ()))
+        for _ in regenerate(annotations, sampler, (), checkpoint.sha256):
+            pass
+        print(f"all {len(annotations)} come out the same from {checkpoint.reference}")
+    if out is not None:
+        try:
+            write_atomically(out, check_sheet(annotations))
+        except OSError as error:
+            raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+        print(out)
 
 
 def renamed_labels(text: str | None) -> dict[str, str]:

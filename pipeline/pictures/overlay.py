@@ -5,6 +5,7 @@ Shape suffixes: H, W height and width; C the channels red, green, blue; N classe
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -122,30 +123,47 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 8, edge: int = 128) 
     """
     if not samples or columns < 1:
         raise LabelmillError(f"a sheet needs samples and columns, got {len(samples)} samples, {columns} columns")
-    classes = class_names(samples[0])
+    return sheet([_captioned(sample) for sample in samples], class_names(samples[0]), columns, edge)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image and its mask on a sheet."""
+
+    image_HWC: Pixels
+    mask_HW: Pixels
+    caption: str
+    is_alarm: bool = False
+
+
+def sheet(pictures: Sequence[Captioned], classes: Sequence[str], columns: int, edge: int) -> Pixels:
+    """A sheet of one picture or more, as `contact_sheet` describes it."""
     colours = class_colours(len(classes))
-    cells = [_cell(sample, colours, edge) for sample in samples]
+    cells = [_cell(picture, colours, edge) for picture in pictures]
     columns = min(columns, len(cells))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
     body_HWC = np.concatenate(rows)
-    legend_HWC = _legend(classes, colours, body_HWC.shape[1], _has_ignore(samples))
+    has_ignore = any(bool((picture.mask_HW == IGNORE).any()) for picture in pictures)
+    legend_HWC = _legend(classes, colours, body_HWC.shape[1], has_ignore)
     sheet_HWC = np.concatenate([legend_HWC, body_HWC])
     return np.pad(sheet_HWC, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def _cell(sample: Sample, colours: Pixels, edge: int) -> Pixels:
+def _captioned(sample: Sample) -> Captioned:
+    candidate = sample.metadata.candidate
+    ending = f"confidence {candidate.confidence:.2f}" if candidate.kept else candidate.drop_reason
+    caption = f"seed {candidate.seed}  ·  {ending}"
+    return Captioned(sample.image_HWC, sample.mask_HW, caption, is_alarm=not candidate.kept)
+
+
+def _cell(picture: Captioned, colours: Pixels, edge: int) -> Pixels:
     """Image and overlay side by side over a caption, with a gap to the right and below."""
-    image_HWC = resize(rgb(sample.image_HWC), edge)
-    overlay_HWC = overlay(image_HWC, resize_mask(sample.mask_HW, edge), colours)
+    image_HWC = resize(rgb(picture.image_HWC), edge)
+    overlay_HWC = overlay(image_HWC, resize_mask(picture.mask_HW, edge), colours)
     pair_HWC = np.concatenate([image_HWC, overlay_HWC], axis=1)
     cell_HWC = np.pad(pair_HWC, ((0, _CAPTION_HEIGHT + _GAP), (0, _GAP), (0, 0)), constant_values=255)
-    candidate = sample.metadata.candidate
-    if candidate.kept:
-        caption, colour = f"seed {candidate.seed}  ·  confidence {candidate.confidence:.2f}", _INK
-    else:
-        caption, colour = f"seed {candidate.seed}  ·  {candidate.drop_reason}", _ALARM
-    return _write(cell_HWC, caption, (0, len(pair_HWC) + 16), colour, 13)
+    return _write(cell_HWC, picture.caption, (0, len(pair_HWC) + 16), _ALARM if picture.is_alarm else _INK, 13)
 
 
 def _legend(classes: Sequence[str], colours: Pixels, width: int, has_ignore: bool) -> Pixels:
@@ -178,10 +196,6 @@ def _write(canvas_HWC: Pixels, text: str, origin: tuple[int, int], colour: tuple
 def _text_width(text: str, size: int) -> int:
     left, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("sans"), size, 400)
     return int(left + width)
-
-
-def _has_ignore(samples: Sequence[Sample]) -> bool:
-    return any(bool((sample.mask_HW == IGNORE).any()) for sample in samples)
 
 
 def _check_values(mask_HW: Pixels, num_classes: int) -> None:
