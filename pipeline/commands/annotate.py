@@ -9,11 +9,20 @@ from labelmill.pipeline.commands.arguments import Overrides, RunFile
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.user_path import expand_user
 from labelmill.schemas.yaml_file import load_config, validate
 
 annotate = typer.Typer(no_args_is_help=True)
 
-SetFolder = Annotated[Path, typer.Argument(help="The annotation set's folder.", metavar="DIR")]
+
+def local_folder(text: str) -> Path:
+    """A folder that a set is written to. Raises ConfigError for a bucket."""
+    if "://" in text:
+        raise ConfigError(f"{text}: a set is annotated in a local folder; copy it to a bucket when it is finished")
+    return expand_user(text)
+
+
+SetFolder = Annotated[str, typer.Argument(help="The annotation set's folder.", metavar="DIR")]
 Classes = Annotated[
     str | None, typer.Option(help="Names of the classes, background first: background,skin,hair.", metavar="A,B")
 ]
@@ -22,7 +31,7 @@ Classes = Annotated[
 @annotate.command("pick")
 def pick(
     run_file: RunFile,
-    out: Annotated[Path, typer.Option(help="Folder for the set.", metavar="DIR")],
+    out: Annotated[str, typer.Option(help="Folder for the set.", metavar="DIR")],
     count: Annotated[int, typer.Option(min=1, help="Number of images (default 10).")] = 10,
     choose: Annotated[
         Literal["coverage", "random", "uncertain"],
@@ -43,6 +52,7 @@ def pick(
     overrides: Overrides = None,
 ) -> None:
     """Write images to annotate: of generator and labeler as the run file has them."""
+    folder = local_folder(out)
     config = load_config(run_file, RunConfig, overrides or ())
     from labelmill.pipeline.annotate.pick import pick as run
     from labelmill.pipeline.generator.open import open_sampler
@@ -57,7 +67,7 @@ def pick(
         sampler,
         checkpoint.sha256,
         picked,
-        out,
+        folder,
         scale=scale,
         classes=names,
         open_labeler=lambda: labeler_for(config, sampler, checkpoint.sha256).labeler,
@@ -114,14 +124,14 @@ def import_labels(
     from labelmill.pipeline.annotations.import_files import ImportSettings, import_files
 
     settings = ImportSettings(class_names(classes), rest, width, renamed_labels(renamed), replace)
-    imported = import_files(folder, files, settings)
+    imported = import_files(local_folder(folder), files, settings)
     for line in imported.lines():
         print(line)
 
 
 @annotate.command("check")
 def check(
-    folder: SetFolder,
+    folder: Annotated[str, typer.Argument(help="The annotation set's folder or bucket.", metavar="DIR")],
     out: Annotated[Path | None, typer.Option(help="File for a sheet of all labels (PNG).", metavar="PNG")] = None,
     run_file: Annotated[
         Path | None,

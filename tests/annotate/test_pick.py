@@ -82,6 +82,7 @@ def test_the_command_writes_a_set_once(
     [
         (("--count", 20, "--pool", 10), r"count 20 is more than the pool of 10"),
         (("--first-seed", 2**32 - 10), r"first_seed 4294967286 plus 300 seeds passes 2\^32"),
+        (("--out", "s3://bucket/set"), "s3://bucket/set: a set is annotated in a local folder"),
         (("--classes", "background"), "--classes background: at least two classes"),
         (("--classes", "background,1st"), "--classes background,1st: a name begins with a letter"),
         (("--classes", "background,ignore"), "'ignore' cannot name a class"),

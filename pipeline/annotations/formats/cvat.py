@@ -1,7 +1,8 @@
 """CVAT's XML for images (version 1.1): shapes by `z_order`, then by their order in the file.
 
-CVAT's own exports of masks turn polygons and boxes into pixels by COCO's code (through Datumaro), and ellipses by
-OpenCV; so does this. Polylines and points are strokes. Masks are runs along the rows of their box, outside first.
+CVAT's own exports of masks turn polygons and boxes into pixels by COCO's code, and ellipses by OpenCV
+(cvat/apps/dataset_manager/formats/transformations.py); so does this. Polylines and points are strokes. Masks are runs
+along the rows of their box, outside first.
 
 Shape suffixes: H, W height and width; P points.
 """
@@ -123,13 +124,14 @@ _DRAW: dict[str, Callable[[ElementTree.Element, Canvas], Inside]] = {
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, rotation: float, canvas: Canvas) -> Inside:
-    """[H, W]: OpenCV's filled ellipse, centre and radii cut to whole pixels. rotation: degrees, clockwise."""
+    """[H, W]: OpenCV's filled ellipse, centre and radii rounded to whole pixels. rotation: degrees, clockwise."""
     reach_P2 = np.array([[x - radius_x, y - radius_y], [x + radius_x, y + radius_y]])
     checked_points(reach_P2, canvas, 2)
     pixels_HW = np.zeros(canvas.size, np.uint8)
     if not math.isfinite(rotation) or min(radius_x, radius_y) < 0:
         raise BadShapeError("has a radius below 0, or a rotation that is no number")
-    cv2.ellipse(pixels_HW, (int(x), int(y)), (int(radius_x), int(radius_y)), rotation % 360, 0, 360, 1, thickness=-1)
+    radii = (round(radius_x), round(radius_y))
+    cv2.ellipse(pixels_HW, (round(x), round(y)), radii, rotation % 360, 0, 360, 1, thickness=-1)
     return pixels_HW != 0
 
 
