@@ -13,9 +13,10 @@ from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Batch, Sampler, to_uint8
 from labelmill.pipeline.labelers.base import Labeler, Labels
+from labelmill.pipeline.pictures.class_maps import to_levels
 from labelmill.pipeline.process.stopwatch import Stopwatch
 from labelmill.pipeline.quality import judge_sample
-from labelmill.pipeline.shards.sample_files import OPTIONAL_FILES
+from labelmill.pipeline.shards.sample_files import OPTIONAL_FILES, SampleFile
 from labelmill.pipeline.shards.writer import ShardWriter
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ShardError
@@ -93,7 +94,7 @@ def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> It
             _check_finite(batch)
             images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
             masks_BHW = labels.masks_BHW.cpu().numpy()
-            optional_BHW = _optional_pixels(labels)
+            optional = _optional_pixels(labels)
             confidences = labels.confidence_B.tolist()
             uncertain = [False] * len(batch) if labels.uncertain_B is None else labels.uncertain_B.tolist()
         for row, seed in enumerate(batch.seeds):
@@ -107,8 +108,8 @@ def candidates(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> It
                     run.config.quality,
                     uncertain=uncertain[row],
                 )
-            optional_HW = {field: pixels_BHW[row] for field, pixels_BHW in optional_BHW.items()}
-            yield _sample(run, candidate, images_BHWC[row], masks_BHW[row], optional_HW)
+            of_row = {field: pixels[row] for field, pixels in optional.items()}
+            yield _sample(run, candidate, images_BHWC[row], masks_BHW[row], of_row)
 
 
 def _check_finite(batch: Batch) -> None:
@@ -128,7 +129,7 @@ def _sample(
     candidate: Candidate,
     image_HWC: NDArray[np.uint8],
     mask_HW: NDArray[np.uint8],
-    optional_HW: Mapping[str, NDArray[Any]],
+    optional: Mapping[str, NDArray[Any]],
 ) -> Sample:
     generator = run.config.generator
     means, deviations = (values[:, 0] / 255 for values in cv2.meanStdDev(image_HWC))
@@ -145,17 +146,19 @@ def _sample(
         checkpoint_sha256=run.checkpoint_sha256,
         fingerprint=run.fingerprint,
     )
-    return Sample(metadata.key, image_HWC, mask_HW, metadata, **optional_HW)
+    return Sample(metadata.key, image_HWC, mask_HW, metadata, **optional)
 
 
 def _optional_pixels(labels: Labels) -> dict[str, NDArray[Any]]:
     """What a batch's optional files hold, by field of Sample; without those that the labeler does not give."""
     given = ((file, getattr(labels, file.labels_field)) for file in OPTIONAL_FILES)
-    return {
-        file.field: _numbers(values_BHW) if file.holds_indices else _shades(values_BHW)
-        for file, values_BHW in given
-        if values_BHW is not None
-    }
+    return {file.field: _pixels(file, values) for file, values in given if values is not None}
+
+
+def _pixels(file: SampleFile, values: Tensor) -> NDArray[Any]:
+    if file.is_per_class:
+        return np.stack([to_levels(probabilities_KHW) for probabilities_KHW in values])
+    return _numbers(values) if file.holds_indices else _shades(values)
 
 
 def _shades(alpha_BHW: Tensor) -> NDArray[np.uint8]:

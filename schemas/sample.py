@@ -11,7 +11,7 @@ ChannelValues = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 """One number per channel: red, green and blue, or gray."""
 IGNORE = 255
 """Mask value of pixels that belong to no class."""
-OptionalFile = Literal["alpha.png", "instances.png"]
+OptionalFile = Literal["alpha.png", "instances.png", "probabilities.png"]
 """Ending of a file that samples have where their labeler gives it (pipeline/shards/sample_files.py)."""
 
 
@@ -80,6 +80,11 @@ class Candidate(BaseModel):
     def kept(self) -> bool:
         return self.drop_reason is None
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the mask values 0, 1, ..."""
+        return tuple(name for name in self.class_pixels if name != "ignore")
+
 
 _CANDIDATES = TypeAdapter(tuple[Candidate, ...])
 
@@ -133,3 +138,6 @@ class Sample:
     """How opaque the foreground is, 255 fully; None where the labeler gives none."""
     instances_HW: NDArray[np.uint16] | None = None
     """Index of each pixel's instance from 1, 0 for none; None where the labeler gives none."""
+    probabilities_KHW: NDArray[np.uint8] | None = None
+    """255 times the probability of each class, in the order of mask values; they sum to 255 at each pixel. None where
+    the labeler gives none."""

@@ -10,7 +10,12 @@ from labelmill.schemas.section import PRINTABLE, Section
 from labelmill.schemas.user_path import UserPath
 
 Architecture = Literal[
-    "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "deeplabv3plus_resnet50", "unet_resnet34", "resnet18_8s"
+    "deeplabv3_resnet50",
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3plus_resnet50",
+    "unet_resnet34",
+    "unet",
+    "resnet18_8s",
 ]
 Triple = tuple[float, float, float]
 
@@ -48,8 +53,8 @@ class SegmentationModelConfig(Section):
 
     architecture: Architecture = "deeplabv3_resnet50"
     """deeplabv3_resnet50 (Chen et al. 2017), deeplabv3_mobilenet_v3_large (suited to CPUs),
-    deeplabv3plus_resnet50 (Chen et al. 2018), unet_resnet34 (Ronneberger et al. 2015), resnet18_8s (the dilated
-    ResNet-18 of Segmentation in Style, Pakhomov et al. 2021)."""
+    deeplabv3plus_resnet50 (Chen et al. 2018), unet_resnet34 (a U-Net on ResNet-34), unet (Ronneberger et al. 2015, 64
+    to 1024 channels), resnet18_8s (the dilated ResNet-18 of Segmentation in Style, Pakhomov et al. 2021)."""
     upscale: int = Field(1, ge=1, le=16)
     """Enlarge images by this factor inside the network. The networks see 1/8 or 1/16 of their input's resolution:
     4 helps images of 32 to 64 px."""
@@ -63,6 +68,11 @@ class AugmentationConfig(Section):
     scale: tuple[float, float] = (0.75, 1.5)
     """Range of the random factor (uniform in its logarithm) by which images are resized before they are cropped or
     padded to `crop`. [1, 1] keeps their size."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Images are turned by up to this many degrees either way."""
+    translation: float | None = Field(None, ge=0, le=0.5)
+    """The centre of the image lies up to this share of the crop's height and width away from the centre of the crop.
+    null: the crop lies anywhere within the image, or the image anywhere within the crop where it is smaller."""
     crop: int | None = Field(None, ge=8)
     """Height and width in training. null: the size of the dataset's images."""
     colour_jitter: float = Field(0.2, ge=0, lt=1)
@@ -88,6 +98,8 @@ class SegmentationOptimisationConfig(Section):
     """Momentum of SGD."""
     weight_decay: float = Field(1e-4, ge=0)
     """L2 penalty on all weights."""
+    gradient_limit: float | None = Field(None, gt=0)
+    """Each component of the gradient is kept within this distance from 0. null: no limit."""
     batch_size: int = Field(16, ge=2)
     """Batch size per rank."""
     steps: int = Field(10_000, ge=1)
@@ -112,8 +124,10 @@ class SegmentationTrainingConfig(Section):
     model: SegmentationModelConfig = SegmentationModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: SegmentationOptimisationConfig = SegmentationOptimisationConfig()
-    soft_targets: bool = True
-    """If the dataset has {key}.alpha.png, learn its foreground shares instead of the mask's two classes."""
+    targets: Literal["auto", "soft", "mask"] = "auto"
+    """What the network learns. mask: each pixel's class. soft: its probability of each class ({key}.probabilities.png),
+    or its share of foreground ({key}.alpha.png) where the classes are two. auto: soft if the dataset has it, else
+    mask. Pixels whose mask is 255 teach nothing either way."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of initial weights, order, augmentation and dropout."""
     shuffle_shards: int = Field(4, ge=1)

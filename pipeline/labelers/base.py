@@ -1,6 +1,6 @@
 """What a labeling method is: its configuration, what it refuses, how it is fitted, and masks for a batch.
 
-Shape suffixes: B batch, H height, W width.
+Shape suffixes: B batch, K classes, H height, W width.
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,9 @@ class Labels:
     """float32 in [0, 1]: how opaque the foreground is; None where the method gives none."""
     instances_BHW: Tensor | None = None
     """int64: index of each pixel's instance from 1, 0 for none; None where the method gives none."""
+    probabilities_BKHW: Tensor | None = None
+    """float32 in [0, 1]: how likely each pixel is of each class, in the order of `classes`; they sum to 1 over K. Of
+    pixels to be ignored as well. None where the method gives none."""
     uncertain_B: Tensor | None = None
     """bool: which masks the method is too unsure of to be kept (drop reason `uncertain`); None where it never says."""
 

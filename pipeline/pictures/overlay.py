@@ -57,6 +57,12 @@ def colour_mask(mask_HW: Pixels, colours: Pixels) -> Pixels:
     return coloured_HWC
 
 
+def blend(levels_NHW: Pixels, colours: Pixels) -> Pixels:
+    """The classes' colours [N, 3], each as strong as its class's level of 255 [N, H, W]; uint8 [H, W, 3]."""
+    blended_HWC = np.tensordot(levels_NHW, colours.astype(np.float32), axes=(0, 0)) / 255
+    return np.clip(np.rint(blended_HWC), 0, 255).astype(np.uint8)
+
+
 def overlay(image_HWC: Pixels, mask_HW: Pixels, colours: Pixels) -> Pixels:
     """An image tinted by its mask: class 0 is dimmed to grey, other classes are tinted, with solid edges.
 
@@ -110,11 +116,6 @@ def _at_edge(pixels: Pixels, edge: int) -> tuple[int, int]:
     return round(width * edge / min(height, width)), round(height * edge / min(height, width))
 
 
-def class_names(sample: Sample) -> list[str]:
-    """The dataset's classes in the order of mask values, as the sample's metadata lists them."""
-    return [name for name in sample.metadata.candidate.class_pixels if name != "ignore"]
-
-
 def contact_sheet(samples: Sequence[Sample], columns: int = 8, edge: int = 128) -> Pixels:
     """A sheet of samples, each as image | overlay with a caption, under a legend of the classes.
 
@@ -123,7 +124,8 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 8, edge: int = 128) 
     """
     if not samples or columns < 1:
         raise LabelmillError(f"a sheet needs samples and columns, got {len(samples)} samples, {columns} columns")
-    return sheet([_captioned(sample) for sample in samples], class_names(samples[0]), columns, edge)
+    classes = samples[0].metadata.candidate.classes
+    return sheet([_captioned(sample) for sample in samples], classes, columns, edge)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What the report shows, read from a finished dataset: scores from every parquet file, a few samples from tars.
 
-Shape suffixes: H, W height and width; C the channels red, green, blue.
+Shape suffixes: H, W height and width; C the channels red, green, blue; K classes.
 """
 
 from collections import defaultdict
@@ -15,7 +15,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from labelmill.pipeline.dataset.manifest import read_manifest
-from labelmill.pipeline.pictures.overlay import PALETTE, Pixels, resize, resize_mask, rgb
+from labelmill.pipeline.pictures.class_maps import unstacked
+from labelmill.pipeline.pictures.overlay import PALETTE, Pixels, blend, class_colours, resize, resize_mask, rgb
 from labelmill.pipeline.shards.publisher import parquet_path, read_record, tar_path
 from labelmill.pipeline.shards.reader import DamagedTarError, Member, members_in
 from labelmill.pipeline.shards.sample_files import (
@@ -63,8 +64,9 @@ class Picture:
     image_HWC: Pixels
     """RGB."""
     mask_HW: Pixels
-    others_HW: tuple[tuple[SampleFile, Pixels], ...] = ()
-    """The optional files. Instances are numbered by the colours of PALETTE, over and over."""
+    others: tuple[tuple[SampleFile, Pixels], ...] = ()
+    """The optional files, [H, W]. Instances are numbered by the colours of PALETTE, over and over; probabilities are
+    a picture [H, W, C] of the classes' colours, each as strong as its class is likely."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def read_pictures(store: Store, rows: Iterable[Row], manifest: Manifest) -> dict
     pictures: dict[int, Picture] = {}
     for shard, wanted in by_shard.items():
         try:
-            pictures.update(_pictures_in(store.read(tar_path(shard)), wanted, files))
+            pictures.update(_pictures_in(store.read(tar_path(shard)), wanted, files, len(manifest.classes)))
         except (FileNotFoundError, DamagedTarError) as error:
             raise OutputError(
                 f"{store.url}/{tar_path(shard)}: cannot be shown: {error}. `labelmill verify` shows what is wrong"
@@ -223,14 +225,16 @@ def picture(row: Row, sample: Sample) -> Picture:
     return _picture(row, {**small, IMAGE.field: _shown(rgb(sample.image_HWC), IMAGE)})
 
 
-def _pictures_in(tar: bytes, wanted: dict[int, Row], files: Sequence[SampleFile]) -> Iterator[tuple[int, Picture]]:
+def _pictures_in(
+    tar: bytes, wanted: dict[int, Row], files: Sequence[SampleFile], num_classes: int
+) -> Iterator[tuple[int, Picture]]:
     pictured = [file for file in files if file.field != METADATA.field]
     names = {file.member(sample_key(seed)): (seed, file) for seed in wanted for file in pictured}
     found: dict[int, dict[str, Pixels]] = defaultdict(dict)
     for member in members_in(tar):
         if member.name in names:
             seed, file = names[member.name]
-            found[seed][file.field] = _shown(_decoded(member, file), file)
+            found[seed][file.field] = _shown(_decoded(member, file, num_classes), file)
     for seed, row in wanted.items():
         missing = [file.member(sample_key(seed)) for file in pictured if file.field not in found[seed]]
         if missing:
@@ -238,21 +242,26 @@ def _pictures_in(tar: bytes, wanted: dict[int, Row], files: Sequence[SampleFile]
         yield seed, _picture(row, found[seed])
 
 
-def _decoded(member: Member, file: SampleFile) -> NDArray[Any]:
+def _decoded(member: Member, file: SampleFile, num_classes: int) -> NDArray[Any]:
+    """A picture's pixels, or a map per class [K, H, W]."""
     flag = cv2.IMREAD_UNCHANGED if file.bit_depths else cv2.IMREAD_COLOR_RGB
     pixels = cv2.imdecode(np.frombuffer(member.data, np.uint8), flag)
     if pixels is None or pixels.ndim != (2 if file.bit_depths else 3):
         raise DamagedTarError(f"{member.name} is not a readable picture")
-    return np.asarray(pixels)
+    if file.is_per_class and len(pixels) % num_classes:
+        raise DamagedTarError(f"{member.name} does not hold a map per class")
+    return unstacked(np.asarray(pixels, np.uint8), num_classes) if file.is_per_class else np.asarray(pixels)
 
 
 def _shown(pixels: NDArray[Any], file: SampleFile) -> Pixels:
     """At most MAX_EDGE pixels on the shorter side."""
     if file == INSTANCES:
         pixels = np.where(pixels > 0, 1 + (pixels.astype(np.int32) - 1) % (len(PALETTE) - 1), 0)
+    if file.is_per_class:
+        pixels = blend(pixels, class_colours(len(pixels)))
     edge = min(*pixels.shape[:2], MAX_EDGE)
-    bytes_HW = pixels.astype(np.uint8, copy=False)
-    return resize_mask(bytes_HW, edge) if file.holds_indices else resize(bytes_HW, edge)
+    shown = pixels.astype(np.uint8, copy=False)
+    return resize_mask(shown, edge) if file.holds_indices else resize(shown, edge)
 
 
 def _picture(row: Row, pixels: Mapping[str, Pixels]) -> Picture:

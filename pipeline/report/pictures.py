@@ -92,14 +92,15 @@ def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]
 
 def _others(picture: Picture, edge: int) -> list[tuple[str, str]]:
     """Name and data URI of each optional file."""
-    return [(file.name, _png_uri(_painted(pixels_HW, file, edge))) for file, pixels_HW in picture.others_HW]
+    return [(file.name, _png_uri(_painted(pixels, file, edge))) for file, pixels in picture.others]
 
 
-def _painted(pixels_HW: Pixels, file: SampleFile, edge: int) -> Pixels:
-    """Numbers in colours, shades in grays."""
+def _painted(pixels: Pixels, file: SampleFile, edge: int) -> Pixels:
+    """Numbers in colours, shades in grays, colours as they are."""
     if file.holds_indices:
-        return colour_mask(resize_mask(pixels_HW, edge), class_colours(len(PALETTE)))
-    return rgb(resize(pixels_HW, edge)[:, :, None])
+        return colour_mask(resize_mask(pixels, edge), class_colours(len(PALETTE)))
+    resized = resize(pixels, edge)
+    return resized if resized.ndim == 3 else rgb(resized[:, :, None])
 
 
 def banner_tile(picture: Picture, colours: Pixels, edge: int) -> BannerTile:

@@ -1,10 +1,13 @@
-"""What training images go through: flip, scale and crop, colour jitter.
+"""What training images go through: flip, scale, rotation, crop, colour jitter.
+
+RepurposeGAN's (Tritrong et al., 2021) are flip 0.5, scale [0.5, 2], rotation 10 and translation 0.5. Its code draws the
+scale uniformly, here its logarithm is uniform; both leave out what lies beyond the image from the loss.
 
 Shape suffixes: H height, W width, C channels.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import cv2
@@ -17,26 +20,64 @@ from labelmill.schemas.segmentation import LUMINANCE, AugmentationConfig
 
 Pixels = NDArray[np.uint8]
 Sample = TypeVar("Sample", bound=LabeledPixels)
+Size = tuple[int, int]
+"""Height and width."""
 
 _LUMINANCE_C = np.array(LUMINANCE, np.float32)
 
 
-class Augmentation:
-    """Changes image, mask and alpha alike. Picklable, for DataLoader's workers."""
+@dataclass(frozen=True)
+class _Layer:
+    """A field of LabeledPixels, and how it is changed."""
 
-    def __init__(self, config: AugmentationConfig, size: tuple[int, int]) -> None:
-        """size: height and width of what comes out."""
+    field: str
+    filling: int
+    """Its value where the image does not reach."""
+    is_smooth: bool = True
+    """It has values between those of two pixels."""
+
+
+_LAYERS = (
+    _Layer("image_HWC", filling=128),
+    _Layer("mask_HW", filling=IGNORE, is_smooth=False),
+    _Layer("alpha_HW", filling=0),
+    _Layer("probabilities_HWK", filling=0),
+)
+
+
+class Augmentation:
+    """Changes image, mask, alpha and probabilities alike. Picklable, for DataLoader's workers."""
+
+    def __init__(self, config: AugmentationConfig, size: Size) -> None:
+        """size: of what comes out."""
         self._config, self._size = config, size
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Sample:
         """The sample, changed, of that size. Where the image does not reach, the mask is 255 (ignore)."""
         config = self._config
         if random.random() < config.flip:
-            sample = _of_all(sample, _mirrored)
+            sample = _of_all(sample, lambda pixels, _: np.ascontiguousarray(pixels[:, ::-1]))
         low, high = np.log(config.scale)
         sample = scaled(sample, float(np.exp(random.uniform(low, high))))
-        sample = cropped(sample, self._size, random)
+        corner = self._corner(sample.mask_HW.shape, random)
+        if config.rotation:
+            sample = rotated(sample, random.uniform(-config.rotation, config.rotation), corner, self._size)
+        else:
+            sample = cropped(sample, corner, self._size)
         return replace(sample, image_HWC=jittered(sample.image_HWC, config.colour_jitter, random))
+
+    def _corner(self, shape: tuple[int, ...], random: np.random.Generator) -> Size:
+        """Top and left of the window that is kept, in the image's pixels."""
+        extras = [extent - window for extent, window in zip(shape, self._size, strict=True)]
+        if self._config.translation is None:  # anywhere within the image, or with the image anywhere within it
+            top, left = (int(random.integers(abs(extra) + 1)) * (1 if extra >= 0 else -1) for extra in extras)
+        else:
+            shifts = random.uniform(-self._config.translation, self._config.translation, 2)
+            top, left = (
+                round(extra / 2 + shift * window)
+                for extra, shift, window in zip(extras, shifts.tolist(), self._size, strict=True)
+            )
+        return top, left
 
 
 def scaled(sample: Sample, factor: float) -> Sample:
@@ -47,37 +88,47 @@ def scaled(sample: Sample, factor: float) -> Sample:
     if size == (width, height):
         return sample
     smooth = cv2.INTER_LINEAR if factor > 1 else cv2.INTER_AREA
-    return replace(
-        sample,
-        image_HWC=_uint8(cv2.resize(sample.image_HWC, size, interpolation=smooth)),
-        mask_HW=_uint8(cv2.resize(sample.mask_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)),
-        alpha_HW=None if sample.alpha_HW is None else _uint8(cv2.resize(sample.alpha_HW, size, interpolation=smooth)),
-    )
+
+    def resized(pixels: Pixels, layer: _Layer) -> Pixels:
+        how = smooth if layer.is_smooth else cv2.INTER_NEAREST_EXACT
+        return _by_fours(pixels, lambda plane: cv2.resize(plane, size, interpolation=how))
+
+    return _of_all(sample, resized)
 
 
-def cropped(sample: Sample, size: tuple[int, int], random: np.random.Generator) -> Sample:
-    """A window of a height and width, anywhere within the image, or with the image anywhere within it."""
-    (height, width), (rows, columns) = sample.mask_HW.shape, size
-    top, left = (int(random.integers(abs(extra) + 1)) for extra in (height - rows, width - columns))
+def cropped(sample: Sample, corner: Size, size: Size) -> Sample:
+    """The window with this corner; it may reach beyond the image."""
+    height, width = sample.mask_HW.shape
+    (top, left), (rows, columns) = corner, size
+    above, before = max(0, -top), max(0, -left)
+    below, behind = max(0, top + rows - height), max(0, left + columns - width)
 
-    def cut(pixels: Pixels, filling: int) -> Pixels:
-        if height >= rows:
-            pixels = pixels[top : top + rows]
-        if width >= columns:
-            pixels = pixels[:, left : left + columns]
-        above, beside = max(0, rows - height), max(0, columns - width)
-        if not above and not beside:
-            return np.ascontiguousarray(pixels)
-        before = top if above else 0, left if beside else 0
-        padding = [(before[0], above - before[0]), (before[1], beside - before[1]), (0, 0)]
-        return np.pad(pixels, padding[: pixels.ndim], constant_values=filling)
+    def cut(pixels: Pixels, layer: _Layer) -> Pixels:
+        inside = pixels[max(0, top) : max(0, top + rows), max(0, left) : max(0, left + columns)]
+        padding = [(above, below), (before, behind), (0, 0)][: pixels.ndim]
+        if not any(map(any, padding)):
+            return np.ascontiguousarray(inside)
+        return np.pad(inside, padding, constant_values=layer.filling)
 
-    return replace(
-        sample,
-        image_HWC=cut(sample.image_HWC, 128),
-        mask_HW=cut(sample.mask_HW, IGNORE),
-        alpha_HW=None if sample.alpha_HW is None else cut(sample.alpha_HW, 0),
-    )
+    return _of_all(sample, cut)
+
+
+def rotated(sample: Sample, degrees: float, corner: Size, size: Size) -> Sample:
+    """The window with this corner, the image turned counter-clockwise around the window's centre: the mask by its
+    nearest pixel, the rest linearly."""
+    (top, left), (rows, columns) = corner, size
+    # OpenCV's pixels have their centres at whole numbers.
+    centre = left + (columns - 1) / 2, top + (rows - 1) / 2
+    matrix = cv2.getRotationMatrix2D(centre, degrees, 1.0) - np.array([[0, 0, left], [0, 0, top]])
+
+    def turned(pixels: Pixels, layer: _Layer) -> Pixels:
+        how = cv2.INTER_LINEAR if layer.is_smooth else cv2.INTER_NEAREST
+        filling = [layer.filling] * 4
+        return _by_fours(
+            pixels, lambda plane: cv2.warpAffine(plane, matrix, (columns, rows), flags=how, borderValue=filling)
+        )
+
+    return _of_all(sample, turned)
 
 
 def jittered(image_HWC: Pixels, strength: float, random: np.random.Generator) -> Pixels:
@@ -93,18 +144,14 @@ def jittered(image_HWC: Pixels, strength: float, random: np.random.Generator) ->
     return np.clip(np.rint(changed_HWC), 0, 255).astype(np.uint8)
 
 
-def _mirrored(pixels: Pixels) -> Pixels:
-    return np.ascontiguousarray(pixels[:, ::-1])
+def _of_all(sample: Sample, change: Callable[[Pixels, _Layer], Pixels]) -> Sample:
+    held = ((layer, getattr(sample, layer.field)) for layer in _LAYERS)
+    return replace(sample, **{layer.field: change(pixels, layer) for layer, pixels in held if pixels is not None})
 
 
-def _of_all(sample: Sample, change: Callable[[Pixels], Pixels]) -> Sample:
-    return replace(
-        sample,
-        image_HWC=change(sample.image_HWC),
-        mask_HW=change(sample.mask_HW),
-        alpha_HW=None if sample.alpha_HW is None else change(sample.alpha_HW),
-    )
-
-
-def _uint8(pixels: object) -> Pixels:
-    return np.asarray(pixels, np.uint8)
+def _by_fours(pixels: Pixels, change: Callable[[Pixels], object]) -> Pixels:
+    """OpenCV changes four channels at a time at most."""
+    if pixels.ndim == 2 or pixels.shape[2] <= 4:
+        return np.asarray(change(pixels), np.uint8)
+    planes = (np.ascontiguousarray(pixels[:, :, k : k + 4]) for k in range(0, pixels.shape[2], 4))
+    return np.dstack([np.asarray(change(plane), np.uint8) for plane in planes])

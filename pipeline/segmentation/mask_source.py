@@ -172,7 +172,7 @@ def _classes_in(file: BinaryIO, members: Sequence[TarMember]) -> tuple[str, ...]
                 metadata = parse_metadata(Member(name, memoryview(file.read(member.num_bytes))))
             except DamagedTarError:
                 return None
-            return tuple(value for value in metadata.candidate.class_pixels if value != "ignore")
+            return metadata.candidate.classes
     return None
 
 

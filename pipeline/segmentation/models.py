@@ -19,6 +19,7 @@ from labelmill.pipeline.process.safetensors_json import (
     save_with_json,
 )
 from labelmill.pipeline.process.torchvision_import import import_torchvision, missing_extra
+from labelmill.pipeline.segmentation.unet import UNet
 from labelmill.schemas.errors import CheckpointError
 from labelmill.schemas.segmentation import (
     LUMINANCE,
@@ -173,6 +174,7 @@ _ARCHITECTURES: Mapping[Architecture, Callable[[int], nn.Module]] = {
     "deeplabv3_mobilenet_v3_large": _deeplabv3_mobilenet_v3_large,
     "deeplabv3plus_resnet50": _deeplabv3plus_resnet50,
     "unet_resnet34": _unet_resnet34,
+    "unet": UNet,
     "resnet18_8s": _ResNet18At8,
 }
 

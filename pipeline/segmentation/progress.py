@@ -6,6 +6,7 @@ from labelmill.pipeline.pictures.photos import find_photos
 from labelmill.pipeline.process.log import log
 from labelmill.pipeline.segmentation.ranks import Ranks
 from labelmill.pipeline.segmentation.reading import Split, open_split
+from labelmill.pipeline.segmentation.targets import target_file
 from labelmill.schemas.segmentation import DatasetSplit, SegmentationTrainingConfig
 
 _FIRST_LINE_SECONDS, _LINE_SECONDS = 3.0, 15.0
@@ -18,6 +19,7 @@ def say_what_was_found(config: SegmentationTrainingConfig, split: Split, ranks: 
         f"data: {split.num_samples} images of {split.image_shape.size_in_words} in {len(split.shards)} shards of "
         f"{split.url} ({name}); {len(split.classes)} classes: {', '.join(split.classes)}"
     )
+    log(f"targets: {target_file(config, split).name}")
     log(f"held out: {_held_out(config)}")
     network = f"{config.model.architecture}, {num_weights / 1e6:.1f} million weights"
     device = f"{ranks.device}, {ranks.count} ranks" if ranks.count > 1 else str(ranks.device)

@@ -9,14 +9,14 @@
 A folder and a bucket read alike. A shard that holds another number of samples than index.json says is an error: most
 readers, webdataset's too, take a tar that was cut between two files for a shorter one.
 
-Shape suffixes: B batch, C channels, H height, W width.
+Shape suffixes: B batch, C channels, H height, W width, K classes.
 """
 
 import io
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmill.pipeline.dataset.manifest import MANIFEST_PATH, read_index, read_manifest
+from labelmill.pipeline.pictures.class_maps import sum_problem, unstacked
 from labelmill.pipeline.pictures.mask_png import MaskError, decode_shard_mask
 from labelmill.pipeline.segmentation.epoch_order import EpochOrder, SampleIndex
 from labelmill.pipeline.segmentation.loader_processes import FOREVER, Patience, items_of_processes
@@ -37,6 +38,7 @@ from labelmill.pipeline.shards.sample_files import (
     MASK,
     METADATA,
     OPTIONAL_FILES,
+    PROBABILITIES,
     SampleFile,
     sample_files,
 )
@@ -61,11 +63,13 @@ class LabeledPixels:
     """RGB, 0 to 255; gray images have three equal channels."""
     mask_HW: Pixels
     """Class index of each pixel; 255 is ignore."""
-    alpha_HW: Pixels | None
+    alpha_HW: Pixels | None = None
     """Share of foreground, 0 to 255, where the dataset has it."""
+    probabilities_HWK: Pixels | None = None
+    """255 times the probability of each class, where the dataset has it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabeledImage(LabeledPixels):
     """A sample as it is stored."""
 
@@ -82,38 +86,40 @@ class PairBatch:
     """uint8 RGB, 0 to 255; gray images have three equal channels."""
     masks_BHW: Tensor
     """uint8 class indices; 255 is ignore."""
-    alphas_BHW: Tensor | None
-    """uint8 share of foreground, 0 to 255, where the dataset has it."""
     metadata: tuple[SampleMetadata, ...]
+    alphas_BHW: Tensor | None = None
+    """uint8 share of foreground, 0 to 255, where the dataset has it."""
+    probabilities_BKHW: Tensor | None = None
+    """uint8: 255 times the probability of each class, where the dataset has it."""
 
     def pin_memory(self) -> "PairBatch":
         """The same batch, ready to be copied to a GPU while that works."""
-        alphas_BHW = None if self.alphas_BHW is None else self.alphas_BHW.pin_memory()
-        return PairBatch(
-            self.keys, self.images_BCHW.pin_memory(), self.masks_BHW.pin_memory(), alphas_BHW, self.metadata
-        )
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[object, ...]:
         """As arrays: pickled tensors would be copied several times, or cross processes through /dev/shm."""
-        images_BHWC = self.images_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
-        alphas_BHW = None if self.alphas_BHW is None else self.alphas_BHW.numpy()
-        return _batch_of_arrays, (self.keys, images_BHWC, self.masks_BHW.numpy(), alphas_BHW, self.metadata)
+        arrays = {name: _channels_last(tensor).contiguous().numpy() for name, tensor in self._tensors().items()}
+        return _batch_of_arrays, (self.keys, self.metadata, arrays)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """By field; without those that the dataset has not."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def _batch_of_arrays(
-    keys: tuple[str, ...],
-    images_BHWC: Pixels,
-    masks_BHW: Pixels,
-    alphas_BHW: Pixels | None,
-    metadata: tuple[SampleMetadata, ...],
+    keys: tuple[str, ...], metadata: tuple[SampleMetadata, ...], arrays: Mapping[str, Pixels]
 ) -> PairBatch:
-    return PairBatch(
-        keys=keys,
-        images_BCHW=torch.from_numpy(images_BHWC).permute(0, 3, 1, 2),
-        masks_BHW=torch.from_numpy(masks_BHW),
-        alphas_BHW=None if alphas_BHW is None else torch.from_numpy(alphas_BHW),
-        metadata=metadata,
-    )
+    """arrays: by field of PairBatch, channels or classes last."""
+    tensors = {name: _channels_first(torch.from_numpy(array)) for name, array in arrays.items()}
+    return PairBatch(keys=keys, metadata=metadata, **tensors)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
 
 
 Augment = Callable[[LabeledImage, np.random.Generator], LabeledImage]
@@ -251,12 +257,19 @@ def _decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
     _check_files(key, files, split.files)
     members = {file.field: files[file.ending] for file in split.files}
     image_HWC, num_classes = _decode_image(members[IMAGE.field], split.image_shape), len(split.classes)
-    mask_HW = _decode_gray(members[MASK.field], image_HWC)
+    mask_HW = _decode_gray(members[MASK.field], image_HWC.shape[:2])
     strange = mask_HW[(mask_HW >= num_classes) & (mask_HW != IGNORE)]
     if strange.size:
         raise MaskError(f"{MASK.member(key)} holds {strange[0]}, but there are {num_classes} classes")
-    alpha_HW = _decode_gray(members[ALPHA.field], image_HWC) if ALPHA.field in members else None
-    return LabeledImage(image_HWC, mask_HW, alpha_HW, key, parse_metadata(members[METADATA.field]))
+    alpha, probabilities = members.get(ALPHA.field), members.get(PROBABILITIES.field)
+    return LabeledImage(
+        image_HWC,
+        mask_HW,
+        alpha_HW=None if alpha is None else _decode_gray(alpha, mask_HW.shape),
+        probabilities_HWK=None if probabilities is None else _decode_maps(probabilities, mask_HW.shape, num_classes),
+        key=key,
+        metadata=parse_metadata(members[METADATA.field]),
+    )
 
 
 def _check_files(key: str, found: Mapping[str, Member], files: Sequence[SampleFile]) -> None:
@@ -285,14 +298,24 @@ def _decode_image(member: Member, shape: ImageShape) -> Pixels:
     return np.asarray(decoded if conversion is None else cv2.cvtColor(decoded, conversion), np.uint8)
 
 
-def _decode_gray(member: Member, image_HWC: Pixels) -> Pixels:
+def _decode_gray(member: Member, size: tuple[int, ...]) -> Pixels:
     try:
         gray_HW = decode_shard_mask(bytes(member.data))
     except MaskError as error:
         raise MaskError(f"{member.name}: {error}") from error
-    if gray_HW.shape != image_HWC.shape[:2]:
-        raise MaskError(f"{member.name}: is {gray_HW.shape}, its image {image_HWC.shape[:2]} (height, width)")
+    if gray_HW.shape != size:
+        raise MaskError(f"{member.name}: is {gray_HW.shape}, by its image it should be {size} (height, width)")
     return gray_HW
+
+
+def _decode_maps(member: Member, size: tuple[int, ...], num_classes: int) -> Pixels:
+    """[H, W, K]"""
+    height, width = size
+    levels_KHW = unstacked(_decode_gray(member, (num_classes * height, width)), num_classes)
+    problem = sum_problem(levels_KHW)
+    if problem is not None:
+        raise MaskError(f"{member.name}: its {num_classes} maps {problem}")
+    return np.ascontiguousarray(levels_KHW.transpose(1, 2, 0))
 
 
 class TrainingBatches:
@@ -337,15 +360,18 @@ class TrainingBatches:
 
 
 def collate(samples: list[LabeledImage]) -> PairBatch:
-    """Stack samples of one size, which all have alpha, or none has it."""
-    alphas = [sample.alpha_HW for sample in samples if sample.alpha_HW is not None]
-    assert len(alphas) in (0, len(samples))
+    """Stack samples of one size; what one of them has, all have."""
+    columns = {
+        "images_BCHW": [sample.image_HWC for sample in samples],
+        "masks_BHW": [sample.mask_HW for sample in samples],
+        "alphas_BHW": [sample.alpha_HW for sample in samples if sample.alpha_HW is not None],
+        "probabilities_BKHW": [sample.probabilities_HWK for sample in samples if sample.probabilities_HWK is not None],
+    }
+    assert all(len(column) in (0, len(samples)) for column in columns.values())
     return _batch_of_arrays(
         keys=tuple(sample.key for sample in samples),
-        images_BHWC=np.stack([sample.image_HWC for sample in samples]),
-        masks_BHW=np.stack([sample.mask_HW for sample in samples]),
-        alphas_BHW=np.stack(alphas) if alphas else None,
         metadata=tuple(sample.metadata for sample in samples),
+        arrays={name: np.stack(column) for name, column in columns.items() if column},
     )
 
 

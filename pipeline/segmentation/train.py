@@ -20,13 +20,14 @@ from labelmill.pipeline.segmentation.augment import Augmentation
 from labelmill.pipeline.segmentation.curves import draw_curves
 from labelmill.pipeline.segmentation.held_out import check_photos, open_held_out_split, score
 from labelmill.pipeline.segmentation.loader_processes import Patience
-from labelmill.pipeline.segmentation.loss import segmentation_loss
+from labelmill.pipeline.segmentation.loss import segmentation_loss, shares_of_alpha, shares_of_levels
 from labelmill.pipeline.segmentation.models import build, save_segmenter
 from labelmill.pipeline.segmentation.progress import TrainingPace, say_what_was_found
 from labelmill.pipeline.segmentation.ranks import Ranks, joined_ranks
 from labelmill.pipeline.segmentation.reading import PairBatch, Split, open_split, training_loader
 from labelmill.pipeline.segmentation.seed_overlap import check_apart
-from labelmill.pipeline.shards.sample_files import ALPHA
+from labelmill.pipeline.segmentation.targets import target_file
+from labelmill.pipeline.shards.sample_files import ALPHA, PROBABILITIES
 from labelmill.pipeline.training.log import TrainingLog
 from labelmill.pipeline.training.randomness import seed_of
 from labelmill.pipeline.training.resume import refuse_changes
@@ -93,6 +94,7 @@ class SegmentationTrainer:
         """Raises ConfigError for settings that do not fit the dataset or the device."""
         self.config, self.split, self.ranks = config, split, ranks
         _check(config, split, ranks.device)
+        self.target = target_file(config, split)
         model = config.model
         self.segmenter = build(
             model,
@@ -177,20 +179,18 @@ class SegmentationTrainer:
             group["lr"] = rate
         images_BCHW = batch.images_BCHW.to(device, non_blocking=True).float() / 255
         masks_BHW = batch.masks_BHW.to(device, non_blocking=True).long()
-        alphas_BHW = batch.alphas_BHW if self.config.soft_targets else None
         self.parallel.train()
         with (
             self._seeded(),
             torch.autocast(device.type, _DTYPES[settings.precision], enabled=settings.precision != "float32"),
         ):
             logits_BKHW = self.parallel(images_BCHW.contiguous(memory_format=torch.channels_last))
-        loss = segmentation_loss(
-            logits_BKHW,
-            masks_BHW,
-            None if alphas_BHW is None else alphas_BHW.to(device, non_blocking=True).float() / 255,
-        )
+        loss = segmentation_loss(logits_BKHW, masks_BHW, self._shares(batch))
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        if settings.gradient_limit is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_value_(self.segmenter.parameters(), settings.gradient_limit)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.num_steps += 1
@@ -199,6 +199,15 @@ class SegmentationTrainer:
         self.log.add("learning_rate", torch.tensor(rate))
         if self.ranks.is_first:
             self.log.step(self.num_steps, self.num_images, self.seconds)
+
+    def _shares(self, batch: PairBatch) -> Tensor | None:
+        """Soft targets [B, K, H, W] on the device; None where masks are the targets."""
+        device = self.ranks.device
+        if self.target == PROBABILITIES and batch.probabilities_BKHW is not None:
+            return shares_of_levels(batch.probabilities_BKHW.to(device, non_blocking=True))
+        if self.target == ALPHA and batch.alphas_BHW is not None:
+            return shares_of_alpha(batch.alphas_BHW.to(device, non_blocking=True))
+        return None
 
     @property
     def num_images(self) -> int:
@@ -348,11 +357,7 @@ def _check(config: SegmentationTrainingConfig, split: Split, device: torch.devic
     held_out, precision = config.held_out, config.optimisation.precision
     if precision != "float32" and device.type == "cpu":
         raise ConfigError(f"optimisation.precision: {precision} needs a GPU; on a CPU use float32")
-    if config.soft_targets and ALPHA in split.files and len(split.classes) != 2:
-        raise ConfigError(
-            f"soft_targets: {split.url} has {ALPHA.ending}, which is of two classes, but masks of "
-            f"{len(split.classes)}; set soft_targets: false"
-        )
+    target_file(config, split)
     if isinstance(held_out, PhotoFolder):
         check_photos(held_out, split.classes)
     if isinstance(held_out, DatasetSplit):

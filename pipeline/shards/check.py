@@ -8,9 +8,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from labelmill.pipeline.pictures.class_maps import sum_problem, unstacked
 from labelmill.pipeline.pictures.png import GRAY, Gray, decode_gray, read_png_header
 from labelmill.pipeline.shards.reader import DamagedTarError, Member, members_in, parse_metadata
-from labelmill.pipeline.shards.sample_files import IMAGE, MASK, METADATA, OPTIONAL_FILES, SampleFile, sample_files
+from labelmill.pipeline.shards.sample_files import (
+    IMAGE,
+    MASK,
+    METADATA,
+    OPTIONAL_FILES,
+    PROBABILITIES,
+    SampleFile,
+    sample_files,
+)
 from labelmill.pipeline.shards.writer import DIGITAL_SOURCE_TYPE
 from labelmill.schemas.sample import IGNORE, Candidate, ImageShape, OptionalFile, SampleMetadata, sample_key
 from labelmill.schemas.shard import ShardTask
@@ -126,13 +135,23 @@ def _pixel_problems(sample: _PackedSample, origin: ShardOrigin) -> Iterator[str]
         yield f"{image.name}: is not marked as made by an algorithm"
     for file in origin.files:
         if file.bit_depths:
-            member = sample.members[file.field]
-            pixels_HW = _decoded_gray(member, file, shape)
-            if pixels_HW is None:
-                depths = " or ".join(f"{bits}-bit" for bits in file.bit_depths)
-                yield f"{member.name}: is no {depths} gray PNG of {shape.size_in_words}"
-            elif file == MASK:
-                yield from _mask_problems(pixels_HW, sample, origin)
+            yield from _gray_problems(file, sample, origin)
+
+
+def _gray_problems(file: SampleFile, sample: _PackedSample, origin: ShardOrigin) -> Iterator[str]:
+    member, shape = sample.members[file.field], origin.image_shape
+    num_maps = len(origin.classes) if file.is_per_class else 1
+    pixels_HW = _decoded_gray(member, file, (num_maps * shape.height, shape.width))
+    if pixels_HW is None:
+        depths = " or ".join(f"{bits}-bit" for bits in file.bit_depths)
+        maps = f"{num_maps} maps of " if file.is_per_class else ""
+        yield f"{member.name}: is no {depths} gray PNG of {maps}{shape.size_in_words}"
+    elif file == MASK:
+        yield from _mask_problems(pixels_HW, sample, origin)
+    elif file == PROBABILITIES:
+        problem = sum_problem(unstacked(pixels_HW.astype(np.uint8, copy=False), num_maps))
+        if problem is not None:
+            yield f"{member.name}: its maps {problem}"
 
 
 def _mask_problems(mask_HW: Gray, sample: _PackedSample, origin: ShardOrigin) -> Iterator[str]:
@@ -154,15 +173,15 @@ def _is_image(pixels: NDArray[np.uint8] | None, shape: ImageShape, image_format:
     return pixels.shape == shape.size
 
 
-def _decoded_gray(member: Member, file: SampleFile, shape: ImageShape) -> Gray | None:
+def _decoded_gray(member: Member, file: SampleFile, size: tuple[int, int]) -> Gray | None:
     # The header first: OpenCV would widen fewer bits and palettes, and a lie about the size could fill the memory.
     header = read_png_header(member.data)
-    if header is None or (header.height, header.width) != shape.size:
+    if header is None or (header.height, header.width) != size:
         return None
     if header.colour_type != GRAY or header.bit_depth not in file.bit_depths:
         return None
     pixels_HW = decode_gray(member.data)
-    return pixels_HW if pixels_HW is not None and pixels_HW.shape == shape.size else None
+    return pixels_HW if pixels_HW is not None and pixels_HW.shape == size else None
 
 
 def _decoded(member: Member) -> NDArray[np.uint8] | None:

@@ -26,6 +26,8 @@ class SampleFile:
     """Of a gray PNG: those that it may have, the least that holds the sample's values. None for what is no gray PNG."""
     holds_indices: bool = False
     """Its pixels are numbers of things, which have no values between them."""
+    is_per_class: bool = False
+    """It holds a map per class, one below the other in the order of mask values (pipeline/pictures/class_maps.py)."""
     is_optional: bool = False
     """Only datasets that declare it have it."""
 
@@ -67,7 +69,17 @@ INSTANCES = SampleFile(
     holds_indices=True,
     is_optional=True,
 )
-SAMPLE_FILES = (IMAGE, MASK, METADATA, ALPHA, INSTANCES)
+PROBABILITIES = SampleFile(
+    "probabilities.png",
+    "probabilities_KHW",
+    "8-bit gray: 255 times the probability of each class, the classes' maps one below the other; they sum to 255 at "
+    "each pixel",
+    labels_field="probabilities_BKHW",
+    bit_depths=(8,),
+    is_per_class=True,
+    is_optional=True,
+)
+SAMPLE_FILES = (IMAGE, MASK, METADATA, ALPHA, INSTANCES, PROBABILITIES)
 OPTIONAL_FILES = tuple(file for file in SAMPLE_FILES if file.is_optional)
 
 

@@ -7,12 +7,14 @@ import zlib
 from collections import deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, Future
+from typing import Any
 
 import cv2
 import numpy as np
 import webdataset
 from numpy.typing import NDArray
 
+from labelmill.pipeline.pictures.class_maps import stacked
 from labelmill.pipeline.pictures.png import HEADER_BYTES, encode_gray, encode_picture
 from labelmill.pipeline.shards.sample_files import IMAGE, METADATA, SAMPLE_FILES, SampleFile, sample_files
 from labelmill.schemas.sample import Sample, SampleMetadata, sample_key
@@ -122,7 +124,8 @@ def _members(sample: Sample, files: Sequence[SampleFile], quality: int) -> _Memb
 
 def _content(sample: Sample, file: SampleFile, quality: int) -> bytes:
     if file.bit_depths:
-        pixels_HW = getattr(sample, file.field)
+        pixels: Any = getattr(sample, file.field)
+        pixels_HW: Any = stacked(pixels) if file.is_per_class else pixels
         depth = next(bits for bits in file.bit_depths if pixels_HW.max() < 2**bits)
         return encode_gray(pixels_HW.astype(np.uint8 if depth == 8 else np.uint16, copy=False))
     if file.field == METADATA.field:
@@ -147,5 +150,6 @@ def _check(sample: Sample, files: Sequence[SampleFile]) -> None:
             raise AssertionError(f"{file.ending}: the labeler {fault} (optional_files)")
         if file.bit_depths and value is not None:
             widest = np.uint16 if file.bit_depths[-1] == 16 else np.uint8
-            assert value.dtype == widest and value.shape == image_HWC.shape[:2], (file.field, value.dtype, value.shape)
+            shape = (*((len(metadata.candidate.classes),) if file.is_per_class else ()), *image_HWC.shape[:2])
+            assert value.dtype == widest and value.shape == shape, (file.field, value.dtype, value.shape)
     assert sample.key == metadata.key == sample_key(metadata.candidate.seed), sample.key

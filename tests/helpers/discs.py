@@ -1,6 +1,6 @@
 """A dataset that can be learned: discs of two colours on a textured ground, 16 px, three classes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -41,23 +41,28 @@ def disc(seed: int, side: int = RESOLUTION) -> tuple[np.ndarray, np.ndarray]:
     return image_HWC.astype(np.uint8), mask_HW
 
 
-def _disc_samples(task: ShardTask, run: str, with_alpha: bool) -> Iterator[Sample]:
+def _disc_samples(task: ShardTask, run: str, optional_files: Collection[OptionalFile]) -> Iterator[Sample]:
     for painted in samples_of(task, run):
         seed = painted.metadata.candidate.seed
         sample = sample_of(seed, *disc(seed), painted.metadata.dropped_before, run)
-        yield replace(sample, alpha_HW=alpha_of(sample.mask_HW)) if with_alpha else sample
+        yield replace(
+            sample,
+            alpha_HW=alpha_of(sample.mask_HW) if "alpha.png" in optional_files else None,
+            probabilities_KHW=levels_of(sample.mask_HW) if "probabilities.png" in optional_files else None,
+        )
 
 
-def write_discs(folder: Path, samples: int = 39, first_seed: int = 100, with_alpha: bool = False) -> str:
+def write_discs(
+    folder: Path, samples: int = 39, first_seed: int = 100, optional_files: tuple[OptionalFile, ...] = ()
+) -> str:
     """A finished dataset in shards of four, the last one shorter."""
     config = config_of(folder, samples=samples)
     config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"first_seed": first_seed})})
-    optional_files: tuple[OptionalFile, ...] = ("alpha.png",) if with_alpha else ()
     context, store = context_of(config, optional_files), Store.open(str(folder))
     store.create("run.json", RunFile(identity=identity(config, CHECKPOINT.sha256, {})).model_dump_json().encode())
     with ThreadPoolExecutor(2) as threads:
         for task in shard_tasks(config):
-            samples_in = _disc_samples(task, context.fingerprint, with_alpha)
+            samples_in = _disc_samples(task, context.fingerprint, optional_files)
             tar = tar_of(samples_in, threads, optional_files=optional_files)
             publish(store, task, tar, context.fingerprint, optional_files=optional_files)
     finish_dataset(store, records_of(store, config, optional_files=optional_files), context)
@@ -87,3 +92,8 @@ class ByColour(nn.Module):
 def alpha_of(mask_HW: np.ndarray) -> np.ndarray:
     """The upper half of the disc 200, the lower one 100."""
     return (mask_HW * 100).astype(np.uint8)
+
+
+def levels_of(mask_HW: np.ndarray) -> np.ndarray:
+    """Of 255, 235 for the pixel's class and 10 for each of the other two."""
+    return np.where(np.arange(3)[:, None, None] == mask_HW, 235, 10).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Augmentation: image, mask and alpha move together, class ids stay class ids."""
+"""Augmentation: image, mask, alpha and probabilities move together, class ids stay class ids."""
 
 from dataclasses import replace
 
@@ -6,21 +6,33 @@ import numpy as np
 import pytest
 from helpers.small_dataset import paint, sample_of
 
-from labelmill.pipeline.segmentation.augment import Augmentation, cropped, jittered, scaled
-from labelmill.pipeline.segmentation.reading import LabeledImage
+from labelmill.pipeline.segmentation.augment import Augmentation, cropped, jittered, rotated, scaled
+from labelmill.pipeline.segmentation.reading import LabeledImage, LabeledPixels
 from labelmill.schemas.segmentation import AugmentationConfig
 
 NOTHING = AugmentationConfig(flip=0, scale=(1, 1), colour_jitter=0)
 
 
 def _sample(seed: int = 3) -> LabeledImage:
-    """An image whose channels, and an alpha which, is a function of the mask, so that they can be compared."""
+    """All else is a function of the mask, so that they can be compared."""
     mask_HW = paint(seed)[1]
-    return LabeledImage(_image_of(mask_HW), mask_HW, mask_HW // 2, "3", sample_of(seed, *paint(seed)).metadata)
+    return LabeledImage(
+        _image_of(mask_HW),
+        mask_HW,
+        alpha_HW=mask_HW // 2,
+        probabilities_HWK=_levels_of(mask_HW),
+        key="3",
+        metadata=sample_of(seed, *paint(seed)).metadata,
+    )
 
 
 def _image_of(mask_HW: np.ndarray) -> np.ndarray:
     return np.stack([mask_HW, 255 - mask_HW, mask_HW // 3], axis=-1)
+
+
+def _levels_of(mask_HW: np.ndarray) -> np.ndarray:
+    """Five classes: more than OpenCV turns at once."""
+    return np.stack([mask_HW // 3, mask_HW // 4, mask_HW // 5, mask_HW // 6, 255 - mask_HW], axis=-1)
 
 
 def test_nothing_asked_is_nothing_done() -> None:
@@ -36,28 +48,79 @@ def test_a_flip_mirrors_all_alike() -> None:
     assert np.array_equal(changed.mask_HW, sample.mask_HW[:, ::-1])
     assert np.array_equal(changed.image_HWC, sample.image_HWC[:, ::-1])
     assert changed.alpha_HW is not None and np.array_equal(changed.alpha_HW, changed.mask_HW // 2)
+    assert changed.probabilities_HWK is not None
+    assert np.array_equal(changed.probabilities_HWK, _levels_of(changed.mask_HW))
+
+
+def _windows(config: AugmentationConfig, size: tuple[int, int], count: int = 20) -> list[LabeledImage]:
+    """The samples that as many seeds give."""
+    return [Augmentation(config, size)(_sample(), np.random.default_rng(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("size", [(6, 6), (16, 16), (25, 25), (6, 25), (25, 16)])
 def test_a_crop_cuts_all_alike_and_ignores_what_it_fills(size: tuple[int, int]) -> None:
-    sample = _sample()
-    for seed in range(20):
-        changed = cropped(sample, size, np.random.default_rng(seed))
+    for changed in _windows(NOTHING, size):
         assert changed.mask_HW.shape == size and changed.image_HWC.shape == (*size, 3)
-        inside_HW = np.zeros(size, bool)
-        matching = np.all(changed.image_HWC == _image_of(changed.mask_HW), axis=-1)
-        inside_HW[matching] = True
+        assert changed.alpha_HW is not None and changed.probabilities_HWK is not None
+        inside_HW = np.all(changed.image_HWC == _image_of(changed.mask_HW), axis=-1)
         assert inside_HW.sum() == min(size[0], 16) * min(size[1], 16)
-        assert (changed.mask_HW[~inside_HW] == 255).all()
+        assert (changed.mask_HW[~inside_HW] == 255).all() and (changed.alpha_HW[~inside_HW] == 0).all()
+        assert np.array_equal(changed.probabilities_HWK[inside_HW], _levels_of(changed.mask_HW)[inside_HW])
+        assert (changed.probabilities_HWK[~inside_HW] == 0).all()
 
 
 def test_crops_reach_every_corner() -> None:
-    sample = _sample()
-    corners = {
-        (int(c.mask_HW[0, 0]), c.mask_HW.tobytes())
-        for c in (cropped(sample, (15, 15), np.random.default_rng(seed)) for seed in range(60))
-    }
+    corners = {(int(c.mask_HW[0, 0]), c.mask_HW.tobytes()) for c in _windows(NOTHING, (15, 15), count=60)}
     assert len(corners) == 4
+
+
+def test_a_translation_brings_the_centre_up_to_that_share_of_the_window_away() -> None:
+    places = set()
+    for changed in _windows(NOTHING.model_copy(update={"translation": 0.25}), (16, 16), count=200):
+        inside_HW = np.all(changed.image_HWC == _image_of(changed.mask_HW), axis=-1)
+        rows, columns = np.flatnonzero(inside_HW.any(axis=1)), np.flatnonzero(inside_HW.any(axis=0))
+        assert inside_HW.sum() == len(rows) * len(columns)
+        top, left = (span[0] if span[0] else span[-1] - 15 for span in (rows, columns))
+        places.add((int(top), int(left)))
+        assert np.array_equal(
+            changed.mask_HW[inside_HW],
+            _sample().mask_HW[max(0, -top) : 16 - max(0, top), max(0, -left) : 16 - max(0, left)].ravel(),
+        )
+    for axis in (0, 1):
+        assert {place[axis] for place in places} == set(range(-4, 5))
+
+
+def test_a_quarter_turn_is_counter_clockwise_and_of_all_alike() -> None:
+    turned = rotated(_sample(), 90, (0, 0), (16, 16))
+    assert np.array_equal(turned.mask_HW, np.rot90(_sample().mask_HW))
+    assert np.array_equal(turned.image_HWC, _image_of(turned.mask_HW))
+    assert turned.alpha_HW is not None and np.array_equal(turned.alpha_HW, turned.mask_HW // 2)
+    assert turned.probabilities_HWK is not None
+    assert np.array_equal(turned.probabilities_HWK, _levels_of(turned.mask_HW))
+    # A window that reaches beyond the image's left and lower borders turns around its own centre.
+    window = cropped(_sample(), (9, -5), (16, 16))
+    assert np.array_equal(rotated(_sample(), 180, (9, -5), (16, 16)).mask_HW, np.rot90(window.mask_HW, 2))
+
+
+def test_rotations_turn_either_way_by_so_many_degrees_and_ignore_what_they_fill() -> None:
+    """Told by where a line through the centre goes."""
+    mask_HW = np.zeros((65, 65), np.uint8)
+    mask_HW[32] = 1
+    levels_HWK = np.stack([255 - 255 * mask_HW, 255 * mask_HW], axis=-1)
+    sample = LabeledPixels(_image_of(mask_HW), mask_HW, probabilities_HWK=levels_HWK)
+    augment, angles = Augmentation(NOTHING.model_copy(update={"rotation": 10}), (65, 65)), []
+    for seed in range(60):
+        changed = augment(sample, np.random.default_rng(seed))
+        rows, columns = np.nonzero(changed.mask_HW == 1)
+        angles.append(float(np.degrees(np.arctan(np.polyfit(columns, rows, 1)[0]))))
+        known_HW = changed.mask_HW != 255
+        assert known_HW[32, 32] and (abs(angles[-1]) < 2 or not known_HW[0, 0])
+        assert changed.probabilities_HWK is not None
+        sums_HW = changed.probabilities_HWK.sum(axis=-1, dtype=int)
+        assert (abs(sums_HW[8:-8, 8:-8] - 255) <= 1).all() and (sums_HW[known_HW] > 0).all()
+        likeliest_HW = changed.probabilities_HWK.argmax(axis=-1)
+        assert (likeliest_HW == changed.mask_HW)[8:-8, 8:-8].mean() > 0.97
+    assert min(angles) < -8 and max(angles) > 8 and max(map(abs, angles)) < 10.5
 
 
 def test_scaling_keeps_class_ids_and_follows_nearest_pixels() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from labelmill.pipeline.segmentation.loss import segmentation_loss
+from labelmill.pipeline.segmentation.loss import segmentation_loss, shares_of_alpha, shares_of_levels
 from labelmill.pipeline.segmentation.models import Segmenter, build, load_segmenter, save_segmenter
 from labelmill.pipeline.segmentation.onnx_export import export_onnx
 from labelmill.schemas.errors import CheckpointError
@@ -32,11 +32,18 @@ CARD = SegmentationModelCard(
     dataset_fingerprint="f" * 64,
     steps=3,
 )
+# U-Net's pairs of channels that 3 x 3 convolutions join, down and up, and channels that are normalised.
+UNET_PAIRS = 3 * 64 + 64 * 64 + sum(w * w // 2 + w * w for w in (128, 256, 512, 1024))
+UNET_PAIRS += sum(2 * w * w + w * w for w in (64, 128, 256, 512))
+UNET_CHANNELS = 2 * (64 + 128 + 256 + 512 + 1024) + 2 * (64 + 128 + 256 + 512)
+UNET_TRANSPOSED = sum(4 * 2 * w * w + w for w in (64, 128, 256, 512))
 # Weights and biases, for three classes, of the networks as published; ours must be those.
 NUM_PARAMETERS = {
     # ResNet-50 without its classifier 23,508,032; ASPP and head 16,126,211.
     "deeplabv3_resnet50": 23_508_032 + 16_126_211,
     "deeplabv3_mobilenet_v3_large": 11_020_851,
+    # Convolutions 3 x 3 of 18 widths, their normalisation, transposed ones with biases, and 64 x 3 + 3.
+    "unet": 9 * UNET_PAIRS + 2 * UNET_CHANNELS + UNET_TRANSPOSED + 64 * 3 + 3,
     # ResNet-18 without its classifier (11,689,512 - 513,000), and 512 x 3 + 3.
     "resnet18_8s": 11_689_512 - 513_000 + 512 * 3 + 3,
 }
@@ -127,12 +134,24 @@ def test_the_loss_is_cross_entropy_over_known_pixels() -> None:
     expected = by_hand[torch.arange(len(classes)), classes].mean()
     assert segmentation_loss(logits, masks).item() == pytest.approx(expected.item(), rel=1e-5)
     # Hard shares are the same as classes; soft ones weigh both.
-    hard = (masks == 1).float()
-    assert segmentation_loss(logits, masks, hard).item() == pytest.approx(expected.item(), rel=1e-5)
-    shares = torch.rand(2, 4, 5)
-    weights = torch.stack([1 - shares, shares], -1)[known].double()
+    hard = (masks == 1).byte() * 255
+    assert segmentation_loss(logits, masks, shares_of_alpha(hard)).item() == pytest.approx(expected.item(), rel=1e-5)
+    alphas = torch.randint(0, 256, (2, 4, 5), dtype=torch.uint8)
+    weights = torch.stack([255 - alphas, alphas], -1)[known].double() / 255
     soft = (weights * by_hand).sum(1).mean()
-    assert segmentation_loss(logits, masks, shares).item() == pytest.approx(soft.item(), rel=1e-5)
+    assert segmentation_loss(logits, masks, shares_of_alpha(alphas)).item() == pytest.approx(soft.item(), rel=1e-5)
+
+
+def test_the_loss_of_probabilities_is_cross_entropy_with_all_classes() -> None:
+    """Also where resizing has left sums of 254 or 256. What a pixel says that is to be ignored does not matter."""
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    masks[0, 0], masks[1, 2, 3] = 255, 255
+    levels = torch.randint(1, 86, (2, 3, 4, 5), dtype=torch.uint8)
+    known, shares = masks != 255, levels.double() / levels.double().sum(dim=1, keepdim=True)
+    expected = -(shares * torch.log_softmax(logits.double(), 1)).sum(dim=1)[known].mean()
+    levels[0, :, 0] = 0  # beyond the image's border nothing is said
+    assert segmentation_loss(logits, masks, shares_of_levels(levels)).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_an_image_without_a_known_pixel_teaches_nothing() -> None:
@@ -158,9 +177,11 @@ def test_one_that_learned_from_rectangular_gray_images_turns_colours_gray_in_onn
     np.testing.assert_allclose(logits, np.stack([(gray - 0.4) / 0.5] * 3, axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("upscale", [1, 2])
-def test_onnxruntime_gives_what_pytorch_gives_for_every_size(tmp_path: Path, upscale: int) -> None:
-    segmenter = _build("resnet18_8s", upscale=upscale).eval()
+@pytest.mark.parametrize(("architecture", "upscale"), [("resnet18_8s", 1), ("resnet18_8s", 2), ("unet", 1)])
+def test_onnxruntime_gives_what_pytorch_gives_for_every_size(
+    tmp_path: Path, architecture: Architecture, upscale: int
+) -> None:
+    segmenter = _build(architecture, upscale=upscale).eval()
     path = tmp_path / "model.onnx"
     assert export_onnx(segmenter, CARD, path) < 1e-3
     session = onnxruntime.InferenceSession(path)

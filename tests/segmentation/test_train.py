@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.discs import alpha_of, disc, write_discs, write_photos
+from helpers.discs import alpha_of, disc, levels_of, write_discs, write_photos
 from helpers.drivers import free_ports
 from safetensors.torch import load_file
 
 from labelmill.pipeline.pictures.photos import PhotoError
+from labelmill.pipeline.segmentation.loss import segmentation_loss, shares_of_levels
 from labelmill.pipeline.segmentation.ranks import Ranks
 from labelmill.pipeline.segmentation.reading import open_split, read_samples, training_loader
 from labelmill.pipeline.segmentation.train import SegmentationTrainer, train
@@ -33,9 +34,13 @@ from labelmill.schemas.yaml_file import load_config, validate
 ROOT = Path(__file__).resolve().parents[2]
 
 
+AUTO_SHOT = yaml.safe_load((ROOT / "deploy" / "auto_shot.yaml").read_text())
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_discs(tmp_path_factory.mktemp("discs") / "out")
+    """With probabilities, which only trainings with soft targets read."""
+    return write_discs(tmp_path_factory.mktemp("discs") / "out", optional_files=("probabilities.png",))
 
 
 def _values(dataset: str, output: Path, steps: int = 6, **others: object) -> dict[str, object]:
@@ -45,6 +50,7 @@ def _values(dataset: str, output: Path, steps: int = 6, **others: object) -> dic
         "data": {"dataset": dataset, "split": "train"},
         "output": str(output),
         "model": {"architecture": "deeplabv3_mobilenet_v3_large", "upscale": 2},
+        "targets": "mask",
         "workers": 0,
         "device": "cpu",
         "log_interval_steps": 1,
@@ -112,11 +118,38 @@ def test_the_rate_falls_by_the_polynomial(dataset: str, tmp_path: Path) -> None:
     assert rates == pytest.approx([0.05 * (1 - step / 4) ** 0.9 for step in range(4)], abs=1e-6)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_a_resumed_training_is_the_same_to_the_bit(dataset: str, tmp_path: Path, optimiser: str) -> None:
+def test_a_gradient_limit_bounds_the_first_step(dataset: str, tmp_path: Path) -> None:
+    """Of SGD, by the rate times the limit."""
+    moved = []
+    for name, limit in (("free", None), ("limited", 1e-4)):
+        optimisation = {"learning_rate": 0.05, "gradient_limit": limit, "weight_decay": 0}
+        config = _config(dataset, tmp_path / name, steps=1, optimisation=optimisation)
+        split = open_split(dataset, "train")
+        trainer = SegmentationTrainer(config, split, Ranks(0, 1, torch.device("cpu")))
+        before = [weights.detach().clone() for weights in trainer.segmenter.parameters()]
+        trainer.restore()
+        trainer.run(StopAfter(trainer, 1))
+        after = [weights.detach() for weights in trainer.segmenter.parameters()]
+        moved.append(max(float((x - y).abs().max()) for x, y in zip(before, after, strict=True)))
+    assert moved[1] == pytest.approx(0.05 * 1e-4, rel=0.01) and moved[0] > 100 * moved[1]
+
+
+def test_the_auto_shot_file_is_valid_and_asks_for_soft_targets() -> None:
+    config = load_config(ROOT / "deploy" / "auto_shot.yaml", SegmentationTrainingConfig)
+    assert (config.targets, config.model.architecture) == ("soft", "unet")
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "others"),
+    [("sgd", {}), ("adam", {key: AUTO_SHOT[key] for key in ("targets", "augmentation")})],
+    ids=["sgd", "adam"],
+)
+def test_a_resumed_training_is_the_same_to_the_bit(
+    dataset: str, tmp_path: Path, optimiser: str, others: dict[str, object]
+) -> None:
     optimisation = {"optimiser": optimiser, "learning_rate": 0.003}
     whole, resumed = (
-        _config(dataset, tmp_path / name, steps=7, optimisation=optimisation) for name in ("whole", "resumed")
+        _config(dataset, tmp_path / name, steps=7, optimisation=optimisation, **others) for name in ("whole", "resumed")
     )
     train(whole)
     _train_until(resumed, 2)
@@ -376,8 +409,32 @@ print("threads:", *threads)
         assert not {name for name in threads.split() if "gloo" in name or "store" in name}, threads
 
 
+def test_probabilities_go_through_loader_processes_and_bound_the_loss(dataset: str, tmp_path: Path) -> None:
+    """A network that is sure of the right class everywhere is wrong about 20 of 255 levels; one that has learned the
+    targets is not."""
+    split = open_split(dataset, "train")
+    (batch,) = training_loader(split, batch_size=8, seed=0, batches=range(1), shuffle_shards=2, workers=1)
+    assert batch.probabilities_BKHW is not None
+    levels_BKHW = np.stack([levels_of(mask_HW) for mask_HW in batch.masks_BHW.numpy()])
+    assert np.array_equal(batch.probabilities_BKHW.numpy(), levels_BKHW)
+    sure = torch.log(torch.tensor(levels_BKHW == 235).float() + 1e-9)
+    losses = [
+        segmentation_loss(logits, batch.masks_BHW.long(), shares_of_levels(batch.probabilities_BKHW)).item()
+        for logits in (sure, torch.tensor(levels_BKHW).float().log())
+    ]
+    entropy = -(235 * np.log(235 / 255) + 20 * np.log(10 / 255)) / 255
+    assert losses[1] == pytest.approx(entropy, rel=1e-5) and losses[0] > 4 * entropy
+
+
+def test_soft_targets_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    hard = write_discs(tmp_path / "hard", samples=8)
+    with pytest.raises(ConfigError, match=r"targets: soft needs samples with probabilities\.png, .* has neither"):
+        train(_config(hard, tmp_path / "out", data={"dataset": hard, "split": None}, targets="soft"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_alpha_is_read_as_stored(tmp_path: Path) -> None:
-    dataset = write_discs(tmp_path / "out", samples=8, with_alpha=True)
+    dataset = write_discs(tmp_path / "out", samples=8, optional_files=("alpha.png",))
     split = open_split(dataset, None)
     for sample in read_samples(split):
         assert sample.alpha_HW is not None
@@ -385,11 +442,11 @@ def test_alpha_is_read_as_stored(tmp_path: Path) -> None:
     (batch,) = training_loader(split, batch_size=8, seed=0, batches=range(1), shuffle_shards=2)
     assert batch.alphas_BHW is not None and batch.alphas_BHW.dtype == torch.uint8
     assert torch.equal(batch.alphas_BHW, batch.masks_BHW * 100)
-    with pytest.raises(ConfigError, match=r"soft_targets: .* masks of 3; set soft_targets: false"):
-        train(_config(dataset, tmp_path / "hard", steps=1, data={"dataset": dataset, "split": None}))
-    assert not (tmp_path / "hard").exists()
-    config = _config(dataset, tmp_path / "soft", steps=1, data={"dataset": dataset, "split": None}, soft_targets=False)
-    assert train(config).steps == 1
+    with pytest.raises(
+        ConfigError, match=r"targets: soft .* has only alpha\.png, which is of two classes, and 3 classes"
+    ):
+        train(_config(dataset, tmp_path / "soft", steps=1, data={"dataset": dataset, "split": None}, targets="soft"))
+    assert not (tmp_path / "soft").exists()
 
 
 @pytest.mark.parametrize(

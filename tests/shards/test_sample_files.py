@@ -1,4 +1,4 @@
-"""Datasets whose labeler gives opacity and instances: the files go all the way from Labels to whoever reads a shard."""
+"""Datasets whose labeler gives more than masks: the files go all the way from Labels to whoever reads a shard."""
 
 import dataclasses
 import json
@@ -49,16 +49,17 @@ from labelmill.schemas.segmentation import SegmentationTrainingConfig
 from labelmill.schemas.yaml_file import load_config, validate
 from labelmill.workers.generate import generate
 
-BOTH: tuple[OptionalFile, ...] = ("alpha.png", "instances.png")
+ALL: tuple[OptionalFile, ...] = ("alpha.png", "instances.png", "probabilities.png")
 SIDE = 16
 TAR, KEY = "shards/painted-000001.tar", "0000000117"  # the second sample of the second shard
 
 
 @dataclass(frozen=True)
 class Matting:
-    """Opacity is the image's brightness, the mask where it is above a half, an instance each column of that."""
+    """Opacity is the image's brightness, and so is a thing's probability; the mask is where it is above a half, an
+    instance each column of that."""
 
-    optional_files: tuple[OptionalFile, ...] = BOTH
+    optional_files: tuple[OptionalFile, ...] = ALL
     classes: tuple[str, ...] = ("background", "thing")
     layers: tuple[str, ...] = ()
 
@@ -71,6 +72,7 @@ class Matting:
             torch.ones(len(batch)),
             alpha_BHW if "alpha.png" in self.optional_files else None,
             masks_BHW.long() * (first_B11 + torch.arange(SIDE)) if "instances.png" in self.optional_files else None,
+            torch.stack([1 - alpha_BHW, alpha_BHW], dim=1) if "probabilities.png" in self.optional_files else None,
         )
 
 
@@ -123,8 +125,8 @@ def test_the_table_names_fields_and_files_that_exist() -> None:
     of_sample = {field.name: field.default for field in dataclasses.fields(Sample)}
     of_labels = {field.name for field in dataclasses.fields(Labels)}
     assert {file.field for file in SAMPLE_FILES} == of_sample.keys() - {"key"}
-    assert {file.labels_field for file in SAMPLE_FILES if file.bit_depths} == of_labels - {"confidence_B"}
-    assert tuple(file.ending for file in OPTIONAL_FILES) == get_args(OptionalFile) == optional_endings({*BOTH, "txt"})
+    assert {file.labels_field for file in SAMPLE_FILES if file.bit_depths} == of_labels - {"confidence_B", "uncertain_B"}
+    assert tuple(file.ending for file in OPTIONAL_FILES) == get_args(OptionalFile) == optional_endings({*ALL, "txt"})
     assert all((of_sample[file.field] is None) == file.is_optional for file in SAMPLE_FILES)
 
 
@@ -134,7 +136,8 @@ def test_names_in_a_shard_are_the_image_the_mask_the_metadata_then_what_is_optio
 
     assert names() == ["7.webp", "7.mask.png", "7.json"]
     assert names("instances.png") == ["7.webp", "7.mask.png", "7.json", "7.instances.png"]
-    assert names(*BOTH) == ["7.webp", "7.mask.png", "7.json", "7.alpha.png", "7.instances.png"]
+    optional = [f"7.{ending}" for ending in ALL]
+    assert names(*ALL) == ["7.webp", "7.mask.png", "7.json", *optional]
 
 
 def test_plain_webdataset_reads_what_the_labeler_gave(dataset: tuple[Store, Manifest]) -> None:
@@ -144,19 +147,22 @@ def test_plain_webdataset_reads_what_the_labeler_gave(dataset: tuple[Store, Mani
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
 
     urls = [str(path) for path in sorted(Path(store.url).glob("shards/*.tar"))]
-    handlers = [webdataset.handle_extension(ending, gray) for ending in ("mask.png", *BOTH)]
+    handlers = [webdataset.handle_extension(ending, gray) for ending in ("mask.png", *ALL)]
     read = list(webdataset.WebDataset(urls, shardshuffle=False).decode(*handlers, "rgb8"))
     assert len(read) == 11
     depths = set()
     for sample, (labels, seed) in zip(read, drawn([int(sample["__key__"]) for sample in read]), strict=True):
         files = [ending for ending in sample if not ending.startswith("__")]
-        assert files == ["png", "mask.png", "json", "alpha.png", "instances.png"]
+        assert files == ["png", "mask.png", "json", *ALL]
         assert labels.alpha_BHW is not None and labels.instances_BHW is not None
         assert np.array_equal(sample["mask.png"], labels.masks_BHW[0])
         assert sample["alpha.png"].dtype == np.uint8
         assert np.array_equal(sample["alpha.png"], np.rint(labels.alpha_BHW[0].numpy() * 255))
         assert np.array_equal(sample["instances.png"], labels.instances_BHW[0])
         depths.add((seed % 2, sample["instances.png"].dtype))
+        levels_KHW = sample["probabilities.png"].reshape(2, SIDE, SIDE)
+        assert (levels_KHW.sum(axis=0, dtype=int) == 255).all()
+        assert np.array_equal(levels_KHW[1], sample["alpha.png"])
     assert depths == {(0, np.dtype(np.uint8)), (1, np.dtype(np.uint16))}
 
 
@@ -167,6 +173,7 @@ def test_the_code_in_the_card_reads_them(dataset: tuple[Store, Manifest], monkey
     monkeypatch.setenv("HF_HOME", str(Path(store.url).parent / "cache"))
     card = store.read("README.md").decode()
     assert "| `KEY.alpha.png` | 8-bit gray: how opaque the foreground is, 255 fully |" in card
+    assert "| `KEY.probabilities.png` | 8-bit gray: 255 times the probability of each class, " in card
     blocks = [block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "obstore" not in block]
     assert len(blocks) == 2
     for block in blocks:
@@ -176,13 +183,14 @@ def test_the_code_in_the_card_reads_them(dataset: tuple[Store, Manifest], monkey
         mask_HW, alpha_HW, instances_HW = (np.asarray(names[name]) for name in ("mask", "alpha", "instances"))
         assert np.array_equal(mask_HW > 0, instances_HW > 0) and 0 < mask_HW.sum() < mask_HW.size
         assert np.array_equal(mask_HW > 0, alpha_HW > 127)
+        assert np.array_equal(np.asarray(names["probabilities"])[SIDE:], alpha_HW)
 
 
 def test_manifest_and_records_declare_the_files(dataset: tuple[Store, Manifest]) -> None:
     store, manifest = dataset
-    assert manifest.optional_files == read_manifest(store).optional_files == BOTH
+    assert manifest.optional_files == read_manifest(store).optional_files == ALL
     record = read_record(store, 0)
-    assert record is not None and record.optional_files == BOTH
+    assert record is not None and record.optional_files == ALL
     assert verify(store).problems == ()
 
 
@@ -200,7 +208,7 @@ def test_a_manifest_of_unknown_files_is_refused(store: Store) -> None:
         read_manifest(store)
 
 
-@pytest.mark.parametrize("optional_files", [("alpha.png",), ("instances.png",)])
+@pytest.mark.parametrize("optional_files", [("alpha.png",), ("instances.png",), ("probabilities.png",)])
 def test_a_labeler_may_give_one_of_them(tmp_path: Path, optional_files: tuple[OptionalFile, ...]) -> None:
     store, manifest = write_matted(tmp_path / "out", Matting(optional_files))
     assert manifest.optional_files == optional_files
@@ -213,8 +221,9 @@ def test_a_labeler_may_give_one_of_them(tmp_path: Path, optional_files: tuple[Op
 @pytest.mark.parametrize(
     ("given", "declared", "message"),
     [
-        (BOTH, ("alpha.png",), "instances.png: the labeler gives but does not declare it"),
-        (("alpha.png",), BOTH, "instances.png: the labeler declares but does not give it"),
+        (ALL, ("alpha.png",), "instances.png: the labeler gives but does not declare it"),
+        (ALL, ALL[:2], "probabilities.png: the labeler gives but does not declare it"),
+        (("alpha.png",), ALL, "instances.png: the labeler declares but does not give it"),
     ],
 )
 def test_a_labeler_gives_what_it_declares(
@@ -235,6 +244,8 @@ def test_a_labeler_gives_what_it_declares(
         ({"alpha_BHW": torch.full((1, SIDE, SIDE), torch.nan)}, "alpha is from 0 to 1"),
         ({"instances_BHW": torch.full((1, SIDE, SIDE), -1)}, "not -1 to -1"),
         ({"instances_BHW": torch.full((1, SIDE, SIDE), 2**16)}, "not 65536 to 65536"),
+        ({"probabilities_BKHW": torch.full((1, 2, SIDE, SIDE), 0.51)}, "probabilities are from 0 to 1 and sum to 1"),
+        ({"probabilities_BKHW": torch.full((1, 2, SIDE, SIDE), torch.nan)}, "probabilities are from 0 to 1"),
     ],
 )
 def test_values_that_no_file_can_hold_are_refused(
@@ -285,6 +296,21 @@ DAMAGES: dict[str, tuple[str, bytes | None, str]] = {
         png(np.zeros((SIDE, SIDE, 3), np.uint8)),
         f"{KEY}.instances.png: is no 8-bit or 16-bit gray PNG of 16 x 16",
     ),
+    "no probabilities": (
+        "probabilities.png",
+        None,
+        f"sample {KEY} lacks {KEY}.probabilities.png: the dataset declares probabilities.png",
+    ),
+    "probabilities of one class": (
+        "probabilities.png",
+        png(gray_of(SIDE, np.uint8)),
+        f"{KEY}.probabilities.png: is no 8-bit gray PNG of 2 maps of 16 x 16 pixels",
+    ),
+    "probabilities of 254 in all": (
+        "probabilities.png",
+        png(np.full((2 * SIDE, SIDE), 127, np.uint8)),
+        f"{KEY}.probabilities.png: its maps sum to 254 instead of 255 in row 0, column 0",
+    ),
     "large instances": (
         "instances.png",
         png(gray_of(2 * SIDE, np.uint16)),
@@ -334,6 +360,16 @@ def test_an_undeclared_file_is_found_and_named(tmp_path: Path) -> None:
             list(read_samples(open_split(store.url, None)))
 
 
+def test_a_training_refuses_probabilities_that_do_not_sum_to_one(store: Store) -> None:
+    """In the last pixel: nothing may be learned from a file that is damaged or is something else."""
+    wrong_HW = np.repeat([100, 155], SIDE)[:, None].repeat(SIDE, axis=1).astype(np.uint8)
+    wrong_HW[-1, -1] += 1
+    repack(store, lambda members: {**members, f"{KEY}.probabilities.png": png(wrong_HW)})
+    message = rf"{TAR}: {KEY}\.probabilities\.png: its 2 maps sum to 256 instead of 255 in row 15, column 15"
+    with pytest.raises(OutputError, match=message):
+        list(read_samples(open_split(store.url, None)))
+
+
 def test_a_resume_refuses_shards_with_other_files(store: Store) -> None:
     """Though records are sound and their fingerprint is right."""
     config = config_in(Path(store.url))
@@ -348,7 +384,7 @@ def test_a_record_that_hides_a_file_is_repaired(store: Store) -> None:
     assert verify(store).problems != ()
     assert verify(store, repair=True).problems == ()
     repaired = read_record(store, 0)
-    assert repaired is not None and repaired.optional_files == BOTH
+    assert repaired is not None and repaired.optional_files == ALL
 
 
 def test_a_run_carries_them_from_the_labeler_to_the_manifest(
@@ -379,30 +415,37 @@ def test_a_run_carries_them_from_the_labeler_to_the_manifest(
 # Reading.
 
 
-def test_alpha_is_what_a_training_learns(dataset: tuple[Store, Manifest], tmp_path: Path) -> None:
+def last_loss(store: Store, output: Path, targets: str) -> float:
+    """Of a training of one step."""
+    values = {
+        "data": {"dataset": store.url, "split": None},
+        "output": str(output),
+        "model": {"architecture": "deeplabv3_mobilenet_v3_large", "upscale": 2},
+        "optimisation": {"batch_size": 4, "steps": 1},
+        "targets": targets,
+        "augmentation": {"flip": 0, "scale": [1, 1], "colour_jitter": 0},
+        "workers": 0,
+        "device": "cpu",
+        "log_interval_steps": 1,
+    }
+    train(validate(values, "train.yaml", SegmentationTrainingConfig))
+    return float(json.loads((output / "log.jsonl").read_text().splitlines()[-1])["loss"])
+
+
+def test_alpha_and_probabilities_are_what_a_training_learns(dataset: tuple[Store, Manifest], tmp_path: Path) -> None:
     store, _ = dataset
     split = open_split(store.url, None)
     for sample, (labels, _) in zip(read_samples(split), drawn(list(range(100, 104))), strict=False):
-        assert labels.alpha_BHW is not None and sample.alpha_HW is not None
+        assert labels.alpha_BHW is not None and sample.alpha_HW is not None and sample.probabilities_HWK is not None
         assert np.array_equal(sample.alpha_HW, np.rint(labels.alpha_BHW[0].numpy() * 255))
+        assert np.array_equal(sample.probabilities_HWK, np.stack([255 - sample.alpha_HW, sample.alpha_HW], axis=2))
     (batch,) = training_loader(split, batch_size=4, seed=0, batches=range(1), shuffle_shards=2)
-    assert batch.alphas_BHW is not None and batch.alphas_BHW.shape == (4, SIDE, SIDE)
-
-    def last_loss(name: str, soft_targets: bool) -> float:
-        values = {
-            "data": {"dataset": store.url, "split": None},
-            "output": str(tmp_path / name),
-            "model": {"architecture": "deeplabv3_mobilenet_v3_large", "upscale": 2},
-            "optimisation": {"batch_size": 4, "steps": 1},
-            "soft_targets": soft_targets,
-            "workers": 0,
-            "device": "cpu",
-            "log_interval_steps": 1,
-        }
-        train(validate(values, "train.yaml", SegmentationTrainingConfig))
-        return float(json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])["loss"])
-
-    assert last_loss("soft", True) != last_loss("hard", False)
+    assert batch.alphas_BHW is not None and batch.probabilities_BKHW is not None
+    assert torch.equal(batch.probabilities_BKHW, torch.stack([255 - batch.alphas_BHW, batch.alphas_BHW], dim=1))
+    of_probabilities = last_loss(store, tmp_path / "probabilities", "auto")
+    with_alpha, _ = write_matted(tmp_path / "out", Matting(("alpha.png",)))
+    assert last_loss(with_alpha, tmp_path / "alpha", "soft") == pytest.approx(of_probabilities, rel=1e-5)
+    assert last_loss(store, tmp_path / "mask", "mask") != pytest.approx(of_probabilities, rel=1e-2)
 
 
 def test_masks_are_scored_and_nights_measured_as_ever(dataset: tuple[Store, Manifest]) -> None:
@@ -417,6 +460,7 @@ def test_the_report_shows_them(dataset: tuple[Store, Manifest]) -> None:
     with ThreadPoolExecutor(1) as threads:
         run = loaded_run_of(config_in(Path(store.url)), Matting(), threads)
         page = store.read(write_report(store, lambda seeds: list(candidates(seeds, run, Stopwatch())))).decode()
+    assert len(re.findall(r'alt="Probabilities of seed \d+"', page)) == 22
     assert len(re.findall(r'alt="Alpha of seed \d+"', page)) == len(re.findall(r'alt="Mask of seed \d+:', page)) == 22
     assert len(re.findall(r'alt="Instances of seed \d+"', page)) == 22
     assert "png + png mask, alpha, instances" in page
@@ -432,7 +476,7 @@ def test_the_report_shows_none_where_there_are_none(tmp_path: Path) -> None:
 RECOMMENDED = {"http://mlcommons.org/croissant/citeAs", "https://schema.org/datePublished"}
 
 
-@pytest.mark.parametrize("optional_files", [(), BOTH])
+@pytest.mark.parametrize("optional_files", [(), ALL])
 def test_mlcroissant_reads_the_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional_files: tuple[OptionalFile, ...]
 ) -> None:
@@ -450,6 +494,7 @@ def test_mlcroissant_reads_the_dataset(
         if file.field != "metadata":
             name = f"{file.name.removesuffix('s')}s"
             records = list(described.records(name))
-            assert all(record[f"{name}/content"].size == (SIDE, SIDE) for record in records)
+            size = (SIDE, SIDE * (len(manifest.classes) if file.is_per_class else 1))
+            assert all(record[f"{name}/content"].size == size for record in records)
             assert sorted(record[f"{name}/key"].decode() for record in records) == kept
     assert [record["classes/name"] for record in described.records("classes")] == manifest.classes

@@ -75,9 +75,7 @@ def _batches(pairs: Pairs, regime: Regime, seed: int) -> Iterator[tuple[Tensor, 
         while len(order) < regime.batch_size:
             order += random.permutation(len(pairs)).tolist()
         chosen, order = order[: regime.batch_size], order[regime.batch_size :]
-        samples = [
-            augment(LabeledPixels(pairs.images_NHWC[index], pairs.masks_NHW[index], None), random) for index in chosen
-        ]
+        samples = [augment(LabeledPixels(pairs.images_NHWC[index], pairs.masks_NHW[index]), random) for index in chosen]
         images_BHWC = torch.from_numpy(np.stack([sample.image_HWC for sample in samples]))
         masks_BHW = torch.from_numpy(np.stack([sample.mask_HW for sample in samples]))
         yield images_BHWC.permute(0, 3, 1, 2).float() / 255, masks_BHW.long()
