@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from labelmill.pipeline.annotate.choose import choose_coverage, choose_uncertain
-from labelmill.pipeline.annotations.write import check_free, comfortable_scale, write_set
+from labelmill.pipeline.annotations.write import check_free, comfortable_scale, write_description, write_set
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import Labeler
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.schemas.annotations import AnnotationSet, GeneratorDraw, Pick
+from labelmill.schemas.errors import ConfigError
 
 OpenLabeler = Callable[[], Labeler]
 
@@ -38,9 +39,23 @@ def pick(
     )
     there = check_free(folder, about)
     if there is not None:
-        return there
+        return _as_asked(folder, there, scale, classes)
     seeds = _chosen(sampler, picked, open_labeler)
     return write_set(folder, sampler, about, seeds, scale or comfortable_scale(about.image_shape))
+
+
+def _as_asked(folder: Path, there: AnnotationSet, scale: int | None, classes: tuple[str, ...]) -> AnnotationSet:
+    """The set that is there, which gets its classes now where it had none. Raises ConfigError where it differs."""
+    scales = {image.scale for image in there.images}
+    if scale is not None and scales != {scale}:
+        raise ConfigError(f"--scale {scale}: {folder} has its images enlarged by {', '.join(map(str, sorted(scales)))}")
+    if not classes or classes == there.classes:
+        return there
+    if there.classes:
+        raise ConfigError(f"--classes {','.join(classes)}: {folder} has {', '.join(there.classes)} already")
+    named = there.with_classes(classes, there.rest)
+    write_description(folder, named)
+    return named
 
 
 def _chosen(sampler: Sampler, picked: Pick, open_labeler: OpenLabeler) -> list[int]:

@@ -77,6 +77,19 @@ def test_the_command_writes_a_set_once(
         _run(run_file, "--out", folder, *options, "--set", "generator.truncation_psi=0.8")
 
 
+def test_a_set_gets_its_classes_later_but_no_others(write_run_file: Callable[..., Path], tmp_path: Path) -> None:
+    command = (write_run_file(), "--out", tmp_path / "set", "--choose", "random", "--count", 2, "--pool", 2)
+    _run(*command)
+    assert read_description(tmp_path / "set").classes == ()
+    _run(*command, "--classes", "background,hair")
+    _run(*command)
+    assert read_description(tmp_path / "set").classes == ("background", "hair")
+    with pytest.raises(ConfigError, match=r"--classes background,hat: .* has background, hair already"):
+        _run(*command, "--classes", "background,hat")
+    with pytest.raises(ConfigError, match=r"--scale 8: .* has its images enlarged by 16"):
+        _run(*command, "--scale", 8)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -227,6 +227,12 @@ def test_one_png_per_class(folder: Path, tmp_path: Path) -> None:
     assert np.array_equal(_mask(folder), np.where(quarters_HW == 2, 255, quarters_HW))
 
 
+def test_label_studios_png_name_no_image(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "task-7-annotation-3-by-me-tag-hair-0.png"
+    file.write_bytes(encode_gray(_quarters()))
+    assert "name tasks instead of images; export JSON" in _refused(folder, file, "--classes", "background,hair")
+
+
 def test_a_rerun_changes_nothing_and_others_need_replace(folder: Path, tmp_path: Path) -> None:
     file = _labelme(tmp_path / "a.json", [("background", "polygon", HALF), ("hair", "polygon", CORNER)])
     _run(folder, file)
@@ -237,6 +243,16 @@ def test_a_rerun_changes_nothing_and_others_need_replace(folder: Path, tmp_path:
     assert f"{KEYS[0]}: has another mask already; --replace writes over it" in _refused(folder, file)
     _run(folder, file, "--replace")
     assert read_annotations(folder).sha256 != before.sha256
+
+
+def test_an_interrupted_import_is_finished(folder: Path, tmp_path: Path) -> None:
+    shapes = [("background", "polygon", HALF), ("hair", "polygon", CORNER)]
+    files = [_labelme(tmp_path / f"{index}.json", shapes, index=index) for index in range(3)]
+    _run(folder, *files)
+    whole = {file: file.read_bytes() for file in folder.rglob("*.*")}
+    (folder / f"masks/{KEYS[1]}.png").unlink()
+    _run(folder, *files)
+    assert {file: file.read_bytes() for file in folder.rglob("*.*")} == whole
 
 
 def test_more_classes_may_follow_but_none_may_change(folder: Path, tmp_path: Path) -> None:
@@ -381,6 +397,7 @@ def _bombs() -> Iterator[tuple[str, bytes, str]]:
     entities = b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "y">]><annotations><image/></annotations>'
     yield "xml", entities, "is XML with a document type or entities"
     yield "json", b"[" * 100_000, "is not JSON"
+    yield "json", b'[{"id": 1, "image": "a.png"}]', "is of no known format"
 
 
 @pytest.mark.parametrize(("ending", "content", "problem"), list(_bombs()))

@@ -35,6 +35,7 @@ RGB = 2
 """Colour type, as a PNG's header numbers it."""
 _LABELMAP_LINE = re.compile(r"([^:#][^:]*):(\d{1,3}),(\d{1,3}),(\d{1,3}):[^:]*:[^:]*")
 _PER_CLASS = re.compile(r"(?:.*\D)?(\d{10})[-_. ](.+)")
+_LABEL_STUDIO = re.compile(r"task-\d+-annotation-\d+-by-.*")
 _INDEX_SUFFIX = "mask"
 
 
@@ -74,6 +75,8 @@ def read_png_mask(
     assert header is not None, "told by its first bytes"
     size = (header.height, header.width)
     check_size(size)
+    if _LABEL_STUDIO.fullmatch(stem):
+        raise BadShapeError("is one of Label Studio's PNG, which name tasks instead of images; export JSON")
     label = class_of_file(stem)
     if label is not None:
         region = Region(label, partial(_inside_one, png), label)
