@@ -32,6 +32,8 @@ def test_greedy_takes_what_is_new_and_then_what_is_rare() -> None:
     )
     assert greedy_cover(shown_NK, 5) == [1, 3, 0, 2, 4]
     assert greedy_cover(shown_NK[:, :3], 2) == [1, 0]
+    full_NK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1]], dtype=torch.float32)
+    assert greedy_cover(full_NK, 2) == [0, 2], "two new clusters count more than one beside three known ones"
 
 
 def test_coverage_shows_more_clusters_than_the_first_images(

@@ -391,7 +391,7 @@ def _bombs() -> Iterator[tuple[str, bytes, str]]:
         "value": {"rle": [255, 255, 255, 255, 58, 9], "brushlabels": ["hair"]},
     }
     task = {"id": 5, "data": {"image": f"{KEYS[0]}.png"}, "annotations": [{"result": [result]}]}
-    yield "json", json.dumps([task]).encode(), "task 5: result 1 (hair): is a brush"
+    yield "json", json.dumps([task]).encode(), "task 5: result 1 (hair): is a brush of 4294967295 bytes"
     twice = {**task, "annotations": [{"result": [result]}, {"result": [result]}]}
     yield "json", json.dumps([twice]).encode(), "task 5: has 2 annotations; keep one"
     entities = b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "y">]><annotations><image/></annotations>'
