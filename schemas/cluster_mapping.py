@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.yaml_file import read_mapping, validate
@@ -15,6 +15,15 @@ MOST_CLASSES = 255
 """Mask values 0 to 254; 255 is ignore."""
 
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_ -]{0,63}$")]
+_CLASS_NAME = TypeAdapter(ClassName)
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a text can name a class: a letter, then up to 63 letters, digits, spaces, - and _."""
+    try:
+        return bool(_CLASS_NAME.validate_python(name))
+    except ValidationError:
+        return False
 
 
 def check_class_names(names: list[str]) -> None:

@@ -21,7 +21,7 @@ from labelmill.pipeline.annotations.read import nearest, raise_problems, read_de
 from labelmill.pipeline.annotations.write import image_sha256, write_description, write_mask
 from labelmill.pipeline.pictures.png import decode_picture, read_png_header
 from labelmill.schemas.annotations import LARGEST_SCALE, AnnotationSet, Rest, enlarged_path
-from labelmill.schemas.cluster_mapping import IGNORED, check_class_names
+from labelmill.schemas.cluster_mapping import IGNORED, MOST_CLASSES, is_class_name
 from labelmill.schemas.sample import IGNORE, ImageShape
 
 BACKGROUND = "background"
@@ -199,13 +199,18 @@ def _with_classes(
     """The set with the classes that hold for these files."""
     labels = {renamed(region.label, settings) for each in drawn.values() for region in each.regions} - {IGNORED}
     classes = _classes(about, telling, labels, settings, findings)
+    strange = [name for name in classes if not is_class_name(name)]
+    findings.problems.extend(
+        f"{name!r} cannot name a class: a letter, then letters, digits, spaces, - and _; --map {name}=NAME"
+        for name in strange
+    )
+    if not classes or strange:
+        return about
     try:
-        if classes:
-            check_class_names(list(classes))
-            return about.with_classes(classes, settings.rest)
-    except ValueError as error:
-        findings.problems.append(f"classes: {error}")
-    return about
+        return about.with_classes(classes, settings.rest)
+    except ValueError:
+        findings.problems.append(f"classes {', '.join(classes)}: a set needs two to {MOST_CLASSES}, each once")
+        return about
 
 
 def _classes(

@@ -99,7 +99,7 @@ def test_a_set_gets_its_classes_later_but_no_others(write_run_file: Callable[...
         (("--first-seed", 2**32 - 10), r"first_seed 4294967286 plus 300 seeds passes 2\^32"),
         (("--out", "s3://bucket/set"), "s3://bucket/set: a set is annotated in a local folder"),
         (("--classes", "background"), "--classes background: at least two classes"),
-        (("--classes", "background,1st"), "--classes background,1st: a name begins with a letter"),
+        (("--classes", "background,1st"), r"--classes background,1st: \['1st'\]: a name is a letter, then"),
         (("--classes", "background,ignore"), "'ignore' cannot name a class"),
     ],
 )

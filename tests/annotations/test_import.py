@@ -266,6 +266,20 @@ def test_more_classes_may_follow_but_none_may_change(folder: Path, tmp_path: Pat
     assert (_mask(folder, 1)[:8, :8] == 2).all() and (_mask(folder, 0)[:8, :8] == 1).all()
 
 
+def test_labels_that_cannot_be_classes(folder: Path, tmp_path: Path) -> None:
+    file = _labelme(tmp_path / "a.json", [("Bärte", "polygon", CORNER), ("background", "polygon", HALF)])
+    assert "'Bärte' cannot name a class: a letter, then letters" in _refused(folder, file)
+    _run(folder, file, "--map", "Bärte=beard")
+    assert read_description(folder).classes == ("background", "beard")
+    alone = _labelme(tmp_path / "b.json", [("background", "polygon", HALF)])
+    assert "1 mask imported" in _run(folder, alone, "--replace")
+
+
+def test_one_label_alone_makes_no_classes(folder: Path, tmp_path: Path) -> None:
+    file = _labelme(tmp_path / "a.json", [("background", "polygon", HALF)])
+    assert "classes background: a set needs two to 255, each once" in _refused(folder, file)
+
+
 def test_files_beside_the_pictures_are_found(folder: Path, tmp_path: Path) -> None:
     _labelme(folder / f"enlarged/{KEYS[0]}.json", [("background", "polygon", HALF), ("hair", "polygon", CORNER)])
     assert "skipped 9 files" in _run(folder, folder)
@@ -388,7 +402,7 @@ def _bombs() -> Iterator[tuple[str, bytes, str]]:
         "type": "brushlabels",
         "original_width": 32,
         "original_height": 32,
-        "value": {"rle": [255, 255, 255, 255, 58, 9], "brushlabels": ["hair"]},
+        "value": {"rle": [255, 255, 255, 255, 58, 9, 9, 9, 9], "brushlabels": ["hair"]},
     }
     task = {"id": 5, "data": {"image": f"{KEYS[0]}.png"}, "annotations": [{"result": [result]}]}
     yield "json", json.dumps([task]).encode(), "task 5: result 1 (hair): is a brush of 4294967295 bytes"
