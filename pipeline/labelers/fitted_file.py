@@ -81,7 +81,8 @@ def check_purpose(provenance: FileProvenance, config: BaseModel, spec: Generator
     ours, theirs = config.model_dump(), provenance.config.model_dump()
     ours |= {"resolution": spec.resolution, "num_ws": spec.num_ws, "w_dim": spec.w_dim}
     theirs |= {"resolution": provenance.resolution, "num_ws": provenance.num_ws, "w_dim": provenance.w_dim}
-    differing = [f"{key}: {ours[key]} here, {theirs[key]} in the file" for key in ours if ours[key] != theirs[key]]
+    pairs = {key: (ours.get(key, "nothing"), theirs.get(key, "nothing")) for key in (*ours, *(theirs.keys() - ours))}
+    differing = [f"{key}: {here} here, {there} in the file" for key, (here, there) in pairs.items() if here != there]
     if differing:
         raise FittedLabelerError(
             f"fitted labeler: made for another configuration or generator ({'; '.join(differing)}). {REMEDY}"

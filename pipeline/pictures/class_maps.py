@@ -13,23 +13,30 @@ Levels = NDArray[np.uint8]
 FULL = 255
 """What the levels of all classes sum to at each pixel."""
 _TOLERANCE = 1e-3
+# Rounded at once, so that large images take no more memory than small ones.
+_MOST_VALUES = 2**22
 
 
 def to_levels(probabilities_KHW: Tensor) -> Levels:
-    """Probabilities float [K, H, W] as uint8 levels that sum to 255 at each pixel.
+    """Probabilities float32 [K, H, W] as uint8 levels that sum to 255 at each pixel.
 
     Each is off by less than one level, and the order of the classes stays: what is left over by rounding down goes to
     the largest remainders, among equal ones to the first class (Hamilton's method).
     """
+    rows = max(1, _MOST_VALUES // (probabilities_KHW.shape[0] * probabilities_KHW.shape[2]))
+    return np.concatenate([_to_levels(block_KhW).cpu().numpy() for block_KhW in probabilities_KHW.split(rows, 1)], 1)
+
+
+def _to_levels(probabilities_KHW: Tensor) -> Tensor:
     sums_HW = probabilities_KHW.sum(dim=0)
     is_sound = bool(((probabilities_KHW >= 0) & (probabilities_KHW <= 1)).all())
     assert is_sound and bool(((sums_HW - 1).abs() <= _TOLERANCE).all()), "probabilities are from 0 to 1 and sum to 1"
-    exact_KHW = probabilities_KHW.double() / sums_HW.double() * FULL
+    exact_KHW = probabilities_KHW / sums_HW * FULL
     levels_KHW = exact_KHW.floor()
     left_HW = FULL - levels_KHW.sum(dim=0)
     order_KHW = (exact_KHW - levels_KHW).sort(dim=0, descending=True, stable=True).indices
-    extra_KHW = (torch.arange(len(levels_KHW), device=left_HW.device)[:, None, None] < left_HW).double()
-    return levels_KHW.scatter_add(0, order_KHW, extra_KHW).byte().cpu().numpy()
+    first_K = torch.arange(len(levels_KHW), device=left_HW.device)
+    return levels_KHW.scatter_add(0, order_KHW, (first_K[:, None, None] < left_HW).float()).byte()
 
 
 def stacked(levels_KHW: Levels) -> Levels:

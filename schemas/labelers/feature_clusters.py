@@ -96,6 +96,9 @@ class FeatureClustersConfig(LocatedSection):
     """First seed of these images; the others count up from it."""
     edited_samples: int = Field(64, ge=8)
     """Edited images per rare class that its clusters are fitted to."""
+    probabilities: bool = Field(False, exclude_if=lambda wanted: not wanted)
+    """Samples also get {key}.probabilities.png: how likely each pixel is of each class. What ignored clusters have is
+    shared by the others."""
 
     @field_validator("clusters")
     @classmethod

@@ -11,6 +11,9 @@ from torch import Tensor
 from labelmill.pipeline.labelers.common.agreement import soft_iou
 from labelmill.pipeline.labelers.common.joint_upsampling import snap_to_edges
 
+# Below any probability that counts; keeps a sum above 0.
+_LEAST = 1e-6
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -20,10 +23,25 @@ class Decision:
     """uint8: 0 background, 1 to K the parts of the foreground."""
     foreground_BHW: Tensor
     """Probability of foreground, float32 in [0, 1]; a mask's foreground is where it passes a half."""
+    parts_BKHW: Tensor
+    """How likely each part is beside the others, float32; without parts where the foreground is one."""
 
     def sharpness(self) -> Tensor:
         """How near probabilities are to the mask that was made of them: their soft IoU with it [B]."""
         return soft_iou((self.masks_BHW != 0).float(), self.foreground_BHW)
+
+    def probabilities(self) -> Tensor:
+        """Of background and each part, float32 [B, 1 + K, H, W], summing to 1: the parts share the foreground."""
+        foreground_B1HW = self.foreground_BHW[:, None]
+        if not self.parts_BKHW.shape[1]:
+            return torch.cat([1 - foreground_B1HW, foreground_B1HW], dim=1)
+        return torch.cat([1 - foreground_B1HW, foreground_B1HW * shares(self.parts_BKHW)], dim=1)
+
+
+def shares(parts_BKHW: Tensor) -> Tensor:
+    """Divided by their sum, so that they sum to 1; all alike where none is above 0."""
+    parts_BKHW = parts_BKHW.clamp_min(_LEAST)
+    return parts_BKHW / parts_BKHW.sum(dim=1, keepdim=True)
 
 
 def decide(maps_BKhw: Tensor, images_BCHW: Tensor, radius: int) -> Decision:
@@ -35,7 +53,7 @@ def decide(maps_BKhw: Tensor, images_BCHW: Tensor, radius: int) -> Decision:
     maps_BKhw = torch.cat([foreground_B1hw, maps_BKhw], dim=1) if maps_BKhw.shape[1] > 1 else foreground_B1hw
     snapped_BKHW = snap_to_edges(maps_BKhw, images_BCHW.float(), radius)
     foreground_BHW = snapped_BKHW[:, 0].clamp(0, 1)
-    return Decision(likeliest(foreground_BHW, snapped_BKHW[:, 1:]), foreground_BHW)
+    return Decision(likeliest(foreground_BHW, snapped_BKHW[:, 1:]), foreground_BHW, snapped_BKHW[:, 1:])
 
 
 def likeliest(foreground_BHW: Tensor, parts_BKHW: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from torch.nn import functional
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.generator.spec import GeneratorSpec
 from labelmill.pipeline.labelers.base import Labels
-from labelmill.pipeline.labelers.common.decision import decide
+from labelmill.pipeline.labelers.common.decision import decide, shares
 from labelmill.pipeline.labelers.feature_clusters.choose import START_POINTS, sample_plan
 from labelmill.pipeline.labelers.feature_clusters.clusters import layer_channels, layer_resolutions
 from labelmill.pipeline.labelers.feature_clusters.fitted import FittedFeatureClusters
@@ -144,7 +144,8 @@ def bytes_needed(
     """
     resolutions, channels = layer_resolutions(spec), layer_channels(spec)
     num_pixels = prod(spec.size_at(max(resolutions[name] for name in layers)))
-    maps = 2 * (spec.img_channels + 1) * (1 + _num_classes(config, num_clusters))
+    num_classes = 1 + _num_classes(config, num_clusters)
+    maps = (2 * (spec.img_channels + 1) + (3 if config.probabilities else 0)) * num_classes
     labeling = 4 * batch_size * (4 * num_clusters * num_pixels + maps * prod(spec.image_size))
     num_features = sum(channels[name] for name in layers)
     num_read = min(32768, 2**26 // num_features)
@@ -162,10 +163,9 @@ def _num_classes(config: FeatureClustersConfig, num_clusters: int) -> int:
 class FeatureClustersLabeler:
     """Labels batches with what `fit` found."""
 
-    optional_files: tuple[OptionalFile, ...] = ()
-
-    def __init__(self, sampler: Sampler, fitted: FittedFeatureClusters) -> None:
+    def __init__(self, sampler: Sampler, fitted: FittedFeatureClusters, gives_probabilities: bool = False) -> None:
         self.fitted = fitted
+        self.optional_files: tuple[OptionalFile, ...] = ("probabilities.png",) if gives_probabilities else ()
         self.batch_size = sampler.numerics.batch_size
         self.classes = tuple(fitted.provenance.classes)
         self.layers = fitted.model.layers
@@ -190,7 +190,10 @@ class FeatureClustersLabeler:
         masks_BHW = decision.masks_BHW
         if self._has_ignored:
             masks_BHW = torch.where(masks_BHW == len(self.classes), IGNORE, masks_BHW).to(torch.uint8)
-        return Labels(masks_BHW[:count], self._confidence(maps_BNhw)[:count])
+        probabilities_BNHW = decision.probabilities()[:count] if self.optional_files else None
+        if probabilities_BNHW is not None and self._has_ignored:
+            probabilities_BNHW = shares(probabilities_BNHW[:, :-1])
+        return Labels(masks_BHW[:count], self._confidence(maps_BNhw)[:count], probabilities_BKHW=probabilities_BNHW)
 
     def _confidence(self, maps_BNhw: Tensor) -> Tensor:
         """The mean of the likeliest class's probability over pixels that are not ignored [B] in [0, 1]."""

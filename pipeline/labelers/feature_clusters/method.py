@@ -66,7 +66,7 @@ class _FeatureClusters:
         # Memory is not asked about: after a fit in the same process it is no longer what labeling will find.
         spec, device = sampler.generator.spec, sampler.device
         clusters = FittedFeatureClusters.from_bytes(fitted, config, spec, device, checkpoint_sha256)
-        labeler = FeatureClustersLabeler(sampler, clusters)
+        labeler = FeatureClustersLabeler(sampler, clusters, config.probabilities)
         return _Opened(config, sampler, clusters, labeler, cluster_findings(clusters.provenance))
 
     def describe(self, config: FeatureClustersConfig) -> str:

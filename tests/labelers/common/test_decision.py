@@ -27,5 +27,17 @@ def test_parts_leave_the_foreground_as_it_is() -> None:
 
 
 def test_sharpness_is_the_soft_iou_of_mask_and_probability() -> None:
-    decision = Decision(torch.tensor([[[2, 0]]], dtype=torch.uint8), torch.tensor([[[0.8, 0.4]]]))
+    decision = Decision(
+        torch.tensor([[[2, 0]]], dtype=torch.uint8), torch.tensor([[[0.8, 0.4]]]), torch.zeros(1, 0, 1, 2)
+    )
     torch.testing.assert_close(decision.sharpness(), torch.tensor([(0.8 / 1.4 + 0.6 / 1.2) / 2]))
+
+
+def test_probabilities_are_the_foregrounds_shared_by_the_parts() -> None:
+    masks = torch.zeros(1, 1, 3, dtype=torch.uint8)
+    foreground = torch.tensor([[[0.8, 0.4, 1.0]]])
+    parts = torch.tensor([[0.6, 0.1, 0.0], [0.2, 0.3, -0.1]])[None, :, None]
+    expected = torch.tensor([[0.2, 0.6, 0.0], [0.6, 0.1, 0.5], [0.2, 0.3, 0.5]])[None, :, None]  # by class
+    torch.testing.assert_close(Decision(masks, foreground, parts).probabilities(), expected, atol=1e-4, rtol=0)
+    whole = Decision(masks, foreground, torch.zeros(1, 0, 1, 3)).probabilities()
+    torch.testing.assert_close(whole, torch.stack([1 - foreground, foreground], dim=1))

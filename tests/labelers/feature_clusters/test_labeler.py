@@ -1,6 +1,7 @@
 """Feature clusters from fit to masks, with a random generator."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,32 @@ def test_masks_and_confidence_by_their_definition(fitted: bytes) -> None:
     labels = labeler.label(batch)
     assert (labels.masks_BHW == expected).float().mean() > 0.999
     torch.testing.assert_close(labels.confidence_B, maps_BKhw.amax(dim=1).mean(dim=(1, 2)), atol=1e-5, rtol=0)
+
+
+def test_probabilities_of_the_classes_on_demand(fitted: bytes) -> None:
+    """They sum to 1, follow the masks, leave masks as they are, and give away what ignored clusters have."""
+    sampler, plain = make_sampler(), opened(fitted)
+    labeler = FeatureClustersLabeler(sampler, plain.fitted, gives_probabilities=True)
+    assert (plain.optional_files, labeler.optional_files) == ((), ("probabilities.png",))
+    batch = sampler.sample([1, 2, 3], labeler.layers)
+    labels, without = labeler.label(batch), plain.label(batch)
+    assert without.probabilities_BKHW is None and torch.equal(labels.masks_BHW, without.masks_BHW)
+    assert labels.probabilities_BKHW is not None and labels.probabilities_BKHW.shape == (3, 5, 16, 16)
+    torch.testing.assert_close(labels.probabilities_BKHW.sum(dim=1), torch.ones(3, 16, 16))
+    background_BHW = labels.probabilities_BKHW[:, 0]
+    assert torch.equal(labels.masks_BHW != 0, background_BHW < 0.5)
+    part_BHW = labels.probabilities_BKHW[:, 1:].argmax(dim=1) + 1
+    assert torch.equal(labels.masks_BHW[labels.masks_BHW > 0], part_BHW[labels.masks_BHW > 0].byte())
+    clusters = [
+        cluster.model_copy(update={"name": name})
+        for cluster, name in zip(plain.fitted.provenance.clusters, [*"abcd", "ignore"], strict=True)
+    ]
+    provenance = plain.fitted.provenance.model_copy(update={"clusters": clusters, "classes": list("abcd")})
+    partly = replace(plain.fitted, provenance=provenance)
+    ignoring = FeatureClustersLabeler(sampler, partly, gives_probabilities=True).label(batch)
+    assert ignoring.probabilities_BKHW is not None and ignoring.probabilities_BKHW.shape == (3, 4, 16, 16)
+    torch.testing.assert_close(ignoring.probabilities_BKHW.sum(dim=1), torch.ones(3, 16, 16))
+    assert bool((ignoring.masks_BHW == IGNORE).any())
 
 
 @pytest.mark.parametrize(("low", "high"), [((4, 4), (8, 8)), ((4, 2), (8, 4)), ((3, 5), (6, 10))])
