@@ -43,7 +43,8 @@ def check_lines(annotations: Annotations) -> Iterator[str]:
     missing = [name for name, pixels_N in zip(about.classes, pixels_NK.T, strict=True) if not pixels_N.any()]
     if missing:
         yield f"classes without pixels: {', '.join(missing)}"
-    unlabeled = [key for key in about.keys if key not in annotations.keys]
+    labeled = set(annotations.keys)
+    unlabeled = [key for key in about.keys if key not in labeled]
     if unlabeled:
         yield f"images without labels: {', '.join(unlabeled)}"
     yield f"{len(annotations)} of {len(about.images)} images labeled, set {annotations.sha256[:12]}"

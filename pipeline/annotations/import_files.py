@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -146,20 +147,21 @@ def _by_key(
 ) -> Iterator[tuple[str, DrawnImage]]:
     """What was drawn on each image, in the set's order; files of one class each are joined."""
     found: dict[str, list[DrawnImage]] = {}
+    known = set(about.keys)
     for each in drawn:
-        keys = [key for key in _TEN_DIGITS.findall(each.picture) if key in about.keys]
-        if not keys:
-            name = Path(each.picture.replace("\\", "/")).stem
+        name = file_name(each.picture)
+        keys = [key for key in _TEN_DIGITS.findall(name) if key in known]
+        if len(keys) != 1:
             findings.problems.append(
-                f"{each.source}: labels {each.picture!r}, which the set does not have; {nearest(name, about.keys)}"
+                f"{each.source}: labels {name!r}, which the set does not have; {nearest(name, about.keys)}"
             )
-        elif pictures.contradicts(keys[-1], each.embedded):
+        elif pictures.contradicts(keys[0], each.embedded):
             findings.problems.append(
-                f"{each.source}: was drawn on another picture than the set's {keys[-1]}: of another checkpoint, other "
+                f"{each.source}: was drawn on another picture than the set's {keys[0]}: of another checkpoint, other "
                 f"settings, or changed"
             )
-        elif _fits(each, keys[-1], about, findings):
-            found.setdefault(keys[-1], []).append(each)
+        elif _fits(each, keys[0], about, findings):
+            found.setdefault(keys[0], []).append(each)
     for key in about.keys:
         files = found.get(key, [])
         if len(files) > 1 and not _are_one_mask(files):
@@ -168,6 +170,13 @@ def _by_key(
             regions = tuple(region for each in files for region in each.regions)
             sources = files[0].source if len(files) == 1 else f"{files[0].source} and {len(files) - 1} more"
             yield key, DrawnImage(sources, files[0].picture, files[0].size, regions)
+
+
+def file_name(picture: str) -> str:
+    """The last part of a path or URL as annotation tools write it, without what follows a ?, which signs a URL. Label
+    Studio's URLs of local files name them by `?d=`."""
+    path = picture.partition("?d=")[2] or picture
+    return re.split(r"[/\\]", unquote(re.split("[?&#]", path)[0]))[-1]
 
 
 def _are_one_mask(files: Sequence[DrawnImage]) -> bool:

@@ -133,12 +133,12 @@ def _description(store: Store) -> AnnotationSet:
 
 def _masks(store: Store, about: AnnotationSet, problems: list[str]) -> Iterator[tuple[str, Pixels]]:
     """Masks [H, W] by key that label any pixel."""
-    most_bytes = 2 * about.image_shape.num_pixels + _PNG_OVERHEAD
+    most_bytes, known = 2 * about.image_shape.num_pixels + _PNG_OVERHEAD, set(about.keys)
     for file in store.list("masks"):
         key = key_of(file.path)
         if file.path != mask_path(key):
             problems.append(f"{file.path}: is no PNG right below masks/; remove it")
-        elif key not in about.keys:
+        elif key not in known:
             problems.append(f"{file.path}: the set has no such image; {nearest(key, about.keys)}")
         elif file.num_bytes > most_bytes:
             problems.append(f"{file.path}: has {file.num_bytes:,} bytes; at most {most_bytes:,} at this size")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.random_sampler import make_sampler
 from helpers.small_annotations import about_of, sampler_of, sha256_of, write_small_annotations
 from numpy.typing import NDArray
 from PIL import Image
@@ -264,6 +265,47 @@ def test_more_classes_may_follow_but_none_may_change(folder: Path, tmp_path: Pat
     )
     _run(folder, more, "--classes", "background,hair,hat")
     assert (_mask(folder, 1)[:8, :8] == 2).all() and (_mask(folder, 0)[:8, :8] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        "0000000003.png",
+        "..\\enlarged\\0000000003.png",
+        "/data/upload/2/4f9c2b1a-0000000003.png",
+        "/data/local-files/?d=sets/0000000008/0000000003.png",
+        "https://bucket.host/0000000001/0000000003.png?Expires=0000000008&Signature=a/b",
+        "s3://bucket/a%2F0000000003.png",
+    ],
+)
+def test_images_are_known_by_their_file_however_it_is_named(folder: Path, tmp_path: Path, picture: str) -> None:
+    shapes = [("background", "polygon", HALF), ("hair", "polygon", CORNER)]
+    _run(folder, _labelme(tmp_path / "a.json", shapes, imagePath=picture))
+    assert read_annotations(folder).keys == KEYS[:1]
+
+
+def test_a_folder_that_is_named_like_an_image_names_none(folder: Path, tmp_path: Path) -> None:
+    file = _labelme(tmp_path / "a.json", [("hair", "polygon", CORNER)], imagePath="0000000003/0000000009.png")
+    assert "labels '0000000009.png', which the set does not have" in _refused(folder, file)
+
+
+def test_gray_and_rectangular_images(tmp_path: Path) -> None:
+    sampler = make_sampler(resolution=16, const_size=(4, 8), img_channels=1)
+    about = about_of(sampler, "0" * 64).model_copy(update={"classes": ()})
+    write_set(tmp_path / "set", sampler, about, SEEDS, 2)
+    picture = base64.b64encode((tmp_path / f"set/enlarged/{KEYS[0]}.png").read_bytes()).decode()
+    shapes = [("background", "rectangle", [[0, 0], [63, 15]]), ("hair", "rectangle", [[32, 16], [63, 31]])]
+    sides = {"imageHeight": 32, "imageWidth": 64, "imageData": picture}
+    assert "skipped 8 files" in _run(
+        tmp_path / "set",
+        _labelme(tmp_path / "a.json", shapes, **sides),
+        tmp_path / "set/enlarged",
+        tmp_path / "set/images",
+    )
+    mask_HW = read_annotations(tmp_path / "set").masks_NHW[0]
+    expected_HW = np.full((16, 32), 255, np.uint8)
+    expected_HW[:8], expected_HW[8:, 16:] = 0, 1
+    assert np.array_equal(mask_HW, expected_HW)
 
 
 def test_labels_that_cannot_be_classes(folder: Path, tmp_path: Path) -> None:
