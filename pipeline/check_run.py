@@ -18,6 +18,7 @@ from labelmill.pipeline.labelers.base import FittedLabeler
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
 from labelmill.pipeline.labelers.methods import method_of, open_fitted
 from labelmill.pipeline.process.log import log
+from labelmill.pipeline.promise.calibrate import check_promise, promise_inputs
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
@@ -110,19 +111,25 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
     method = method_of(config.labeler)
     method.check(config.labeler, sampler)
     store = Store.open(config.output)
-    run_identity = claimed_identity(store, identity(config, checkpoint_sha256, method.inputs(config.labeler)))
+    run_identity = claimed_identity(store, identity(config, checkpoint_sha256, read_inputs(config)))
     check_claim(store, run_identity)
     path = labeler_path(config)
     try:
         fitted = store.read(path)
     except FileNotFoundError:
         method.check_inputs(config.labeler, sampler, checkpoint_sha256)
+        check_promise(config, checkpoint_sha256)
         check_strangers(store, config)
         return CheckedOutput(run_identity, None)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
     check_labeler_claim(store, run_identity, path, labeler_sha256)
     opened = open_output_labeler(config, sampler, fitted, checkpoint_sha256)
     return CheckedOutput(run_identity, OutputLabeler(labeler_sha256, opened))
+
+
+def read_inputs(config: RunConfig) -> dict[str, str]:
+    """Content hashes of what the run reads beside its generator, by name. Raises LabelmillError kinds."""
+    return {**method_of(config.labeler).inputs(config.labeler), **promise_inputs(config)}
 
 
 def open_output_labeler(config: RunConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str) -> FittedLabeler:

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.labelers.few_shot import FewShotConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
+from labelmill.schemas.promise import Promise, PromiseConfig
 from labelmill.schemas.secrets import secret_in
 from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
 
@@ -126,6 +127,12 @@ class QualityConfig(Section):
     """Drop as `low_confidence` if the labeler's confidence is lower."""
     largest_component_min: float = Field(0.8, ge=0, le=1)
     """Drop as `fragmented` if the largest connected component holds a smaller share of the foreground."""
+    promise: PromiseConfig | None = Field(None, exclude_if=lambda promise: promise is None)
+    """A promise about the kept samples' masks, which sets a higher `confidence_min` where it needs one."""
+
+    def keeping(self, promise: Promise | None) -> "QualityConfig":
+        """The same rules with the confidence limit that keeps a promise."""
+        return self if promise is None else self.model_copy(update={"confidence_min": promise.confidence_min})
 
 
 class NumericsConfig(Section):
@@ -200,3 +207,7 @@ class RunConfig(Section):
     quality: QualityConfig = QualityConfig()
     numerics: NumericsConfig = NumericsConfig()
     execution: ExecutionConfig = ExecutionConfig()
+
+    def keeping(self, promise: Promise | None) -> "RunConfig":
+        """The same run with the confidence limit that keeps a promise: for labeling, never for the run's identity."""
+        return self.model_copy(update={"quality": self.quality.keeping(promise)})

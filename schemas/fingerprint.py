@@ -16,14 +16,17 @@ def identity(config: RunConfig, checkpoint_sha256: str, inputs: Mapping[str, str
     `dataset.samples` and `quality.allow_weak_labeler`, the checkpoint by its content instead of its place, the
     content of what `fit` reads beside it, and the format version.
 
-    inputs: SHA-256 by name of what the labeling method's `fit` reads. Without any, the identity does not mention them.
-    One that bears the name of a key of the labeler's stands for it: content counts, not the place where it lies.
+    inputs: SHA-256 by name of what the labeling method's `fit` and a promise's calibration read. Without any, the
+    identity does not mention them. One that bears the name of a key of the labeler's stands for it: content counts, not
+    the place where it lies.
     """
     values = config.model_dump(mode="json", exclude={"output", "execution"})
     del values["dataset"]["samples"], values["quality"]["allow_weak_labeler"]
     values["generator"]["checkpoint"] = f"sha256:{checkpoint_sha256}"
     for name in inputs.keys() & values["labeler"].keys():
         del values["labeler"][name]
+    if config.quality.promise is not None:
+        del values["quality"]["promise"]["annotations"]  # its content is among the inputs
     if inputs:
         values["inputs"] = {name: f"sha256:{digest}" for name, digest in inputs.items()}
     return {"format_version": FORMAT_VERSION, **values}

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from labelmill.schemas.labeler_findings import LabelerFindings
+from labelmill.schemas.promise import Promise
 from labelmill.schemas.sample import ChannelValues, ImageShape, OptionalFile, with_image_shape
 from labelmill.schemas.shard import Kind
 
@@ -109,6 +110,8 @@ class Manifest(BaseModel):
     labeler_sha256: str
     labeler: LabelerFindings | None = None
     """Findings of `fit`; null in manifests of earlier versions."""
+    promise: Promise | None = Field(None, exclude_if=lambda promise: promise is None)
+    """How a promise about the samples' masks is kept; absent where the run makes none."""
     versions: dict[str, str]
     """Python and library versions of the process that finished the dataset."""
     kinds: list[Kind] = []

@@ -15,6 +15,7 @@ FLOORS = (
     ("generator", "shards"),
     ("dataset", "prompt_models", "annotations"),
     ("labelers", "report", "segmentation", "photos"),
+    ("promise",),
     ("benchmark", "nightly", "make_shard", "check_run", "annotate"),
     ("workers",),
     ("commands",),

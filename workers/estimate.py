@@ -8,6 +8,7 @@ from labelmill.pipeline.dataset.claim import shard_splits
 from labelmill.pipeline.dataset.plan import held_out_first_seed, remaining_tasks, shard_tasks
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.make_shard import make_shard
+from labelmill.pipeline.promise.calibrate import calibrate
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.shard import ShardTask
@@ -45,12 +46,12 @@ def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, floa
     if fitted is None:
         fitted = open_fitted(config.labeler, sampler, fit_to_bytes(config.labeler, sampler, sha256), sha256)
         check_strength(config, fitted.findings)
-    seconds_to_fit = time.perf_counter() - start
     first = shard_tasks(config)[0]
     num_samples = min(TRIAL_BATCHES * config.numerics.batch_size, first.num_samples)
     trial = first.model_copy(update={"num_samples": num_samples})
-    with unpublished_worker(config, sampler, sha256, fitted.labeler) as worker:
-        start = time.perf_counter()
+    promise = calibrate(config, sampler, fitted.labeler, sha256)
+    with unpublished_worker(config.keeping(promise), sampler, sha256, fitted.labeler) as worker:
+        seconds_to_fit, start = time.perf_counter() - start, time.perf_counter()
         made = make_shard(trial, worker.loaded)
         seconds = time.perf_counter() - start
     return (

@@ -74,6 +74,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
             image_shape=run.image_shape,
             optional_files=run.optional_files,
             findings=run.findings,
+            promise=run.promise,
         )
         manifest = finish_dataset(store, records, context)
         if len(manifest.kinds) > 1:

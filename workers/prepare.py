@@ -11,18 +11,24 @@ from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
 from labelmill.pipeline.labelers.methods import method_of
+from labelmill.pipeline.process.log import log
 from labelmill.pipeline.process.machine_kind import machine_kind
+from labelmill.pipeline.promise.calibrate import calibrate
 from labelmill.pipeline.shards.check import ShardOrigin
+from labelmill.pipeline.shards.sealed import seal, unseal
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.fingerprint import fingerprint
 from labelmill.schemas.labeler_findings import LabelerFindings
 from labelmill.schemas.manifest import CheckpointSource
+from labelmill.schemas.promise import Promise
 from labelmill.schemas.sample import ImageShape, OptionalFile
 from labelmill.schemas.secrets import plain_address
 from labelmill.workers.fit_folder import fit_folder, forget_fit
 from labelmill.workers.shard_worker import ShardWorker
+
+PROMISE_PATH = "labeler/promise.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class PreparedRun:
     optional_files: tuple[OptionalFile, ...]
     """What the labeler gives beside masks."""
     findings: LabelerFindings
+    promise: Promise | None
+    """How the run's promise is kept; None where it makes none."""
 
     def origin(self, config: RunConfig) -> ShardOrigin:
         """What every shard of the run must say of itself."""
@@ -77,6 +85,7 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         forget_fit(store, output.identity)
     claim_fingerprint(store, output.identity, labeler_path(config), labeler.sha256, machine_kind(sampler.device))
     _publish_guide(config, store, labeler.opened)
+    promise = _promise(config, sampler, labeler.opened, checkpoint.sha256)
     run = PreparedRun(
         checkpoint=checkpoint,
         labeler_sha256=labeler.sha256,
@@ -85,6 +94,7 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         image_shape=sampler.generator.spec.image_shape,
         optional_files=labeler.opened.labeler.optional_files,
         findings=labeler.opened.findings,
+        promise=promise,
     )
     return OpenRun(run, labeler.opened.labeler)
 
@@ -120,6 +130,26 @@ def _publish_guide(config: RunConfig, store: Store, fitted: FittedLabeler) -> No
         store.create(f"labeler/{name}", content)
 
 
+def _promise(config: RunConfig, sampler: Sampler, fitted: FittedLabeler, checkpoint_sha256: str) -> Promise | None:
+    """The promise that stands in the output, or one that is calibrated now. Raises OutputError for a damaged one."""
+    if config.quality.promise is None:
+        return None
+    store = Store.open(config.output)
+    if not store.exists(PROMISE_PATH):
+        promise = calibrate(config, sampler, fitted.labeler, checkpoint_sha256)
+        assert promise is not None
+        for line in promise.words:
+            log(f"promise: {line}")
+        store.create(PROMISE_PATH, seal(promise))  # another driver may have been faster
+    found = unseal(store.read(PROMISE_PATH), Promise)
+    if found is None or not found.is_sealed:
+        raise OutputError(
+            f"{store.url}/{PROMISE_PATH}: is damaged; restore it from a copy, or delete it and run `labelmill "
+            f"generate` again, which calibrates it anew"
+        )
+    return found.content
+
+
 def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:
     """A worker of a run that was prepared elsewhere. Raises ConfigError where this machine sees other files."""
     sampler, checkpoint = open_sampler(config)
@@ -138,7 +168,7 @@ def worker_of(config: RunConfig, opened: OpenRun, sampler: Sampler) -> ShardWork
     """A worker with a generator and a labeler that are open already."""
     run = opened.run
     return ShardWorker(
-        config,
+        config.keeping(run.promise),
         sampler,
         checkpoint_sha256=run.checkpoint.sha256,
         labeler=opened.labeler,

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from labelmill.pipeline.check_run import check_settings, labeler_path, open_output_labeler
+from labelmill.pipeline.check_run import check_settings, labeler_path, open_output_labeler, read_inputs
 from labelmill.pipeline.dataset.claim import check_labeler_claim, claimed_identity
 from labelmill.pipeline.dataset.manifest import RUN_PATH, read_manifest, read_run_file
 from labelmill.pipeline.generator.open import open_sampler
@@ -15,6 +15,7 @@ from labelmill.pipeline.make_shard import candidates
 from labelmill.pipeline.pictures.overlay import contact_sheet
 from labelmill.pipeline.pictures.png import encode_picture
 from labelmill.pipeline.process.stopwatch import Stopwatch
+from labelmill.pipeline.promise.calibrate import calibrate, check_promise
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import CheckpointError, ConfigError, OutputError
@@ -38,7 +39,8 @@ def preview_sheet(config: RunConfig, num_samples: int) -> bytes:
     fitted = labeler_for(config, sampler, checkpoint.sha256)
     dataset = config.dataset
     num_seeds = min(num_samples, dataset.num_shards * dataset.seeds_per_shard)
-    with unpublished_worker(config, sampler, checkpoint.sha256, fitted.labeler) as worker:
+    promise = calibrate(config, sampler, fitted.labeler, checkpoint.sha256)
+    with unpublished_worker(config.keeping(promise), sampler, checkpoint.sha256, fitted.labeler) as worker:
         samples = _draw(worker, range(dataset.first_seed, dataset.first_seed + num_seeds))
     sheet_HWC = contact_sheet(samples, columns=PREVIEW_COLUMNS)
     return encode_picture(sheet_HWC)
@@ -66,6 +68,7 @@ def redrawing(store: Store) -> Iterator[Redraw | None]:
     if hashlib.sha256(fitted).hexdigest() != manifest.labeler_sha256:
         raise OutputError(f"{store.url}/{path}: is not the labeler that the dataset was made with; restore it")
     opened = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
+    config = config.keeping(manifest.promise)
     with unpublished_worker(config, sampler, checkpoint.sha256, opened.labeler) as worker:
         yield lambda seeds: _draw(worker, seeds)
 
@@ -78,6 +81,7 @@ def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> 
     if published is not None:
         return published
     method.check_inputs(config.labeler, sampler, checkpoint_sha256)
+    check_promise(config, checkpoint_sha256)
     fitted = fit_to_bytes(config.labeler, sampler, checkpoint_sha256)
     return open_fitted(config.labeler, sampler, fitted, checkpoint_sha256)
 
@@ -89,7 +93,7 @@ def _published_labeler(config: RunConfig, sampler: Sampler, checkpoint_sha256: s
     """
     store = Store.open(config.output)
     path = labeler_path(config)
-    inputs = method_of(config.labeler).inputs(config.labeler)
+    inputs = read_inputs(config)
     if not store.exists(RUN_PATH) or not store.exists(path):
         return None
     run_identity = claimed_identity(store, identity(config, checkpoint_sha256, inputs))

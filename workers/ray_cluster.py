@@ -400,7 +400,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
 
     Raises ConfigError for an output in the copy of a job's working directory, which Ray deletes when it likes.
     """
-    output, generator, labeler = config.output, config.generator, config.labeler
+    output, generator, labeler, quality = config.output, config.generator, config.labeler, config.quality
     folder = Store.open(output).folder
     if ray.get_runtime_context().runtime_env.get("working_dir"):
         # Each worker stands in a copy of the same folder.
@@ -414,6 +414,8 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
         checkpoint = located_reference(generator.checkpoint, generator.folder.absolute())
         generator = generator.model_copy(update={"checkpoint": checkpoint})
         labeler = labeler.absolute() if isinstance(labeler, LocatedSection) else labeler
+        promise = quality.promise and quality.promise.absolute()
+        quality = quality.model_copy(update={"promise": promise})
     execution = config.execution
     if not needs.gpus:
         # Without GPUs of its own a worker must not use those it happens to see.
@@ -423,6 +425,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
             "output": output if folder is None else str(folder),
             "generator": generator,
             "labeler": labeler,
+            "quality": quality,
             "execution": execution,
         }
     )

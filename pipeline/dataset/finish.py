@@ -24,6 +24,7 @@ from labelmill.schemas.errors import OutputError
 from labelmill.schemas.fingerprint import FORMAT_VERSION, canonical_json
 from labelmill.schemas.labeler_findings import LabelerFindings
 from labelmill.schemas.manifest import CheckpointSource, Manifest
+from labelmill.schemas.promise import Promise
 from labelmill.schemas.sample import ImageShape, OptionalFile
 from labelmill.schemas.shard import Kind, ShardRecord
 
@@ -48,6 +49,8 @@ class DatasetContext:
     """What samples have beside image, mask and metadata."""
     findings: LabelerFindings | None = None
     """What `fit` found; None where nobody looked."""
+    promise: Promise | None = None
+    """How the run's promise is kept; None where it makes none."""
 
 
 def finish_dataset(store: Store, records: Sequence[ShardRecord], context: DatasetContext) -> Manifest:
@@ -89,6 +92,7 @@ def _manifest(store: Store, records: Sequence[ShardRecord], context: DatasetCont
         checkpoint=context.checkpoint,
         labeler_sha256=context.labeler_sha256,
         labeler=context.findings,
+        promise=context.promise,
         versions={"python": platform.python_version(), **{name: version(name) for name in _RECORDED_LIBRARIES}},
         kinds=_kinds(store, records),
         **asdict(totals(records, config.dataset.splits, splits)),

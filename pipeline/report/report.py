@@ -113,7 +113,7 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters.update(count=_count, size=_size, percent=_percent, seconds=_seconds)
-    quality = QualityConfig.model_validate(manifest.config["quality"])
+    quality = QualityConfig.model_validate(manifest.config["quality"]).keeping(manifest.promise)
     return environment.get_template("page.html.j2").render(
         manifest=manifest,
         optional_files=[file for file in OPTIONAL_FILES if file.ending in manifest.optional_files],

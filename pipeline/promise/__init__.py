@@ -1,0 +1,1 @@
+"""A promise about the quality of kept samples, calibrated on annotated images."""
