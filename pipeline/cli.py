@@ -287,6 +287,10 @@ def benchmark(
         bool, typer.Option("--speed", help="Labeled images per second and time per stage, on random weights.")
     ] = False,
     classes: Annotated[bool, typer.Option("--classes", help="Semantic classes from clusters and prompts.")] = False,
+    promise: Annotated[
+        bool,
+        typer.Option("--promise", help="Whether promises about kept masks hold, over redraws of annotated images."),
+    ] = False,
     out: Annotated[str, typer.Option(help="Folder for tables and pictures; rerun to resume.")] = "out/benchmark",
     quick: Annotated[
         bool,
@@ -306,8 +310,16 @@ def benchmark(
     from labelmill.pipeline.process.device import choose_device
     from labelmill.pipeline.store.store import Store
 
-    if not (masks or downstream or speed or classes):
-        masks = downstream = speed = classes = True
+    if not (masks or downstream or speed or classes or promise):
+        masks = downstream = speed = classes = promise = True
+    if promise:
+        from labelmill.pipeline.benchmark.promise.run import FULL as FULL_PROMISE
+        from labelmill.pipeline.benchmark.promise.run import QUICK as QUICK_PROMISE
+        from labelmill.pipeline.benchmark.promise.run import benchmark_promise
+
+        much = QUICK_PROMISE if quick else FULL_PROMISE
+        benchmark_promise(Store.open(out), checkpoint, choose_device(), much, tell=print)
+        print(f"{out.rstrip('/')}/promise.md")
     if speed:
         from labelmill.pipeline.benchmark.speed.run import benchmark_speed, speed_plan
 

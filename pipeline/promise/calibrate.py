@@ -88,12 +88,12 @@ def calibrate(config: RunConfig, sampler: Sampler, labeler: Labeler, checkpoint_
     annotations = read_promised(promise)
     truths_NHW = as_classes(annotations.masks_NHW, annotations.about.classes, labeler.classes, promise.annotations)
     below: list[bool] = []
-    annotated = _Judge(labeler.classes, config.quality)
+    annotated = MaskJudge(labeler.classes, config.quality)
     for batch in regenerate(annotations, sampler, labeler.layers, checkpoint_sha256):
         start = len(below)
         for mask_HW, truth_HW in zip(annotated.add(batch, labeler), truths_NHW[start:], strict=False):
             below.append(image_miou(mask_HW, truth_HW, labeler.classes) < promise.miou)
-    others = _Judge(labeler.classes, config.quality)
+    others = MaskJudge(labeler.classes, config.quality)
     first = promise.share_first_seed
     for batch in sampler.batches(range(first, first + promise.share_samples), labeler.layers):
         others.add(batch, labeler)
@@ -137,7 +137,7 @@ def _promise(
     )
 
 
-class _Judge:
+class MaskJudge:
     """Labels batches, and collects what the quality rules say of their masks."""
 
     def __init__(self, classes: Sequence[str], quality: QualityConfig) -> None:
