@@ -4,7 +4,7 @@ Shape suffixes: N images of the pool.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
@@ -39,7 +39,7 @@ class PromiseExtent:
     promises: tuple[tuple[float, float], ...] = ((0.9, 0.05), (0.9, 0.1), (0.95, 0.1), (0.95, 0.2))
     """mIoU and risk."""
     nums_masks: tuple[int, ...] = (30, 100)
-    labeler: StyleMixingConfig = StyleMixingConfig()
+    labeler: StyleMixingConfig = field(default_factory=StyleMixingConfig)
 
 
 FULL = PromiseExtent()
