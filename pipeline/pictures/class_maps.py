@@ -51,7 +51,7 @@ def unstacked(pixels_HW: Levels, num_classes: int) -> Levels:
 
 def sum_problem(levels_KHW: Levels) -> str | None:
     """What is wrong with the levels' sums, as the end of a sentence about them; None if nothing is."""
-    sums_HW = levels_KHW.sum(axis=0, dtype=np.int64)
+    sums_HW = levels_KHW.sum(axis=0, dtype=np.uint16)
     wrong_N2 = np.argwhere(sums_HW != FULL)
     if not len(wrong_N2):
         return None

@@ -79,7 +79,7 @@ def _check_size(photo: Path, mask_HW: Mask, mask: str) -> None:
 def _pairs(held_out: DatasetSplit | PhotoFolder, classes: Classes) -> Iterator[tuple[str, Pixels, Mask]]:
     """(name, image, true mask), one at a time."""
     if isinstance(held_out, DatasetSplit):
-        for sample in read_samples(open_held_out_split(held_out, classes)):
+        for sample in read_samples(open_held_out_split(held_out, classes).reading()):
             yield sample.key, sample.image_HWC, sample.mask_HW
         return
     files, truth = _open_photos(held_out, classes)

@@ -65,7 +65,7 @@ class LabeledPixels:
     """Class index of each pixel; 255 is ignore."""
     alpha_HW: Pixels | None = None
     """Share of foreground, 0 to 255, where the dataset has it."""
-    probabilities_HWK: Pixels | None = None
+    probabilities_KHW: Pixels | None = None
     """255 times the probability of each class, where the dataset has it."""
 
 
@@ -98,8 +98,9 @@ class PairBatch:
 
     def __reduce__(self) -> tuple[object, ...]:
         """As arrays: pickled tensors would be copied several times, or cross processes through /dev/shm."""
-        arrays = {name: _channels_last(tensor).contiguous().numpy() for name, tensor in self._tensors().items()}
-        return _batch_of_arrays, (self.keys, self.metadata, arrays)
+        images_BHWC = self.images_BCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        others = {name: tensor.numpy() for name, tensor in self._tensors().items() if name != "images_BCHW"}
+        return _batch_of_arrays, (self.keys, self.metadata, images_BHWC, others)
 
     def _tensors(self) -> dict[str, Tensor]:
         """By field; without those that the dataset has not."""
@@ -107,19 +108,12 @@ class PairBatch:
 
 
 def _batch_of_arrays(
-    keys: tuple[str, ...], metadata: tuple[SampleMetadata, ...], arrays: Mapping[str, Pixels]
+    keys: tuple[str, ...], metadata: tuple[SampleMetadata, ...], images_BHWC: Pixels, others: Mapping[str, Pixels]
 ) -> PairBatch:
-    """arrays: by field of PairBatch, channels or classes last."""
-    tensors = {name: _channels_first(torch.from_numpy(array)) for name, array in arrays.items()}
-    return PairBatch(keys=keys, metadata=metadata, **tensors)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+    """others: by field of PairBatch."""
+    tensors = {name: torch.from_numpy(array) for name, array in others.items()}
+    images_BCHW = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2)
+    return PairBatch(keys=keys, metadata=metadata, images_BCHW=images_BCHW, **tensors)
 
 
 Augment = Callable[[LabeledImage, np.random.Generator], LabeledImage]
@@ -145,6 +139,12 @@ class Split:
     checkpoint_sha256: str
     """Of the generator: with a seed, it says which image a sample is."""
     dataset: DatasetConfig
+    unread: tuple[SampleFile, ...] = ()
+    """Optional files that have to be there, but are not decoded: samples lack their fields."""
+
+    def reading(self, *optional_files: SampleFile) -> "Split":
+        """The same, with these of the optional files alone decoded."""
+        return replace(self, unread=tuple(file for file in OPTIONAL_FILES if file not in optional_files))
 
     @cached_property
     def seed_blocks(self) -> tuple[range, ...]:
@@ -255,7 +255,7 @@ def _decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
     """Raises DamagedTarError, or MaskError, naming the file in the tar."""
     key = next(iter(files.values())).key
     _check_files(key, files, split.files)
-    members = {file.field: files[file.ending] for file in split.files}
+    members = {file.field: files[file.ending] for file in split.files if file not in split.unread}
     image_HWC, num_classes = _decode_image(members[IMAGE.field], split.image_shape), len(split.classes)
     mask_HW = _decode_gray(members[MASK.field], image_HWC.shape[:2])
     strange = mask_HW[(mask_HW >= num_classes) & (mask_HW != IGNORE)]
@@ -266,7 +266,7 @@ def _decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
         image_HWC,
         mask_HW,
         alpha_HW=None if alpha is None else _decode_gray(alpha, mask_HW.shape),
-        probabilities_HWK=None if probabilities is None else _decode_maps(probabilities, mask_HW.shape, num_classes),
+        probabilities_KHW=None if probabilities is None else _decode_maps(probabilities, mask_HW.shape, num_classes),
         key=key,
         metadata=parse_metadata(members[METADATA.field]),
     )
@@ -309,13 +309,13 @@ def _decode_gray(member: Member, size: tuple[int, ...]) -> Pixels:
 
 
 def _decode_maps(member: Member, size: tuple[int, ...], num_classes: int) -> Pixels:
-    """[H, W, K]"""
+    """The levels [K, H, W] of all classes."""
     height, width = size
     levels_KHW = unstacked(_decode_gray(member, (num_classes * height, width)), num_classes)
     problem = sum_problem(levels_KHW)
     if problem is not None:
         raise MaskError(f"{member.name}: its {num_classes} maps {problem}")
-    return np.ascontiguousarray(levels_KHW.transpose(1, 2, 0))
+    return levels_KHW
 
 
 class TrainingBatches:
@@ -362,16 +362,16 @@ class TrainingBatches:
 def collate(samples: list[LabeledImage]) -> PairBatch:
     """Stack samples of one size; what one of them has, all have."""
     columns = {
-        "images_BCHW": [sample.image_HWC for sample in samples],
         "masks_BHW": [sample.mask_HW for sample in samples],
         "alphas_BHW": [sample.alpha_HW for sample in samples if sample.alpha_HW is not None],
-        "probabilities_BKHW": [sample.probabilities_HWK for sample in samples if sample.probabilities_HWK is not None],
+        "probabilities_BKHW": [sample.probabilities_KHW for sample in samples if sample.probabilities_KHW is not None],
     }
     assert all(len(column) in (0, len(samples)) for column in columns.values())
     return _batch_of_arrays(
         keys=tuple(sample.key for sample in samples),
         metadata=tuple(sample.metadata for sample in samples),
-        arrays={name: np.stack(column) for name, column in columns.items() if column},
+        images_BHWC=np.stack([sample.image_HWC for sample in samples]),
+        others={name: np.stack(column) for name, column in columns.items() if column},
     )
 
 

@@ -27,7 +27,6 @@ from labelmill.pipeline.segmentation.ranks import Ranks, joined_ranks
 from labelmill.pipeline.segmentation.reading import PairBatch, Split, open_split, training_loader
 from labelmill.pipeline.segmentation.seed_overlap import check_apart
 from labelmill.pipeline.segmentation.targets import target_file
-from labelmill.pipeline.shards.sample_files import ALPHA, PROBABILITIES
 from labelmill.pipeline.training.log import TrainingLog
 from labelmill.pipeline.training.randomness import seed_of
 from labelmill.pipeline.training.resume import refuse_changes
@@ -92,9 +91,8 @@ class SegmentationTrainer:
 
     def __init__(self, config: SegmentationTrainingConfig, split: Split, ranks: Ranks) -> None:
         """Raises ConfigError for settings that do not fit the dataset or the device."""
-        self.config, self.split, self.ranks = config, split, ranks
         _check(config, split, ranks.device)
-        self.target = target_file(config, split)
+        self.config, self.split, self.ranks = config, split.reading(target_file(config, split)), ranks
         model = config.model
         self.segmenter = build(
             model,
@@ -203,9 +201,9 @@ class SegmentationTrainer:
     def _shares(self, batch: PairBatch) -> Tensor | None:
         """Soft targets [B, K, H, W] on the device; None where masks are the targets."""
         device = self.ranks.device
-        if self.target == PROBABILITIES and batch.probabilities_BKHW is not None:
+        if batch.probabilities_BKHW is not None:
             return shares_of_levels(batch.probabilities_BKHW.to(device, non_blocking=True))
-        if self.target == ALPHA and batch.alphas_BHW is not None:
+        if batch.alphas_BHW is not None:
             return shares_of_alpha(batch.alphas_BHW.to(device, non_blocking=True))
         return None
 
@@ -357,7 +355,6 @@ def _check(config: SegmentationTrainingConfig, split: Split, device: torch.devic
     held_out, precision = config.held_out, config.optimisation.precision
     if precision != "float32" and device.type == "cpu":
         raise ConfigError(f"optimisation.precision: {precision} needs a GPU; on a CPU use float32")
-    target_file(config, split)
     if isinstance(held_out, PhotoFolder):
         check_photos(held_out, split.classes)
     if isinstance(held_out, DatasetSplit):

@@ -439,12 +439,14 @@ def test_alpha_and_probabilities_are_what_a_training_learns(dataset: tuple[Store
     store, _ = dataset
     split = open_split(store.url, None)
     for sample, (labels, _) in zip(read_samples(split), drawn(list(range(100, 104))), strict=False):
-        assert labels.alpha_BHW is not None and sample.alpha_HW is not None and sample.probabilities_HWK is not None
+        assert labels.alpha_BHW is not None and sample.alpha_HW is not None and sample.probabilities_KHW is not None
         assert np.array_equal(sample.alpha_HW, np.rint(labels.alpha_BHW[0].numpy() * 255))
-        assert np.array_equal(sample.probabilities_HWK, np.stack([255 - sample.alpha_HW, sample.alpha_HW], axis=2))
+        assert np.array_equal(sample.probabilities_KHW, np.stack([255 - sample.alpha_HW, sample.alpha_HW]))
     (batch,) = training_loader(split, batch_size=4, seed=0, batches=range(1), shuffle_shards=2)
     assert batch.alphas_BHW is not None and batch.probabilities_BKHW is not None
     assert torch.equal(batch.probabilities_BKHW, torch.stack([255 - batch.alphas_BHW, batch.alphas_BHW], dim=1))
+    (bare,) = training_loader(split.reading(), batch_size=4, seed=0, batches=range(1), shuffle_shards=2)
+    assert bare.keys == batch.keys and bare.alphas_BHW is bare.probabilities_BKHW is None
     of_probabilities = last_loss(store, tmp_path / "probabilities", "auto")
     with_alpha, _ = write_matted(tmp_path / "out", Matting(("alpha.png",)))
     assert last_loss(with_alpha, tmp_path / "alpha", "soft") == pytest.approx(of_probabilities, rel=1e-5)
