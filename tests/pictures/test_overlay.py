@@ -10,6 +10,7 @@ from labelmill.pipeline.pictures.overlay import (
     IGNORE_COLOUR,
     IGNORE_HATCH,
     PALETTE,
+    blend,
     class_colours,
     colour_mask,
     contact_sheet,
@@ -176,3 +177,9 @@ def test_contact_sheet_says_in_red_why_a_sample_was_dropped() -> None:
 def test_a_sheet_of_nothing_is_refused(num_samples: int, columns: int) -> None:
     with pytest.raises(LabelmillError, match="needs samples and columns"):
         contact_sheet([_sample(seed) for seed in range(num_samples)], columns)
+
+
+def test_probabilities_blend_the_colours_of_the_classes() -> None:
+    colours = np.array([[0, 0, 0], [200, 100, 0], [0, 100, 255]], np.uint8)
+    levels_NHW = np.array([[255, 0, 0], [0, 255, 51], [0, 0, 204]], np.uint8)[:, None]
+    assert blend(levels_NHW, colours).tolist() == [[[0, 0, 0], [200, 100, 0], [40, 100, 204]]]

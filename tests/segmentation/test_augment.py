@@ -113,6 +113,7 @@ def test_rotations_turn_either_way_by_so_many_degrees_and_ignore_what_they_fill(
         changed = augment(sample, np.random.default_rng(seed))
         rows, columns = np.nonzero(changed.mask_HW == 1)
         angles.append(float(np.degrees(np.arctan(np.polyfit(columns, rows, 1)[0]))))
+        assert set(np.unique(changed.mask_HW)) <= {0, 1, 255}
         known_HW = changed.mask_HW != 255
         assert known_HW[32, 32] and (abs(angles[-1]) < 2 or not known_HW[0, 0])
         assert changed.probabilities_KHW is not None

@@ -83,6 +83,17 @@ def test_resnet18_8s_keeps_an_eighth_of_the_resolution() -> None:
     assert dilations == {(1, 1), (2, 2), (4, 4)}
 
 
+def test_unet_sees_fine_detail_beside_what_lower_resolutions_say() -> None:
+    network = _build("unet").network.eval()
+    images = torch.rand(1, 3, 32, 32, requires_grad=True)
+    network(images)[0, 0, 16, 16].backward()
+    assert images.grad is not None and bool((images.grad != 0).all())  # sixteen levels of pixels reach everywhere
+    with torch.no_grad():
+        for enlarge in network.enlarge:  # type: ignore[union-attr]
+            enlarge.weight.zero_()
+        assert bool((network(images) != network(1 - images)).all())
+
+
 def test_the_input_is_normalised_enlarged_padded_and_the_output_cut() -> None:
     class Recorder(nn.Module):
         def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:

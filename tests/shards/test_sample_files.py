@@ -1,5 +1,6 @@
 """Datasets whose labeler gives more than masks: the files go all the way from Labels to whoever reads a shard."""
 
+import base64
 import dataclasses
 import json
 import re
@@ -465,7 +466,11 @@ def test_the_report_shows_them(dataset: tuple[Store, Manifest]) -> None:
     with ThreadPoolExecutor(1) as threads:
         run = loaded_run_of(config_in(Path(store.url)), Matting(), threads)
         page = store.read(write_report(store, lambda seeds: list(candidates(seeds, run, Stopwatch())))).decode()
-    assert len(re.findall(r'alt="Probabilities of seed \d+"', page)) == 22
+    shown = re.findall(r'src="data:image/png;base64,([^"]+)" alt="Probabilities of seed \d+"', page)
+    assert len(shown) == 22
+    for png_base64 in shown:  # from the tars and, of dropped candidates, made anew: in the classes' colours
+        pixels_HWC = cv2.imdecode(np.frombuffer(base64.b64decode(png_base64), np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert np.ptp(pixels_HWC, axis=2).max() > 50
     assert len(re.findall(r'alt="Alpha of seed \d+"', page)) == len(re.findall(r'alt="Mask of seed \d+:', page)) == 22
     assert len(re.findall(r'alt="Instances of seed \d+"', page)) == 22
     assert "png + png mask, alpha, instances" in page

@@ -133,6 +133,14 @@ def test_probabilities_of_the_classes_on_demand(fitted: bytes) -> None:
     assert bool((ignoring.masks_BHW == IGNORE).any())
 
 
+def test_runs_without_probabilities_keep_their_fingerprint_and_files_of_the_others_are_refused(fitted: bytes) -> None:
+    assert "probabilities" not in make_config().model_dump(mode="json")
+    wanted = make_config(probabilities=True)
+    assert wanted.model_dump(mode="json")["probabilities"] is True
+    with pytest.raises(FittedLabelerError, match="probabilities: True here, nothing in the file"):
+        open_fitted(wanted, make_sampler(), fitted)
+
+
 @pytest.mark.parametrize(("low", "high"), [((4, 4), (8, 8)), ((4, 2), (8, 4)), ((3, 5), (6, 10))])
 def test_distances_of_several_layers_are_those_of_features_upsampled_side_by_side(
     low: tuple[int, int], high: tuple[int, int]
