@@ -77,6 +77,8 @@ class FewShotConfig(LocatedSection):
     """Images without annotations from which the limit of `drop_portion` is learned."""
     calibration_first_seed: int = Field(4_250_000_000, ge=0, lt=SEED_LIMIT)
     """First seed of these images; the others count up from it."""
+    probabilities: bool = Field(False, exclude_if=lambda wanted: not wanted)
+    """Samples also get {key}.probabilities.png: how likely each pixel is of each class, the mean of the members."""
 
     @field_validator("layers")
     @classmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.generator.spec import GeneratorSpec
 from labelmill.pipeline.labelers.base import Labels
-from labelmill.pipeline.labelers.common.decision import likeliest
+from labelmill.pipeline.labelers.common.decision import Decision, likeliest
 from labelmill.pipeline.labelers.common.joint_upsampling import resize, snap_to_edges
 from labelmill.pipeline.labelers.few_shot.features import layer_resolutions, layer_widths, layers_of, map_size
 from labelmill.pipeline.labelers.few_shot.heads import Head
@@ -69,7 +69,9 @@ def bytes_needed(config: FewShotConfig, spec: GeneratorSpec, num_classes: int, b
     maps = 5 * config.head.members * num_classes * prod(map_size(spec, layers))
     # Classes before and after resizing, the foreground's linear model of the colours.
     decided = (2 * num_classes + 4 * (spec.img_channels + 1)) * prod(spec.image_size)
-    return 4 * (batch_size * features + at_once * (features // batch_size + maps + decided))
+    # Of all images, and once more where those of some are put together.
+    given = 2 * batch_size * num_classes * prod(spec.image_size) if config.probabilities else 0
+    return 4 * (batch_size * features + at_once * (features // batch_size + maps + decided) + given)
 
 
 def tapped_layers(config: FewShotConfig, spec: GeneratorSpec) -> tuple[str, ...]:
@@ -95,12 +97,12 @@ class Judged:
     member the mean probability of the likeliest class."""
     uncertainty_B: Tensor
     """By the configuration's `drop_by`, float32."""
+    probabilities_BKHW: Tensor | None
+    """The members' mean, with the foreground as the mask has it; None where the configuration asks for none."""
 
 
 class FewShotLabeler:
     """Labels batches with what `fit` found."""
-
-    optional_files: tuple[OptionalFile, ...] = ()
 
     def __init__(
         self,
@@ -115,6 +117,7 @@ class FewShotLabeler:
         """readout: the label-free foreground's, None where annotations alone decide. limit: uncertainty beyond which
         images are to be dropped. doubt_scale: how many times as wrong masks are as members say."""
         self.config, self.classes = config, tuple(classes)
+        self.optional_files: tuple[OptionalFile, ...] = ("probabilities.png",) if config.probabilities else ()
         self.batch_size = sampler.numerics.batch_size
         self.layers = _tapped(config, sampler.generator.spec, readout)
         self._at_once = images_at_once(sampler.generator.spec, self.batch_size)
@@ -128,26 +131,36 @@ class FewShotLabeler:
         judged, count = self.judge(batch), len(batch)
         confidence_B = (1 - self._doubt_scale * (1 - judged.sureness_B)).clamp(0, 1)
         uncertain_B = None if self._limit is None else (judged.uncertainty_B > self._limit)[:count]
-        return Labels(judged.masks_BHW[:count], confidence_B[:count], uncertain_B=uncertain_B)
+        probabilities_BKHW = None if judged.probabilities_BKHW is None else judged.probabilities_BKHW[:count]
+        return Labels(
+            judged.masks_BHW[:count],
+            confidence_B[:count],
+            probabilities_BKHW=probabilities_BKHW,
+            uncertain_B=uncertain_B,
+        )
 
     def judge(self, batch: Batch) -> Judged:
         """Masks of the batch's images, or of more: it is padded to the size of all batches."""
         # Sizes choose kernels and thereby bits: all that follows sees as many images at once, always.
         whole, step = batch.padded(self.batch_size), self._at_once
         parts = [self._judge(whole.select(range(start, start + step))) for start in range(0, len(whole), step)]
+        probabilities = [part.probabilities_BKHW for part in parts if part.probabilities_BKHW is not None]
         return Judged(
             torch.cat([part.masks_BHW for part in parts]),
             torch.cat([part.sureness_B for part in parts]),
             torch.cat([part.uncertainty_B for part in parts]),
+            torch.cat(probabilities) if probabilities else None,
         )
 
     def _judge(self, batch: Batch) -> Judged:
         probabilities_MBKhw = self.probabilities(batch)
         mean_BKhw = probabilities_MBKhw.mean(dim=0)
+        decision = decide_classes(mean_BKhw, batch.images_BCHW)
         return Judged(
-            decide_classes(mean_BKhw, batch.images_BCHW),
+            decision.masks_BHW,
             _sureness(probabilities_MBKhw, mean_BKhw),
             uncertainty(probabilities_MBKhw, self.config.drop_by),
+            decision.probabilities() if self.config.probabilities else None,
         )
 
     def probabilities(self, batch: Batch) -> Tensor:
@@ -159,13 +172,14 @@ class FewShotLabeler:
         return with_foreground(probabilities_MBKhw, foreground_probability(self._readout, batch.features, size))
 
 
-def decide_classes(probabilities_BKhw: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Masks [B, H, W] uint8: foreground is snapped to the images' edges, and within it the likeliest class decides,
-    which is not snapped, for that would smooth small parts away (measured: 2 points of mIoU)."""
+def decide_classes(probabilities_BKhw: Tensor, images_BCHW: Tensor) -> Decision:
+    """Foreground is snapped to the images' edges, and within it the likeliest class decides, which is not snapped, for
+    that would smooth small parts away (measured: 2 points of mIoU)."""
     foreground_B1hw = probabilities_BKhw[:, 1:].sum(dim=1, keepdim=True)
     radius = max(1, min(probabilities_BKhw.shape[2:]) // 64)
-    foreground_BHW = snap_to_edges(foreground_B1hw, images_BCHW.float(), radius)[:, 0]
-    return likeliest(foreground_BHW, resize(probabilities_BKhw[:, 1:], tuple(images_BCHW.shape[2:])))
+    foreground_BHW = snap_to_edges(foreground_B1hw, images_BCHW.float(), radius)[:, 0].clamp(0, 1)
+    parts_BKHW = resize(probabilities_BKhw[:, 1:], tuple(images_BCHW.shape[2:]))
+    return Decision(likeliest(foreground_BHW, parts_BKHW), foreground_BHW, parts_BKHW)
 
 
 def _tapped(config: FewShotConfig, spec: GeneratorSpec, readout: Readout | None) -> tuple[str, ...]:

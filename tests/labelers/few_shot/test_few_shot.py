@@ -100,6 +100,26 @@ def test_a_mask_depends_on_its_own_sample_alone(sampler: Sampler, fitted: Fitted
         assert torch.equal(alone.confidence_B[0], together.confidence_B[index])
 
 
+def test_probabilities_on_demand_are_those_that_masks_are_made_of(sampler: Sampler, fitted: FittedFewShot) -> None:
+    config = fitted.provenance.config.model_copy(update={"probabilities": True})
+    wanting = replace(fitted, provenance=fitted.provenance.model_copy(update={"config": config})).labeler(sampler)
+    assert (fitted.labeler(sampler).optional_files, wanting.optional_files) == ((), ("probabilities.png",))
+    batch = sampler.sample([5, 6, 7], wanting.layers)
+    labels, plain = wanting.label(batch), fitted.labeler(sampler).label(batch)
+    assert plain.probabilities_BKHW is None and torch.equal(labels.masks_BHW, plain.masks_BHW)
+    assert labels.probabilities_BKHW is not None and labels.probabilities_BKHW.shape == (
+        3,
+        3,
+        *labels.masks_BHW.shape[1:],
+    )
+    torch.testing.assert_close(labels.probabilities_BKHW.sum(dim=1), torch.ones(labels.masks_BHW.shape))
+    assert torch.equal(labels.masks_BHW != 0, labels.probabilities_BKHW[:, 0] < 0.5)
+    part_BHW = (labels.probabilities_BKHW[:, 1:].argmax(dim=1) + 1).byte()
+    assert torch.equal(labels.masks_BHW[labels.masks_BHW > 0], part_BHW[labels.masks_BHW > 0])
+    alone = wanting.label(sampler.sample([6], wanting.layers)).probabilities_BKHW
+    assert alone is not None and torch.equal(alone[0], labels.probabilities_BKHW[1])
+
+
 def test_the_file_is_read_back_and_others_are_refused(sampler: Sampler, fitted: FittedFewShot) -> None:
     content, config, spec = fitted.to_bytes(), make_config(drop_portion=0.25), sampler.generator.spec
     read = FittedFewShot.from_bytes(content, config, spec, "cpu", "a" * 64)
