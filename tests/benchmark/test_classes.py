@@ -14,6 +14,7 @@ from labelmill.pipeline.benchmark.classes.students import RECIPE, StudentsExtent
 from labelmill.pipeline.benchmark.classes.tables import markdown
 from labelmill.pipeline.benchmark.downstream.training import Regime
 from labelmill.pipeline.benchmark.masks.results import MasksSettings
+from labelmill.pipeline.benchmark.oracle.annotator import FEW_SHOT
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
@@ -23,6 +24,8 @@ from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig, RunConfig
 from labelmill.schemas.errors import LabelmillError
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
+from labelmill.schemas.labelers.few_shot import LinearHeadConfig
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.segmentation import SegmentationModelConfig, SegmentationTrainingConfig
 from labelmill.schemas.yaml_file import load_config
 
@@ -42,7 +45,17 @@ TINY = benchmark.ClassesExtent(
         "discovery_samples": 400,
     },
     students=StudentsExtent(
-        Regime(SegmentationModelConfig(architecture="resnet18_8s"), steps=3, batch_size=4), num_exact=4, num_test=5
+        Regime(SegmentationModelConfig(architecture="resnet18_8s"), steps=3, batch_size=4),
+        num_exact=4,
+        num_test=5,
+        few_shot=FEW_SHOT.model_copy(
+            update={
+                "style_mixing": StyleMixingConfig(variants=4, fit_samples=16, restarts=1, crossover=3),
+                "head": LinearHeadConfig(components=16, steps=3, members=1),
+                "statistics_samples": 8,
+                "statistics_variants": 2,
+            }
+        ),
     ),
     only=("other-judge", "default", "clusters-8"),
 )
@@ -125,10 +138,15 @@ def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path
         return tuple(measure_students(store, sampler, sweep.default, TINY.students, sweep.key, tell))
 
     students = learned(told.append)
-    assert [student.name for student in students] == ["distilled", "distilled-discover-all", "supervised"]
-    assert [student.num_pairs for student in students] == [12, 12, 4]
+    assert [student.name for student in students] == [
+        "distilled",
+        "distilled-discover-all",
+        "few-shot",
+        "supervised",
+    ]
+    assert [student.num_pairs for student in students] == [12, 12, 12, 4]
     assert all(student.scores.num_images == 5 for student in students)
-    assert len(told) == 6 and learned(lambda line: pytest.fail(line)) == students
+    assert len(told) == 7 and learned(lambda line: pytest.fail(line)) == students
 
     page = markdown(
         benchmark.ClassBenchmark(

@@ -13,11 +13,15 @@ from dataclasses import dataclass, replace
 from labelmill.pipeline.benchmark.classes.results import RARE, StudentResult, discover
 from labelmill.pipeline.benchmark.downstream.data import TEST_SEEDS, TRAINING_SEEDS, Pairs, drawn_pairs, labeled_pairs
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_on, train_on
+from labelmill.pipeline.benchmark.oracle.annotator import FEW_SHOT, few_shot_labeler
 from labelmill.pipeline.benchmark.record import read_row, write_row
 from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.base import Labeler
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import LabelerConfig
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
+from labelmill.schemas.labelers.few_shot import FewShotConfig
 from labelmill.schemas.segmentation import AugmentationConfig, SegmentationModelConfig
 
 RECIPE = Regime(
@@ -30,6 +34,7 @@ RECIPE = Regime(
 )
 ON_CPU = replace(RECIPE, model=SegmentationModelConfig(architecture="resnet18_8s", upscale=2), steps=300)
 """The recipe cut down to minutes: 4,500 images, of 64 px inside the network."""
+NUM_ANNOTATED = 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class StudentsExtent:
     regime: Regime = RECIPE
     num_exact: int = 1000
     num_test: int = 1000
+    few_shot: FewShotConfig = FEW_SHOT
+    """Of the network that learns from masks by a few annotated images."""
 
     @property
     def num_pairs(self) -> int:
@@ -50,7 +57,7 @@ class StudentsExtent:
 class _Student:
     name: str
     title: str
-    teacher: FeatureClustersConfig | None
+    teacher: LabelerConfig | None
     """null: exact masks."""
 
 
@@ -70,6 +77,9 @@ def measure_students(
     for student in (
         _Student("distilled", "distilled from the default's masks", default),
         _Student("distilled-discover-all", "distilled from masks with discovery of all three", _discovering(default)),
+        _Student(
+            "few-shot", f"{NUM_ANNOTATED} images annotated by oracle A: the few-shot labeler's masks", extent.few_shot
+        ),
         _Student("supervised", f"{extent.num_exact} exact masks", None),
     ):
         result = read_row(store, _path(student), StudentResult, key=key)
@@ -92,7 +102,7 @@ def _measured(student: _Student, sampler: Sampler, extent: StudentsExtent, test:
     if student.teacher is None:
         pairs = drawn_pairs(TRAINING_SEEDS[: extent.num_exact], resolution)
     else:
-        labeler = open_fitted(student.teacher, sampler, fit_to_bytes(student.teacher, sampler)).labeler
+        labeler = _taught(student.teacher, sampler)
         pairs = labeled_pairs(sampler, labeler, extent.num_pairs)
         assert pairs.classes == test.classes
     label_seconds = time.monotonic() - started
@@ -108,6 +118,12 @@ def _measured(student: _Student, sampler: Sampler, extent: StudentsExtent, test:
         training_seconds=seconds,
         scores=score_on(segmenter, test),
     )
+
+
+def _taught(teacher: LabelerConfig, sampler: Sampler) -> Labeler:
+    if isinstance(teacher, FewShotConfig):
+        return few_shot_labeler(sampler, NUM_ANNOTATED, teacher)
+    return open_fitted(teacher, sampler, fit_to_bytes(teacher, sampler)).labeler
 
 
 def _path(student: _Student) -> str:

@@ -28,7 +28,8 @@ from labelmill.pipeline.benchmark.downstream.results import (
 )
 from labelmill.pipeline.benchmark.downstream.tables import markdown
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_all_background, score_on, train_on
-from labelmill.pipeline.benchmark.oracle.images import open_portraits
+from labelmill.pipeline.benchmark.oracle.annotator import FEW_SHOT, few_shot_labeler
+from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.record import bundled_weights_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
@@ -55,6 +56,7 @@ class DownstreamExtent:
     num_test: int
 
 
+NUM_ANNOTATED = 10
 _SUPERVISED = (1000, 100, 20, 10, 5, 1)
 FULL = DownstreamExtent(
     model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=4),
@@ -101,7 +103,7 @@ def benchmark_downstream(
     """
     numerics, generator_config = NumericsConfig(), GeneratorConfig(checkpoint=checkpoint)
     torch.set_num_threads(numerics.threads)
-    loaded = open_portraits(checkpoint, device)
+    loaded = open_judged(checkpoint, device)
     sampler = Sampler(loaded.generator, generator_config, numerics, device)
     regime = Regime(extent.model, extent.steps, extent.batch_size).for_images_of(sampler.generator.spec.resolution)
     circumstances = DownstreamSettings(
@@ -146,7 +148,7 @@ class _Bench:
 
     def run(self) -> tuple[DownstreamRowResult, ...]:
         rows = [self._measured(row) for row in self._rows()]
-        rows.insert(3, self._all_background())
+        rows.insert(4, self._all_background())
         return tuple(rows)
 
     def _rows(self) -> list[_Row]:
@@ -167,6 +169,14 @@ class _Bench:
                 "feature clusters, named by domain-supervised prompts",
                 lambda: self._labeled(PROMPTED_CLUSTERS),
                 PROMPTED_CLUSTERS,
+            ),
+            _Row(
+                "few_shot",
+                f"few-shot labeler, {NUM_ANNOTATED} images annotated by oracle A",
+                lambda: labeled_pairs(
+                    self._sampler, few_shot_labeler(self._sampler, NUM_ANNOTATED), extent.num_synthetic
+                ).foreground(),
+                FEW_SHOT,
             ),
             _Row(
                 "single_image",
