@@ -121,6 +121,8 @@ def test_probabilities_of_the_classes_on_demand(fitted: bytes) -> None:
     assert torch.equal(labels.masks_BHW != 0, background_BHW < 0.5)
     part_BHW = labels.probabilities_BKHW[:, 1:].argmax(dim=1) + 1
     assert torch.equal(labels.masks_BHW[labels.masks_BHW > 0], part_BHW[labels.masks_BHW > 0].byte())
+    alone = labeler.label(sampler.sample([2], labeler.layers)).probabilities_BKHW
+    assert alone is not None and torch.equal(alone[0], labels.probabilities_BKHW[1])
     clusters = [
         cluster.model_copy(update={"name": name})
         for cluster, name in zip(plain.fitted.provenance.clusters, [*"abcd", "ignore"], strict=True)
