@@ -287,6 +287,9 @@ def benchmark(
         bool, typer.Option("--speed", help="Labeled images per second and time per stage, on random weights.")
     ] = False,
     classes: Annotated[bool, typer.Option("--classes", help="Semantic classes from clusters and prompts.")] = False,
+    few_shot: Annotated[
+        bool, typer.Option("--few-shot", help="Classes from a few annotated images, by recipe and their number.")
+    ] = False,
     promise: Annotated[
         bool,
         typer.Option("--promise", help="Whether promises about kept masks hold, over redraws of annotated images."),
@@ -310,8 +313,16 @@ def benchmark(
     from labelmill.pipeline.process.device import choose_device
     from labelmill.pipeline.store.store import Store
 
-    if not (masks or downstream or speed or classes or promise):
-        masks = downstream = speed = classes = promise = True
+    if not (masks or downstream or speed or classes or few_shot or promise):
+        masks = downstream = speed = classes = few_shot = promise = True
+    if few_shot:
+        from labelmill.pipeline.benchmark.few_shot.run import FULL as FULL_FEW_SHOT
+        from labelmill.pipeline.benchmark.few_shot.run import QUICK as QUICK_FEW_SHOT
+        from labelmill.pipeline.benchmark.few_shot.run import benchmark_few_shot
+
+        shots = QUICK_FEW_SHOT if quick else FULL_FEW_SHOT
+        benchmark_few_shot(Store.open(out), checkpoint, choose_device(), shots, tell=print)
+        print(f"{out.rstrip('/')}/few_shot.md")
     if promise:
         from labelmill.pipeline.benchmark.promise.run import FULL as FULL_PROMISE
         from labelmill.pipeline.benchmark.promise.run import QUICK as QUICK_PROMISE

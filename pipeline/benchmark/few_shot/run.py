@@ -1,0 +1,258 @@
+"""`labelmill benchmark --few-shot`: masks of all classes from a few annotated images, by recipe and their number.
+
+Oracle A annotates, oracle B judges. Each fit is a file; run again, the benchmark resumes from those that are there.
+
+Shape suffixes: B batch, N test images, H height, W width, K classes.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from labelmill.pipeline.benchmark.few_shot.results import (
+    FewShotBenchmark,
+    FewShotResult,
+    FewShotSettings,
+    FilterPoint,
+    Recipe,
+)
+from labelmill.pipeline.benchmark.few_shot.tables import markdown
+from labelmill.pipeline.benchmark.oracle.annotator import ANNOTATED_SEEDS, FEW_SHOT
+from labelmill.pipeline.benchmark.oracle.images import open_judged
+from labelmill.pipeline.benchmark.oracle.oracle import Oracle, open_oracle
+from labelmill.pipeline.benchmark.record import network_sha256, read_row, row_key, write_row
+from labelmill.pipeline.generator.sampling import Batch, Sampler
+from labelmill.pipeline.labelers.few_shot.fit import fit_few_shot
+from labelmill.pipeline.labelers.few_shot.fitted import FittedFewShot
+from labelmill.pipeline.labelers.few_shot.label_free import LabelFree, fit_label_free
+from labelmill.pipeline.labelers.few_shot.labeler import FewShotLabeler
+from labelmill.pipeline.labelers.few_shot.shots import Shots, shots_of_seeds
+from labelmill.pipeline.segmentation.metrics import ClassCounts, MaskEvaluator, confusion_matrix, mean
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.labelers.few_shot import FewShotConfig
+from labelmill.schemas.scores import Scores
+
+Masks = NDArray[np.uint8]
+
+_POOL = 300
+"""Images that may be annotated: the first of ANNOTATED_SEEDS."""
+_FIRST_TEST_SEED = 2_000_000_000
+_PORTIONS = (1.0, 0.95, 0.9, 0.8, 0.5)
+MEASURES = ("disagreement", "entropy", "jensen_shannon")
+_LIBRARIES = ("labelmill", "torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe, and how often it is measured."""
+
+    recipe: Recipe
+    config: FewShotConfig
+    draws: int
+
+
+@dataclass(frozen=True)
+class FewShotExtent:
+    """How much is measured."""
+
+    entries: tuple[Entry, ...]
+    shots: tuple[int, ...] = (1, 5, 10, 16, 20)
+    num_test: int = 256
+
+
+def _entry(name: str, title: str, draws: int, **changes: object) -> Entry:
+    config = FewShotConfig.model_validate({**FEW_SHOT.model_dump(), **changes})
+    return Entry(Recipe(name=name, title=title), config, draws)
+
+
+_ENTRIES = (
+    _entry("default", "linear, whitened, with the label-free foreground (default)", 5),
+    _entry("standardised", "the same, standardised instead of whitened", 3, normalisation="standardised"),
+    _entry("learned", "the default from the annotations alone", 3, foreground="learned"),
+)
+FULL = FewShotExtent(_ENTRIES)
+QUICK = FewShotExtent(tuple(Entry(e.recipe, e.config, 1) for e in _ENTRIES[:1]), shots=(5,), num_test=64)
+
+
+def benchmark_few_shot(
+    store: Store, checkpoint: str, device: torch.device, extent: FewShotExtent, tell: Callable[[str], None]
+) -> FewShotBenchmark:
+    """Measure what the store does not hold yet, and write few_shot.json and few_shot.md into it.
+
+    tell: gets a line for each fit. Raises CheckpointError, or LabelmillError for a generator whose images the oracles
+    do not take.
+    """
+    loaded = open_judged(checkpoint, device)
+    numerics, config = NumericsConfig(threads=1), GeneratorConfig(checkpoint=checkpoint)
+    torch.set_num_threads(numerics.threads)
+    sampler = Sampler(loaded.generator, config, numerics, device)
+    settings = FewShotSettings(
+        checkpoint=loaded.info.name,
+        checkpoint_sha256=loaded.sha256,
+        resolution=sampler.generator.spec.resolution,
+        truncation_psi=config.truncation_psi,
+        num_test=extent.num_test,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        threads=numerics.threads,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    )
+    bench = FewShotBench(store, sampler, settings, extent)
+    results = tuple(bench.run(tell))
+    ceiling, foreground = bench.ceiling()
+    benchmark = FewShotBenchmark(
+        settings=settings,
+        recipes=tuple(entry.recipe for entry in extent.entries),
+        ceiling=ceiling,
+        ceiling_foreground=foreground,
+        results=results,
+    )
+    store.replace("few_shot.json", benchmark.model_dump_json(indent=1).encode())
+    store.replace("few_shot.md", markdown(benchmark).encode())
+    return benchmark
+
+
+class FewShotBench:
+    """Fits one after the other."""
+
+    def __init__(self, store: Store, sampler: Sampler, settings: FewShotSettings, extent: FewShotExtent) -> None:
+        self._store, self._sampler, self._settings, self._extent = store, sampler, settings, extent
+        size = sampler.generator.spec.resolution
+        self._annotator, self._judge = (open_oracle(name, size, sampler.device) for name in ("a", "b"))
+        self._test_seeds = range(_FIRST_TEST_SEED, _FIRST_TEST_SEED + extent.num_test)
+        self._truths: list[Masks] = []
+        self._label_free: tuple[str, LabelFree] | None = None
+
+    def run(self, tell: Callable[[str], None]) -> Iterator[FewShotResult]:
+        """The results of all fits, measured where they are missing."""
+        for entry in self._extent.entries:
+            for shots in self._extent.shots:
+                for draw in range(entry.draws):
+                    yield self._result(entry, shots, draw, tell)
+
+    def ceiling(self) -> tuple[Scores, Scores]:
+        """What the annotator would score, of all classes and of the foreground."""
+        masks = [self._segmented(self._annotator, batch) for batch in self._sampler.batches(self._test_seeds)]
+        return self._scores(masks)
+
+    def _result(self, entry: Entry, shots: int, draw: int, tell: Callable[[str], None]) -> FewShotResult:
+        name, key = entry.recipe.name, self._key(entry)
+        path = f"few-shot/{name}-{shots}-{draw}.json"
+        result = read_row(self._store, path, FewShotResult, recipe=name, shots=shots, draw=draw, key=key)
+        if result is None:
+            result = self._measured(entry, shots, draw, key)
+            write_row(self._store, path, result)
+            tell(f"{name}, {shots} shots, draw {draw}: mIoU {100 * (result.scores.miou or 0):.1f}")
+        return result
+
+    def _key(self, entry: Entry) -> str:
+        return row_key(
+            (FewShotBench,),
+            self._sampler,
+            judges=[network_sha256(oracle.network) for oracle in (self._annotator, self._judge)],
+            settings=self._settings.model_dump(mode="json"),
+            config=entry.config.model_dump(mode="json"),
+        )
+
+    def _measured(self, entry: Entry, shots: int, draw: int, key: str) -> FewShotResult:
+        annotated = self._annotated(shots, draw)
+        label_free = self._learned_without_labels(entry)
+        started = time.process_time()
+        fitted = fit_few_shot(entry.config, self._sampler, annotated, label_free=label_free)
+        seconds = time.process_time() - started
+        masks, uncertainties = self._labeled(fitted)
+        scores, foreground = self._scores(masks)
+        counts = [
+            confusion_matrix(mask, truth) for mask, truth in zip(masks, np.concatenate(self._truth()), strict=True)
+        ]
+        wrong = [1 - np.trace(matrix) / matrix.sum() for matrix in counts]
+        return FewShotResult(
+            key=key,
+            recipe=entry.recipe.name,
+            shots=shots,
+            draw=draw,
+            num_classes_seen=len(np.unique(annotated.masks_NHW)),
+            seconds=round(seconds, 2),
+            scores=scores,
+            foreground=foreground,
+            rank_correlation={
+                name: round(float(spearmanr(values, wrong).statistic), 4) for name, values in uncertainties.items()
+            },
+            filtered=tuple(self._filtered(counts, uncertainties)),
+        )
+
+    def _annotated(self, shots: int, draw: int) -> Shots:
+        order = np.random.default_rng(draw).permutation(_POOL)[:shots]
+        seeds = [ANNOTATED_SEEDS[int(index)] for index in order]
+        masks = [self._segmented(self._annotator, batch) for batch in self._sampler.batches(seeds)]
+        return shots_of_seeds(self._sampler, seeds, np.concatenate(masks), self._annotator.classes)
+
+    def _learned_without_labels(self, entry: Entry) -> LabelFree:
+        """What all fits of a recipe begin with, kept for one recipe at a time."""
+        if self._label_free is None or self._label_free[0] != entry.recipe.name:
+            self._label_free = entry.recipe.name, fit_label_free(entry.config, self._sampler)
+        return self._label_free[1]
+
+    def _labeled(self, fitted: FittedFewShot) -> tuple[Masks, dict[str, list[float]]]:
+        """Masks of the test images, and how unsure the head is of each, by measure."""
+        members = fitted.provenance.config.head.members
+        measures = MEASURES if members > 1 else ("entropy",)
+        labelers = {name: self._labeler(fitted, name) for name in measures}
+        masks, uncertainties = list[Masks](), {name: list[float]() for name in measures}
+        for batch in self._sampler.batches(self._test_seeds, labelers[measures[0]].layers):
+            for name, labeler in labelers.items():
+                judged = labeler.judge(batch)
+                uncertainties[name] += judged.uncertainty_B[: len(batch)].tolist()
+            masks.append(judged.masks_BHW[: len(batch)].cpu().numpy())
+        return np.concatenate(masks), uncertainties
+
+    def _labeler(self, fitted: FittedFewShot, measure: str) -> FewShotLabeler:
+        about, mixing = fitted.provenance, fitted.mixing
+        config = about.config.model_copy(update={"drop_by": measure})
+        readout = None if mixing is None else mixing.readout
+        return FewShotLabeler(config, self._sampler, about.classes, fitted.head, readout, None, about.doubt_scale)
+
+    def _filtered(
+        self, counts: Sequence[NDArray[np.int64]], uncertainties: dict[str, list[float]]
+    ) -> Iterator[FilterPoint]:
+        classes = self._judge.classes
+        for name, values in uncertainties.items():
+            order = np.argsort(values, kind="stable")
+            for portion in _PORTIONS:
+                matrix_TP = np.sum([counts[index] for index in order[: round(portion * len(order))]], axis=0)
+                kept = ClassCounts(matrix_TP, len(classes))
+                true_K = matrix_TP[: len(classes)].sum(axis=1)
+                shares = {
+                    label: round(float(value / true_K.sum()), 6) for label, value in zip(classes, true_K, strict=True)
+                }
+                yield FilterPoint(
+                    measure=name,
+                    kept=portion,
+                    miou=mean(kept.iou()),
+                    fwiou=kept.frequency_weighted_iou(),
+                    class_shares=shares,
+                )
+
+    def _truth(self) -> list[Masks]:
+        if not self._truths:
+            batches = self._sampler.batches(self._test_seeds)
+            self._truths = [self._segmented(self._judge, batch) for batch in batches]
+        return self._truths
+
+    def _segmented(self, oracle: Oracle, batch: Batch) -> Masks:
+        return oracle.segment(batch.images_BCHW).cpu().numpy()
+
+    def _scores(self, masks: Sequence[Masks] | Masks) -> tuple[Scores, Scores]:
+        whole, foreground = MaskEvaluator(self._judge.classes), MaskEvaluator(("background", "foreground"))
+        flat = masks if isinstance(masks, np.ndarray) else np.concatenate(list(masks))
+        for mask_HW, truth_HW in zip(flat, np.concatenate(self._truth()), strict=True):
+            whole.add(mask_HW, truth_HW)
+            foreground.add((mask_HW != 0).astype(np.uint8), (truth_HW != 0).astype(np.uint8))
+        return whole.scores(), foreground.scores()
