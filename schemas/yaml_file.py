@@ -223,7 +223,8 @@ def _explain(mistake: Any, model: type[BaseModel]) -> str:
         return f"{key}: is required"
     if mistake["type"] == "union_tag_invalid":
         allowed, found = mistake["ctx"]["expected_tags"], shown(mistake["ctx"]["tag"])
-        return f"{key}.method: input should be one of {allowed}, found {found}"
+        name = "type" if "type" in mistake["ctx"]["discriminator"] else "method"
+        return f"{key}.{name}: input should be one of {allowed}, found {found}"
     if mistake["type"] == "union_tag_not_found":
         return f"{key}: input should be a section with a method of its own, found {shown(mistake['input'])}"
     message = mistake["msg"].removeprefix("Value error, ")

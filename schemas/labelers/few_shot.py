@@ -1,8 +1,8 @@
 """The run file's section of the few-shot labeler, and of its heads."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range
@@ -30,7 +30,78 @@ class LinearHeadConfig(Section):
     random numbers (Bayesian bootstrap): how far members disagree tells how sure a mask is."""
 
 
-HeadConfig = Annotated[LinearHeadConfig, Field()]
+class MlpHeadConfig(Section):
+    """Perceptrons on single pixels, whose mean probability decides (Zhang et al., DatasetGAN, CVPR 2021). Defaults are
+    the settings of the authors' code; they go with `normalisation: none` and `foreground: learned`."""
+
+    type: Literal["mlp"]
+    """Name of the head."""
+    hidden: list[Annotated[int, Field(ge=1, le=4096)]] = Field([128, 32], min_length=1, max_length=8)
+    """Widths of the hidden layers."""
+    members: Members = 10
+    """Perceptrons, each from other random weights."""
+    epochs: int = Field(100, ge=1, le=100_000)
+    """Most passes over the labeled pixels. From the fifth on, training stops after 50 batches without a new lowest
+    loss."""
+    batch_pixels: int = Field(64, ge=2)
+    """Pixels per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam."""
+
+
+class CnnHeadConfig(Section):
+    """Dilated convolutions on whole maps (Tritrong et al., RepurposeGAN, CVPR 2021), which see what is around a pixel.
+    Defaults are the settings of the authors' code; they go with `normalisation: none` and `foreground: learned`."""
+
+    type: Literal["cnn"]
+    """Name of the head."""
+    size: Literal["small", "medium", "large"] = "large"
+    """`large` is the network of the authors' code: 8 convolutions with dilations from 1 to 8. `medium` and `small` have
+    7 and 5, with dilations of up to 4 and 2."""
+    members: Members = 1
+    """Networks, each from other random weights."""
+    epochs: int = Field(1000, ge=1, le=100_000)
+    """Passes over the annotated images, one per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam, at first; every 50 epochs it falls by a tenth."""
+    weight_decay: float = Field(1e-3, ge=0)
+    """L2 penalty on all weights."""
+
+
+class DecoderHeadConfig(Section):
+    """A decoder over the outputs of the generator's blocks (Galeev et al., 2020). Defaults are the settings of the
+    authors' later code; they go with `normalisation: none` and `foreground: learned`."""
+
+    type: Literal["decoder"]
+    """Name of the head."""
+    width: int = Field(128, ge=1, le=1024)
+    """Most channels of its layers."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the numbers that are left out in training."""
+    members: Members = 1
+    """Decoders, each from other random weights."""
+    epochs: int = Field(24, ge=1, le=100_000)
+    """Passes over the annotated images, one per step."""
+    images_per_epoch: int = Field(5, ge=1)
+    """Fewer images than these are shown more often."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of Adam."""
+
+
+def _type_of(values: Any) -> Any:
+    """The kind of a head; linear unless it names another."""
+    if isinstance(values, dict):
+        return str(values.get("type", LinearHeadConfig.model_fields["type"].default))
+    return getattr(values, "type", None)
+
+
+HeadConfig = Annotated[
+    Annotated[LinearHeadConfig, Tag("linear")]
+    | Annotated[MlpHeadConfig, Tag("mlp")]
+    | Annotated[CnnHeadConfig, Tag("cnn")]
+    | Annotated[DecoderHeadConfig, Tag("decoder")],
+    Discriminator(_type_of),
+]
 
 
 class FewShotConfig(LocatedSection):
@@ -49,7 +120,8 @@ class FewShotConfig(LocatedSection):
     head: HeadConfig = LinearHeadConfig()
     """What is learned from the annotations."""
     layers: list[str] | Literal["auto"] = "auto"
-    """Convolutions whose features are read, such as [b16.conv1, b32.conv1]. `auto`: all up to 256 px."""
+    """Convolutions whose features are read, such as [b16.conv1, b32.conv1]. `auto`: all up to 256 px; for a decoder the
+    last of each block up to 128 px."""
     normalisation: Literal["none", "standardised", "style"] = "style"
     """How features are scaled: not at all, by their standard deviations over images without annotations, or so and then
     by what style mixing changes within a pixel (`style`), so that directions which only recolour count less."""
@@ -101,6 +173,10 @@ class FewShotConfig(LocatedSection):
             raise ValueError(
                 f"statistics_variants: {self.statistics_variants} of the {self.style_mixing.variants} donors of "
                 f"style_mixing.variants; lower the first or raise the second"
+            )
+        if self.head.type in ("cnn", "decoder") and self.normalisation != "none":
+            raise ValueError(
+                f"normalisation: {self.normalisation}, but a {self.head.type} head takes features as they are; set none"
             )
         if self.drop_portion and self.drop_by != "entropy" and self.head.members == 1:
             raise ValueError(

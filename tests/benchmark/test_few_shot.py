@@ -20,7 +20,7 @@ SMALL = FEW_SHOT.model_copy(
         "head": LinearHeadConfig(components=16, steps=4, members=2),
     }
 )
-EXTENT = FewShotExtent((Entry(Recipe(name="small", title="small and quick"), SMALL, 2),), shots=(1, 3), num_test=16)
+EXTENT = FewShotExtent((Entry(Recipe(name="small", title="small and quick"), SMALL, 2, (1, 3)),), num_test=16)
 
 
 def test_fits_are_measured_once_and_say_what_they_say(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Entry:
     recipe: Recipe
     config: FewShotConfig
     draws: int
+    shots: tuple[int, ...] = (1, 5, 10, 16, 20)
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,25 @@ class FewShotExtent:
     """How much is measured."""
 
     entries: tuple[Entry, ...]
-    shots: tuple[int, ...] = (1, 5, 10, 16, 20)
     num_test: int = 256
 
 
-def _entry(name: str, title: str, draws: int, **changes: object) -> Entry:
+def _entry(name: str, title: str, draws: int, *shots: int, **changes: object) -> Entry:
     config = FewShotConfig.model_validate({**FEW_SHOT.model_dump(), **changes})
-    return Entry(Recipe(name=name, title=title), config, draws)
+    return Entry(Recipe(name=name, title=title), config, draws, shots or Entry.shots)
 
 
+_AS_PUBLISHED = {"normalisation": "none", "foreground": "learned"}
 _ENTRIES = (
     _entry("default", "linear, whitened, with the label-free foreground (default)", 5),
-    _entry("standardised", "the same, standardised instead of whitened", 3, normalisation="standardised"),
-    _entry("learned", "the default from the annotations alone", 3, foreground="learned"),
+    _entry("datasetgan", "DatasetGAN: 10 perceptrons", 3, head={"type": "mlp"}, **_AS_PUBLISHED),
+    _entry("learned", "the default from the annotations alone", 3, 5, 10, foreground="learned"),
+    _entry("standardised", "the default, standardised instead of whitened", 3, 5, 10, normalisation="standardised"),
+    _entry("decoder", "Galeev et al.: decoder, 24 epochs", 3, head={"type": "decoder"}, **_AS_PUBLISHED),
+    _entry("repurpose", "RepurposeGAN: CNN, 1000 epochs", 3, 1, 5, 10, head={"type": "cnn"}, **_AS_PUBLISHED),
 )
 FULL = FewShotExtent(_ENTRIES)
-QUICK = FewShotExtent(tuple(Entry(e.recipe, e.config, 1) for e in _ENTRIES[:1]), shots=(5,), num_test=64)
+QUICK = FewShotExtent((_entry("default", _ENTRIES[0].recipe.title, 1, 5),), num_test=64)
 
 
 def benchmark_few_shot(
@@ -133,7 +137,7 @@ class FewShotBench:
     def run(self, tell: Callable[[str], None]) -> Iterator[FewShotResult]:
         """The results of all fits, measured where they are missing."""
         for entry in self._extent.entries:
-            for shots in self._extent.shots:
+            for shots in entry.shots:
                 for draw in range(entry.draws):
                     yield self._result(entry, shots, draw, tell)
 

@@ -15,12 +15,14 @@ from labelmill.schemas.labelers.few_shot import FewShotConfig
 
 # Higher layers hold texture, and most of the memory; maps are no larger.
 _HIGHEST_RESOLUTION = 256
+# Of a decoder, which doubles its maps up to this many pixels afterwards.
+_HIGHEST_BLOCK, _LARGEST_DECODED = 128, 512
 
 
 def layers_of(config: FewShotConfig, spec: GeneratorSpec) -> tuple[str, ...]:
     """The convolutions that a head reads, lowest first."""
     if config.layers == "auto":
-        return automatic_layers(spec)
+        return automatic_blocks(spec) if config.head.type == "decoder" else automatic_layers(spec)
     return tuple(name for name in spec.conv_names if name in config.layers)
 
 
@@ -28,6 +30,19 @@ def automatic_layers(spec: GeneratorSpec) -> tuple[str, ...]:
     """What `layers: auto` means."""
     rows = range(spec.num_ws - 1)
     return tuple(conv_name(row) for row in rows if row_resolution(row) <= _HIGHEST_RESOLUTION)
+
+
+def automatic_blocks(spec: GeneratorSpec) -> tuple[str, ...]:
+    """What `layers: auto` means to a decoder: the last convolution of each block. Galeev et al. leave out the two
+    highest of nine, 256 and 512 px."""
+    rows = range(0, spec.num_ws - 1, 2)
+    return tuple(conv_name(row) for row in rows if row_resolution(row) <= _HIGHEST_BLOCK)
+
+
+def num_doublings(spec: GeneratorSpec, layers: Sequence[str]) -> int:
+    """How many times a decoder doubles its maps after the highest layer."""
+    highest = max(layer_resolutions(spec)[name] for name in layers)
+    return max(0, (min(spec.resolution, _LARGEST_DECODED) // highest).bit_length() - 1)
 
 
 def map_size(spec: GeneratorSpec, layers: Sequence[str]) -> tuple[int, int]:

@@ -4,7 +4,10 @@ Shape suffixes: B batch, K classes, N images, M members.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -20,10 +23,11 @@ from labelmill.pipeline.labelers.few_shot.linear import coefficients_of_features
 from labelmill.pipeline.labelers.few_shot.pixels import LabeledPixels, read_labeled_pixels
 from labelmill.pipeline.labelers.few_shot.shots import Mask, Shots
 from labelmill.pipeline.labelers.few_shot.statistics import Projection, project
+from labelmill.pipeline.labelers.few_shot.taught_networks import network_of_images, networks_of_pixels
 from labelmill.pipeline.labelers.few_shot.uncertainty import limit
 from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing
 from labelmill.pipeline.process.device import repeatable_kernels
-from labelmill.schemas.labelers.few_shot import FewShotConfig
+from labelmill.schemas.labelers.few_shot import FewShotConfig, LinearHeadConfig
 from labelmill.schemas.sample import IGNORE
 
 # Annotated images are left out one by one, or in so many groups, to learn how far a head's word is to be trusted; of
@@ -37,18 +41,29 @@ def fit_few_shot(
     shots: Shots,
     checkpoint_sha256: str | None = None,
     label_free: LabelFree | None = None,
+    work: Path | None = None,
 ) -> FittedFewShot:
     """Learn from annotated images. label_free: what `fit_label_free` gave for these settings, which fits of other
-    annotations share; None to learn it now.
+    annotations share; None to learn it now. work: where networks keep what an interrupted fit resumes from; None for a
+    fit that nobody resumes.
 
     Raises ConfigError, before any work, where configuration, generator and memory do not go together, and what the
     shots' images raise.
     """
     check_few_shot(config, sampler)
     check_memory(config, sampler, len(shots.classes))
-    with repeatable_kernels():
+    with repeatable_kernels(), _folder(work) as folder:
         label_free = label_free or fit_label_free(config, sampler, checkpoint_sha256)
-        return _Fit(config, sampler, shots, label_free).run(checkpoint_sha256)
+        return _Fit(config, sampler, shots, label_free, folder).run(checkpoint_sha256)
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        yield work
+        return
+    with TemporaryDirectory(prefix="labelmill-fit-") as folder:
+        yield Path(folder)
 
 
 @dataclass(frozen=True)
@@ -59,21 +74,24 @@ class _Doubt:
     scale: float
 
 
+_NO_DOUBT = _Doubt(None, 1.0)
+"""Of heads that take too long to be taught several times: their own word stands."""
+
+
 class _Fit:
     """The steps of `fit`, in their order; each takes what the ones before it found."""
 
-    def __init__(self, config: FewShotConfig, sampler: Sampler, shots: Shots, label_free: LabelFree) -> None:
-        self.config, self.sampler, self.shots, self.label_free = config, sampler, shots, label_free
+    def __init__(
+        self, config: FewShotConfig, sampler: Sampler, shots: Shots, label_free: LabelFree, work: Path
+    ) -> None:
+        self.config, self.sampler, self.shots, self.label_free, self.work = config, sampler, shots, label_free, work
         self.spec = sampler.generator.spec
         self.layers = layers_of(config, self.spec)
 
     def run(self, checkpoint_sha256: str | None) -> FittedFewShot:
         config, spec, shots = self.config, self.spec, self.shots
         agreed, mixing = self._foreground()
-        projection = self._projection()
-        pixels = read_labeled_pixels(shots, self.layers, projection)
-        head = self._head(pixels, projection)
-        doubt = self._doubt(pixels, projection, mixing)
+        head, doubt = self._taught(mixing)
         provenance = FewShotProvenance(
             config=config,
             checkpoint_sha256=checkpoint_sha256,
@@ -104,13 +122,26 @@ class _Fit:
         trusted = self.config.foreground == "label_free" or (agreed or 0) >= self.config.least_agreement
         return None if agreed is None else round(agreed, 4), mixing if trusted else None
 
+    def _taught(self, mixing: FittedStyleMixing | None) -> tuple[Head, _Doubt]:
+        head = self.config.head
+        if head.type in ("cnn", "decoder"):
+            return network_of_images(self.config, self.spec, self.shots, self.work).to(self.sampler.device), _NO_DOUBT
+        projection = self._projection()
+        pixels = read_labeled_pixels(self.shots, self.layers, projection)
+        if head.type == "mlp":
+            networks = networks_of_pixels(self.config, self.spec, pixels, projection, self.work)
+            return networks.to(self.sampler.device), _NO_DOUBT
+        assert isinstance(head, LinearHeadConfig) and projection is not None
+        return self._linear(pixels, projection), self._doubt(pixels, projection, mixing)
+
     def _projection(self) -> Projection | None:
         if self.label_free.statistics is None:
             return None
-        return project(self.label_free.statistics, self.config.normalisation, self.config.head.components)
+        components = self.config.head.components if isinstance(self.config.head, LinearHeadConfig) else None
+        return project(self.label_free.statistics, self.config.normalisation, components)
 
-    def _head(self, pixels: LabeledPixels, projection: Projection | None) -> Head:
-        assert projection is not None
+    def _linear(self, pixels: LabeledPixels, projection: Projection) -> Head:
+        assert isinstance(self.config.head, LinearHeadConfig)
         coefficients_MPK = fit_linear_head(self.config.head, pixels)
         weights_DQ, bias_Q = coefficients_of_features(coefficients_MPK, projection)
         device = self.sampler.device
@@ -122,14 +153,14 @@ class _Fit:
         readout = None if mixing is None else mixing.readout
         return FewShotLabeler(self.config, self.sampler, self.shots.classes, head, readout, limit, doubt_scale)
 
-    def _doubt(self, pixels: LabeledPixels, projection: Projection | None, mixing: FittedStyleMixing | None) -> _Doubt:
+    def _doubt(self, pixels: LabeledPixels, projection: Projection, mixing: FittedStyleMixing | None) -> _Doubt:
         """How wrong masks of annotated images are when these are left out, beside how wrong the head says they are."""
         count = len(self.shots)
         if count < _LEAST_IMAGES:
-            return _Doubt(None, 1.0)
+            return _NO_DOUBT
         num_folds, numbers = min(count, _MOST_FOLDS), range(count)
         taught = [pixels.of_images([n for n in numbers if n % num_folds != fold]) for fold in range(num_folds)]
-        labelers = [self._labeler(self._head(some, projection), mixing) for some in taught]
+        labelers = [self._labeler(self._linear(some, projection), mixing) for some in taught]
         ious, surenesses = [], []
         for number, image in enumerate(self._images(labelers[0].layers)):
             judged = labelers[number % num_folds].judge(image)

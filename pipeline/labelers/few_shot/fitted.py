@@ -100,7 +100,7 @@ class FittedFewShot:
         found = None
         if provenance.mixing is not None:
             found = FittedStyleMixing.from_tensors(provenance.mixing, mixing, config.style_mixing, spec, device)
-        return FittedFewShot(provenance, head_of_tensors(config, spec, on_device), found)
+        return FittedFewShot(provenance, head_of_tensors(config, spec, on_device, len(provenance.classes)), found)
 
 
 def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from labelmill.pipeline.labelers.common.joint_upsampling import resize, snap_to_
 from labelmill.pipeline.labelers.few_shot.features import layer_resolutions, layer_widths, layers_of, map_size
 from labelmill.pipeline.labelers.few_shot.heads import Head
 from labelmill.pipeline.labelers.few_shot.label_free import foreground_probability, with_foreground
+from labelmill.pipeline.labelers.few_shot.networks import CNN_WIDTH
 from labelmill.pipeline.labelers.few_shot.uncertainty import uncertainty
 from labelmill.pipeline.labelers.style_mixing.labeler import check_style_mixing
 from labelmill.pipeline.labelers.style_mixing.readout import Readout, readout_layers
@@ -39,6 +40,12 @@ def check_few_shot(config: FewShotConfig, sampler: Sampler) -> None:
         raise ConfigError(
             f"labeler.layers: {', '.join(unknown)} not in this generator; there are {', '.join(spec.conv_names)}, or "
             f"`auto`"
+        )
+    resolutions = [layer_resolutions(spec)[name] for name in layers_of(config, spec)]
+    if config.head.type == "decoder" and len(set(resolutions)) < len(resolutions):
+        raise ConfigError(
+            f"labeler.layers: {', '.join(layers_of(config, spec))} for a decoder, which takes one convolution of each "
+            f"resolution; or `auto`"
         )
     check_memory(config, sampler, num_classes=2)
 
@@ -66,12 +73,18 @@ def bytes_needed(config: FewShotConfig, spec: GeneratorSpec, num_classes: int, b
     features = sum(width * prod(spec.size_at(resolutions[name])) for name, width in widths.items())
     at_once = images_at_once(spec, batch_size)
     # Logits, a layer's part of them before and after it is resized, probabilities, these with the foreground.
-    maps = 5 * config.head.members * num_classes * prod(map_size(spec, layers))
+    maps = (5 * config.head.members * num_classes + 3 * inner_width(config)) * prod(map_size(spec, layers))
     # Classes before and after resizing, the foreground's linear model of the colours.
     decided = (2 * num_classes + 4 * (spec.img_channels + 1)) * prod(spec.image_size)
     # Of all images, and once more where those of some are put together.
     given = 2 * batch_size * num_classes * prod(spec.image_size) if config.probabilities else 0
     return 4 * (batch_size * features + at_once * (features // batch_size + maps + decided) + given)
+
+
+def inner_width(config: FewShotConfig) -> int:
+    """Channels of the widest maps inside one member; 0 for a linear head."""
+    widths = {"linear": 0, "mlp": max(getattr(config.head, "hidden", (0,))), "cnn": CNN_WIDTH}
+    return widths.get(config.head.type, 2 * getattr(config.head, "width", 0))
 
 
 def tapped_layers(config: FewShotConfig, spec: GeneratorSpec) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class _FewShot:
 
     def fit(self, config: FewShotConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         shots = shots_of_annotations(config, sampler, checkpoint_sha256)
-        return fit_few_shot(config, sampler, shots, checkpoint_sha256).to_bytes()
+        return fit_few_shot(config, sampler, shots, checkpoint_sha256, work=work).to_bytes()
 
     def open(self, config: FewShotConfig, sampler: Sampler, checkpoint_sha256: str | None, fitted: bytes) -> _Opened:
         found = FittedFewShot.from_bytes(fitted, config, sampler.generator.spec, sampler.device, checkpoint_sha256)
