@@ -104,6 +104,7 @@ class _Pictures:
     def __init__(self, about: AnnotationSet) -> None:
         self._shape = about.image_shape
         self._keys = {image.image_sha256: image.key for image in about.images}
+        self._hashes = {image.key: image.image_sha256 for image in about.images}
 
     def holds(self, png: bytes) -> bool:
         """Whether a PNG is one of the images, at the generator's resolution or enlarged."""
@@ -120,8 +121,12 @@ class _Pictures:
             return None
         return self._keys.get(image_sha256(image_HWC[scale // 2 :: scale, scale // 2 :: scale]))
 
-    def contradicts(self, key: str, embedded: str | None) -> bool:
-        """Whether the image within a file is another than the set's of that key. Only PNG are compared."""
+    def contradicts(self, key: str, drawn: DrawnImage) -> bool:
+        """Whether a file states or holds another image than the set's of that key. Of those it holds, only PNG are
+        compared."""
+        if drawn.image_sha256 is not None and drawn.image_sha256 != self._hashes[key]:
+            return True
+        embedded = drawn.embedded
         if embedded is None or len(embedded) > _MOST_EMBEDDED:
             return False
         try:
@@ -155,7 +160,7 @@ def _by_key(
             findings.problems.append(
                 f"{each.source}: labels {name!r}, which the set does not have; {nearest(name, about.keys)}"
             )
-        elif pictures.contradicts(keys[0], each.embedded):
+        elif pictures.contradicts(keys[0], each):
             findings.problems.append(
                 f"{each.source}: was drawn on another picture than the set's {keys[0]}: of another checkpoint, other "
                 f"settings, or changed"

@@ -40,7 +40,7 @@ MOST_PROBLEMS = 50
 
 @dataclass(frozen=True)
 class Annotations:
-    """The annotated images of a set: those with a mask that labels at least one pixel."""
+    """Images of a set with their masks: those that have a labeled pixel, unless all were asked for."""
 
     about: AnnotationSet
     """The whole set, images without labels included."""
@@ -98,6 +98,23 @@ def read_annotations(folder: str | Path) -> Annotations:
     raise_problems(str(folder), problems)
     masks_NHW = np.stack([masks[image.key] for image in labeled])
     return Annotations(about, tuple(labeled), np.stack(images), masks_NHW, _identity(about, labeled, masks_NHW))
+
+
+def read_whole_set(folder: str | Path, about: AnnotationSet) -> Annotations:
+    """All images of a set, to be annotated further: masks are 255 where nothing is known, all of them if need be.
+
+    about: the set's description, perhaps with classes that it has only now. Raises ConfigError that lists all problems.
+    """
+    store = Store.open(str(folder))
+    problems: list[str] = [] if about.images else [f"{SET_FILE}: lists no images"]
+    masks = dict(_masks(store, about, problems))
+    images = list(_images(store, about, list(about.images), problems))
+    raise_problems(str(folder), problems)
+    nothing_HW = np.full(about.image_shape.size, IGNORE, np.uint8)
+    masks_NHW = np.stack([masks.get(key, nothing_HW) for key in about.keys])
+    return Annotations(
+        about, about.images, np.stack(images), masks_NHW, _identity(about, list(about.images), masks_NHW)
+    )
 
 
 def read_mask(folder: str | Path, about: AnnotationSet, key: str) -> Pixels | None:

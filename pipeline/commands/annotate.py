@@ -7,6 +7,7 @@ import typer
 
 from labelmill.pipeline.commands.arguments import Overrides, RunFile
 from labelmill.pipeline.process.files import write_atomically
+from labelmill.schemas.annotations import AnnotationSet
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.user_path import expand_user
@@ -90,6 +91,44 @@ def class_names(text: str | None) -> tuple[str, ...]:
     if strange:
         raise ConfigError(f"--classes {text}: {strange}: a name is a letter, then letters, digits, spaces, - and _")
     return names
+
+
+@annotate.command("page")
+def page(
+    folder: SetFolder,
+    run_file: Annotated[
+        Path, typer.Option("--run", help="A run file: segments come from its generator.", metavar="RUN.YAML")
+    ],
+    classes: Classes = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write DIR/page.html, in which people annotate by clicking segments; it works offline, in any browser."""
+    from labelmill.pipeline.annotate.page import PAGE_FILE, check_size, write_page
+    from labelmill.pipeline.annotations.read import read_description
+    from labelmill.pipeline.annotations.write import write_description
+    from labelmill.pipeline.generator.open import open_sampler
+
+    path = local_folder(folder)
+    there = read_description(path)
+    about = set_with_classes(folder, there, class_names(classes))
+    check_size(path, about)
+    sampler, checkpoint = open_sampler(load_config(run_file, RunConfig, overrides or ()))
+    write_page(path, about, sampler, checkpoint.sha256)
+    if about != there:
+        write_description(path, about)
+    print(f"{folder}/{PAGE_FILE}: open it in a browser; {len(about.images)} images, {len(about.classes)} classes")
+
+
+def set_with_classes(folder: str, about: AnnotationSet, names: tuple[str, ...]) -> AnnotationSet:
+    """A set that has classes: its own, further ones behind them, or the first. Raises ConfigError."""
+    if not names and not about.classes:
+        raise ConfigError(f"{folder}: has no classes yet; name them: --classes background,skin,hair")
+    if names[: len(about.classes)] != about.classes and names:
+        raise ConfigError(
+            f"--classes {','.join(names)}: {folder} has {', '.join(about.classes)}, which its masks are numbered by; "
+            f"give these first, or start a new set"
+        )
+    return about.with_classes(names or about.classes, about.rest)
 
 
 @annotate.command("import")

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.browser import find_browser
 from helpers.small_dataset import KIND
 from numpy.typing import NDArray
 
@@ -430,8 +430,6 @@ def test_histogram_draws_every_candidate_once_and_its_limits() -> None:
 
 # In a browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -498,10 +496,7 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next((path for path in map(shutil.which, BROWSERS) if path), None)
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on the PATH; on Debian: apt-get install chromium")
-    return found
+    return find_browser()
 
 
 def visit(browser: str, file: Path, *arguments: str) -> Visit:

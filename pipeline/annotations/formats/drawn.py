@@ -72,6 +72,8 @@ class DrawnImage:
     """Whether it is about one class by its name, so that others may say more of the same image."""
     embedded: str | None = field(default=None, repr=False)
     """The image itself as base64 text, where the file holds it."""
+    image_sha256: str | None = None
+    """Of the image's pixels, where the file states it."""
 
 
 @dataclass

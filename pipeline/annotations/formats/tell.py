@@ -5,11 +5,12 @@ came with, so all other files are read before masks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic_core import from_json
 
+from labelmill.pipeline.annotations.formats.click_page import is_click_page, read_click_page
 from labelmill.pipeline.annotations.formats.coco import is_coco, read_coco
 from labelmill.pipeline.annotations.formats.cvat import is_cvat, read_cvat
 from labelmill.pipeline.annotations.formats.drawn import DrawnImage, Findings
@@ -45,6 +46,8 @@ class Telling:
     """Classes by the `classes.json` that lists them."""
     _masks: list[Source] = field(default_factory=list)
     _classes_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _sha256_of: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Hashes of the images that masks were painted on, by collection and key."""
     _colours_of: dict[str, dict[Colour, str]] = field(default_factory=dict)
 
     def read_all(self, sources: Sequence[Source]) -> None:
@@ -56,7 +59,9 @@ class Telling:
             with self.findings.of(source.name):
                 classes = self._classes_of.get(source.collection, self.classes)
                 colours = self._colours_of.get(source.collection, {})
-                self.drawn.append(read_png_mask(source.read(), source.name, source.stem, classes, colours))
+                drawn = read_png_mask(source.read(), source.name, source.stem, classes, colours)
+                sha256 = self._sha256_of.get(source.collection, {}).get(source.stem)
+                self.drawn.append(replace(drawn, image_sha256=sha256))
 
     def _read(self, source: Source, content: bytes) -> None:
         if read_png_header(content) is not None:
@@ -82,6 +87,11 @@ class Telling:
         if isinstance(values, dict) and values.get("format") == "labelmill-annotations":
             self.skipped.append(source.name)
             return
+        if is_click_page(values):
+            page = read_click_page(values, source.name, self.findings)
+            if page is None:
+                return
+            self._sha256_of[source.collection] = page.images
         classes = _class_list(values)
         if classes is not None:
             self._classes_of[source.collection] = self.named[source.name] = classes
