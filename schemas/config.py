@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.labelers.few_shot import FewShotConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
@@ -60,7 +61,8 @@ def _method_of(values: Any) -> Any:
 LabelerConfig = Annotated[
     Annotated[StyleMixingConfig, Tag("style_mixing")]
     | Annotated[FeatureClustersConfig, Tag("feature_clusters")]
-    | Annotated[FewShotConfig, Tag("few_shot")],
+    | Annotated[FewShotConfig, Tag("few_shot")]
+    | Annotated[AlphaNetworkConfig, Tag("alpha_network")],
     Discriminator(_method_of),
 ]
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.alpha_network import method as alpha_network_method
 from labelmill.pipeline.labelers.base import FittedLabeler, LabelingMethod
 from labelmill.pipeline.labelers.feature_clusters import method as feature_clusters_method
 from labelmill.pipeline.labelers.few_shot import method as few_shot_method
@@ -18,6 +19,7 @@ METHODS: dict[str, LabelingMethod[Any]] = {
     "style_mixing": style_mixing_method.METHOD,
     "feature_clusters": feature_clusters_method.METHOD,
     "few_shot": few_shot_method.METHOD,
+    "alpha_network": alpha_network_method.METHOD,
 }
 
 

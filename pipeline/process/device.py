@@ -30,15 +30,16 @@ def choose_device(name: str = "auto", *, key: str = "device") -> torch.device:
 
 
 @contextmanager
-def repeatable_kernels() -> Iterator[None]:
+def repeatable_kernels(*, gradients: bool = False) -> Iterator[None]:
     """No autotuned kernels, no atomic additions, full float32: what two runs need to agree to the bit.
 
-    Whatever else in the process has asked of PyTorch holds again afterwards.
+    Whatever else in the process has asked of PyTorch holds again afterwards. gradients: whether they are computed, as
+    a training needs them.
     """
     before = _kernels()
     _choose_kernels(_Kernels(enabled=True, benchmark=False, deterministic=True, conv="ieee", rnn="ieee", matmul="ieee"))
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             yield
     finally:
         _choose_kernels(before)

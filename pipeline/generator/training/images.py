@@ -90,6 +90,26 @@ def load_images(data: TrainingData, resolution: int, cache: Path) -> LoadedImage
     return LoadedImages(images_NHWC, "; ".join([summary, *known["notes"]]), known["sha256"])
 
 
+def source_sha256(data: TrainingData) -> str | None:
+    """SHA-256 of the files that `data` names, with their names in a folder; None for drawings, which its fields fix.
+
+    Raises TrainingDataError where there are none.
+    """
+    if isinstance(data, DomainData):
+        return None
+    if isinstance(data, FolderData) and not data.path.is_dir():
+        raise TrainingDataError(f"data.path: {data.path} is not a folder")
+    files = _files(data) if isinstance(data, FolderData) else _shards(data)
+    if not files:
+        raise TrainingDataError(f"{_place(data)}: no images found; looked for {', '.join(IMAGE_SUFFIXES)}")
+    digest = hashlib.sha256()
+    for path in files:
+        name = str(path.relative_to(data.path)) if isinstance(data, FolderData) else path.name
+        with path.open("rb") as stream:
+            digest.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
 def _place(data: TrainingData) -> str:
     if isinstance(data, DomainData):
         return f"the domain {data.name}"
