@@ -33,7 +33,7 @@ class _AlphaNetwork:
     def check(self, config: AlphaNetworkConfig, sampler: Sampler) -> None:
         check_alpha_network(config, sampler)
 
-    def check_inputs(self, config: AlphaNetworkConfig, sampler: Sampler) -> None:
+    def check_inputs(self, config: AlphaNetworkConfig, sampler: Sampler, checkpoint_sha256: str | None) -> None:
         reals_sha256(config)
 
     def inputs(self, config: AlphaNetworkConfig) -> dict[str, str]:
