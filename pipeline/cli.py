@@ -14,6 +14,7 @@ import typer
 
 from labelmill.pipeline.commands.annotate import annotate
 from labelmill.pipeline.commands.arguments import HELP_OPTIONS, Output, Overrides, Root, RunFile
+from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.process.interruption import (
     Interrupted,
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": list(HELP_OPTIONS)},
 )
 app.add_typer(annotate, name="annotate", help="Label a handful of generated images by hand.")
+app.command()(export)
 app.add_typer(
     nightly,
     name="nightly",

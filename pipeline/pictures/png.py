@@ -37,6 +37,12 @@ def encode_picture(image_HWC: NDArray[np.uint8]) -> bytes:
     return _encoded(np.asarray(cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2BGR), np.uint8))
 
 
+def encode_cutout(image_HWC: NDArray[np.uint8]) -> bytes:
+    """RGB with straight alpha [H, W, 4] uint8 as an 8-bit PNG."""
+    assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] == 4, image_HWC.shape
+    return _encoded(np.asarray(cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGBA2BGRA), np.uint8))
+
+
 def encode_gray(pixels_HW: Gray) -> bytes:
     """[H, W] uint8 or uint16 as a gray PNG of 8 or 16 bits."""
     assert pixels_HW.dtype in (np.uint8, np.uint16) and pixels_HW.ndim == 2, (pixels_HW.dtype, pixels_HW.shape)

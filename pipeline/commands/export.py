@@ -1,0 +1,25 @@
+"""`labelmill export`: a dataset's samples as files for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labelmill.pipeline.commands.arguments import Output
+
+
+def export(
+    output: Output,
+    out: Annotated[Path, typer.Argument(help="The new folder to write into.", metavar="OUT")],
+    cutouts: Annotated[
+        bool, typer.Option("--cutouts", help="KEY.png for each sample: RGB, and alpha.png as the alpha channel.")
+    ] = False,
+    split: Annotated[str | None, typer.Option(help="Only the samples of this split, such as train.")] = None,
+) -> None:
+    """Write a dataset's samples as files for other programs."""
+    from labelmill.pipeline.dataset.export import export_cutouts
+    from labelmill.pipeline.store.store import Store
+
+    if not cutouts:
+        raise typer.BadParameter("say what to export: --cutouts")
+    print(f"{out}: {export_cutouts(Store.open(output), out, split)} cutouts")
