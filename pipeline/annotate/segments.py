@@ -184,13 +184,14 @@ def joined(segments_HW: Labels, least: float) -> Labels:
 
 def _borders(segments_HW: Labels) -> dict[int, dict[int, int]]:
     """Length of the common border with each neighbour, by segment."""
+    count = int(segments_HW.max()) + 1
+    borders: dict[int, dict[int, int]] = {segment: {} for segment in range(count)}
     pairs = [(segments_HW[:, 1:], segments_HW[:, :-1]), (segments_HW[1:], segments_HW[:-1])]
-    stacked_2N = np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in pairs], axis=1)
-    stacked_2N = stacked_2N[:, stacked_2N[0] != stacked_2N[1]]
-    borders: dict[int, dict[int, int]] = {segment: {} for segment in range(int(segments_HW.max()) + 1)}
-    found_N2, counts_N = np.unique(np.sort(stacked_2N, axis=0).T, axis=0, return_counts=True)
-    for (first, second), count in zip(found_N2.tolist(), counts_N.tolist(), strict=True):
-        borders[first][second] = borders[second][first] = count
+    keys = [(np.minimum(a, b).astype(np.int64) * count + np.maximum(a, b))[a != b] for a, b in pairs]
+    found, lengths = np.unique(np.concatenate(keys), return_counts=True)
+    for key, length in zip(found.tolist(), lengths.tolist(), strict=True):
+        first, second = divmod(key, count)
+        borders[first][second] = borders[second][first] = length
     return borders
 
 
