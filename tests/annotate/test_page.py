@@ -290,6 +290,7 @@ def test_shown_on_a_desk_and_on_a_phone(page: Page) -> None:
     })()"""
     desk = page.run(shown)
     page.resize(390, 844)
+    page.wait_for("canvas.width == Math.round(canvas.getBoundingClientRect().width * devicePixelRatio)")
     phone = page.run(shown)
     _click(page, 16, 16)
     assert (_mask(page) == 1).any()
