@@ -292,6 +292,9 @@ def benchmark(
     few_shot: Annotated[
         bool, typer.Option("--few-shot", help="Classes from a few annotated images, by recipe and their number.")
     ] = False,
+    alpha: Annotated[
+        bool, typer.Option("--alpha", help="The alpha network by training seed and step, and spoilt on purpose.")
+    ] = False,
     promise: Annotated[
         bool,
         typer.Option("--promise", help="Whether promises about kept masks hold, over redraws of annotated images."),
@@ -315,8 +318,8 @@ def benchmark(
     from labelmill.pipeline.process.device import choose_device
     from labelmill.pipeline.store.store import Store
 
-    if not (masks or downstream or speed or classes or few_shot or promise):
-        masks = downstream = speed = classes = few_shot = promise = True
+    if not (masks or downstream or speed or classes or few_shot or alpha or promise):
+        masks = downstream = speed = classes = few_shot = alpha = promise = True
     if few_shot:
         from labelmill.pipeline.benchmark.few_shot.run import FULL as FULL_FEW_SHOT
         from labelmill.pipeline.benchmark.few_shot.run import QUICK as QUICK_FEW_SHOT
@@ -325,6 +328,13 @@ def benchmark(
         shots = QUICK_FEW_SHOT if quick else FULL_FEW_SHOT
         benchmark_few_shot(Store.open(out), checkpoint, choose_device(), shots, tell=print)
         print(f"{out.rstrip('/')}/few_shot.md")
+    if alpha:
+        from labelmill.pipeline.benchmark.alpha.run import FULL as FULL_ALPHA
+        from labelmill.pipeline.benchmark.alpha.run import QUICK as QUICK_ALPHA
+        from labelmill.pipeline.benchmark.alpha.run import benchmark_alpha
+
+        benchmark_alpha(Store.open(out), checkpoint, choose_device(), QUICK_ALPHA if quick else FULL_ALPHA, tell=print)
+        print(f"{out.rstrip('/')}/alpha.md")
     if promise:
         from labelmill.pipeline.benchmark.promise.run import FULL as FULL_PROMISE
         from labelmill.pipeline.benchmark.promise.run import QUICK as QUICK_PROMISE

@@ -7,7 +7,7 @@ Shape suffixes: B batch, H height, W width.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -22,7 +22,7 @@ from labelmill.pipeline.labelers.alpha_network.background import (
     measure_switches,
 )
 from labelmill.pipeline.labelers.alpha_network.fitted import AlphaProvenance, Attempt, FittedAlphaNetwork
-from labelmill.pipeline.labelers.alpha_network.network import default_layers
+from labelmill.pipeline.labelers.alpha_network.network import AlphaNetwork, default_layers
 from labelmill.pipeline.labelers.alpha_network.reals import Reals, check_reals
 from labelmill.pipeline.labelers.alpha_network.restarts import adjusted
 from labelmill.pipeline.labelers.alpha_network.trainer import AlphaTrainer, Weights
@@ -44,8 +44,16 @@ _SWITCH_IMAGES = 32
 _LOG_SECONDS = 10.0
 
 
+OnLook = Callable[[int, AlphaNetwork], None]
+"""Is told a step and the averaged network after it, at every look."""
+
+
 class CollapseError(LabelmillError):
     """Every training of an alpha network collapsed."""
+
+    def __init__(self, attempts: Sequence[Attempt]) -> None:
+        super().__init__(_complaint(attempts))
+        self.attempts = tuple(attempts)
 
 
 def check_alpha_network(config: AlphaNetworkConfig, sampler: Sampler) -> None:
@@ -62,14 +70,18 @@ def check_alpha_network(config: AlphaNetworkConfig, sampler: Sampler) -> None:
 
 
 def fit_alpha_network(
-    config: AlphaNetworkConfig, sampler: Sampler, work: Path, checkpoint_sha256: str | None = None
+    config: AlphaNetworkConfig,
+    sampler: Sampler,
+    work: Path,
+    checkpoint_sha256: str | None = None,
+    on_look: OnLook | None = None,
 ) -> FittedAlphaNetwork:
     """Train an alpha network. Raises CollapseError where the last restart collapsed, too."""
     check_alpha_network(config, sampler)
     generator_config = sampler.config.model_copy(update={"truncation_psi": config.truncation_psi})
     sampler = Sampler(sampler.generator, generator_config, sampler.numerics, sampler.device)
     with repeatable_kernels(gradients=True):
-        return _Fit(config, sampler, work, checkpoint_sha256).run()
+        return _Fit(config, sampler, work, checkpoint_sha256, on_look).run()
 
 
 @dataclass
@@ -91,8 +103,16 @@ class _Attempt:
 
 
 class _Fit:
-    def __init__(self, config: AlphaNetworkConfig, sampler: Sampler, work: Path, checkpoint_sha256: str | None) -> None:
+    def __init__(
+        self,
+        config: AlphaNetworkConfig,
+        sampler: Sampler,
+        work: Path,
+        checkpoint_sha256: str | None,
+        on_look: OnLook | None,
+    ) -> None:
         self.config, self.sampler, self.checkpoint_sha256 = config, sampler, checkpoint_sha256
+        self.on_look = on_look
         self.layers = tuple(config.layers or default_layers(sampler.generator.spec))
         self.reals = None if config.reals is None else Reals(config, sampler, work / "reals")
         self.states = work / "states"
@@ -115,7 +135,7 @@ class _Fit:
         else:
             self._finish(attempt, None)
         if collapse is not None and collapse.kind != "drifting":
-            raise CollapseError(_complaint(self.finished))
+            raise CollapseError(self.finished)
         return self._fitted(attempt)
 
     def _begin(self, number: int, weights: Weights) -> _Attempt:
@@ -140,6 +160,8 @@ class _Fit:
             looking.add(torch.sigmoid(network(batch.features)), batch.images_BCHW)
         look = looking.finish(attempt.trainer.num_steps)
         attempt.looks.append(look)
+        if self.on_look is not None:
+            self.on_look(look.step, network)
         if step_to_take(attempt.looks, attempt.first_judged) == look.step:
             attempt.kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         if time.monotonic() > self._next_log:
@@ -242,7 +264,7 @@ def _changes(before: Weights, after: Weights) -> str:
     return ", ".join(changed) or "other initial weights"
 
 
-def _complaint(attempts: list[Attempt]) -> str:
+def _complaint(attempts: Sequence[Attempt]) -> str:
     seen = [
         f"training {number}, step {attempt.looks[-1].step}: {attempt.words}"
         for number, attempt in enumerate(attempts, 1)

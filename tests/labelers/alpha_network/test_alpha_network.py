@@ -138,7 +138,7 @@ def test_backgrounds_hold_nothing_but_what_replaces_the_layer(architecture: str)
 
 
 def test_the_background_is_chosen_by_what_is_left_and_by_its_colours(bundled: Sampler) -> None:
-    figures = measure_switches(make_config(), bundled, [bundled.sample(range(16))])
+    figures = measure_switches(make_config(), bundled, [bundled.sample(range(8))])
     assert choose_switch(figures) == Switch("b8.conv1", "corner_blend")
     good, bad = SwitchFigures(0.1, 0.1), SwitchFigures(0.1, 0.3)
     first, second = Switch("b4.conv1", "zero"), Switch("b8.conv0", "zero")
