@@ -22,10 +22,11 @@ from labelmill.pipeline.pictures.overlay import (
 )
 from labelmill.pipeline.pictures.png import encode_picture
 from labelmill.pipeline.report.data import Picture
-from labelmill.pipeline.shards.sample_files import SampleFile
+from labelmill.pipeline.shards.sample_files import ALPHA, SampleFile
 from labelmill.pipeline.shards.writer import encode_image
 from labelmill.schemas.sample import IGNORE
 
+_LIGHT, _DARK = 240, 24
 # The page stays below 10 MB: pictures that take more than this, in base64, are made smaller.
 _MAX_PICTURE_BYTES = 8_000_000
 _MIN_EDGE = 128  # smaller pictures are enlarged: masks in crisp squares, images smoothly
@@ -91,8 +92,19 @@ def _views(picture: Picture, colours: Pixels, edge: int) -> tuple[str, str, str]
 
 
 def _others(picture: Picture, edge: int) -> list[tuple[str, str]]:
-    """Name and data URI of each optional file."""
-    return [(file.name, _png_uri(_painted(pixels, file, edge))) for file, pixels in picture.others]
+    """Name and data URI of each optional file; where there is alpha, also of the foreground on other grounds."""
+    shown = [(file.name, _png_uri(_painted(pixels, file, edge))) for file, pixels in picture.others]
+    alphas = [pixels for file, pixels in picture.others if file == ALPHA]
+    return shown + [("composite", _jpeg_uri(_on_other_grounds(picture.image_HWC, alpha, edge))) for alpha in alphas]
+
+
+def _on_other_grounds(image_HWC: Pixels, alpha_HW: Pixels, edge: int) -> Pixels:
+    """The foreground on a light ground, left, and a dark one, right: what it keeps of its own shows on either."""
+    shown_HWC, alpha_HWC = resize(image_HWC, edge), resize(alpha_HW, edge)[:, :, None] / 255
+    shown_HWC = shown_HWC if shown_HWC.ndim == 3 else rgb(shown_HWC[:, :, None])
+    ground_HWC = np.full(shown_HWC.shape, _LIGHT, np.float64)
+    ground_HWC[:, shown_HWC.shape[1] // 2 :] = _DARK
+    return np.rint(ground_HWC + alpha_HWC * (shown_HWC - ground_HWC)).astype(np.uint8)
 
 
 def _painted(pixels: Pixels, file: SampleFile, edge: int) -> Pixels:

@@ -471,6 +471,11 @@ def test_the_report_shows_them(dataset: tuple[Store, Manifest]) -> None:
     for png_base64 in shown:  # from the tars and, of dropped candidates, made anew: in the classes' colours
         pixels_HWC = cv2.imdecode(np.frombuffer(base64.b64decode(png_base64), np.uint8), cv2.IMREAD_COLOR_RGB)
         assert np.ptp(pixels_HWC, axis=2).max() > 50
+    composites = re.findall(r'src="data:image/jpeg;base64,([^"]+)" alt="Composite of seed \d+"', page)
+    assert len(composites) == 22
+    composite_HWC = cv2.imdecode(np.frombuffer(base64.b64decode(composites[0]), np.uint8), cv2.IMREAD_COLOR_RGB)
+    light_HWC, dark_HWC = np.split(composite_HWC.astype(float), 2, axis=1)
+    assert light_HWC.mean() > dark_HWC.mean() + 50
     assert len(re.findall(r'alt="Alpha of seed \d+"', page)) == len(re.findall(r'alt="Mask of seed \d+:', page)) == 22
     assert len(re.findall(r'alt="Instances of seed \d+"', page)) == 22
     assert "png + png mask, alpha, instances" in page
