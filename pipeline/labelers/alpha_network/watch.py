@@ -136,10 +136,9 @@ def collapse_of(looks: Sequence[Look], first_step: int) -> Collapse | None:
         return Collapse("all_foreground", f"{last.coverage:.0%} of the images is foreground")
     if last.coverage < LEAST_COVERAGE and last.opacity < LEAST_OPACITY:
         return Collapse("all_background", f"{last.coverage:.1%} of the images is foreground")
-    if last.spread < LEAST_SPREAD:
-        return Collapse(
-            "flat", f"masks of all images are the same (spread {last.spread:.3f}, mean alpha {last.opacity:.2f})"
-        )
+    if last.coverage < LEAST_COVERAGE or last.spread < LEAST_SPREAD:
+        figures = f"{last.coverage:.0%} foreground, spread {last.spread:.3f}, mean alpha {last.opacity:.2f}"
+        return Collapse("flat", f"masks of all images are the same ({figures})")
     if last.border > last.centre:
         return Collapse(
             "inverted", f"{last.border:.0%} of the border is foreground, but {last.centre:.0%} of the middle"

@@ -88,6 +88,11 @@ def test_spoilt_masks_are_a_collapse(kind: str, spoil) -> None:  # type: ignore[
     assert collapse is not None and collapse.kind == kind
 
 
+def test_half_clear_pixels_that_are_hardly_ever_foreground_are_flat() -> None:
+    collapse = collapse_of([look(100, coverage=0.04, opacity=0.31, spread=0.06)], 100)
+    assert collapse is not None and collapse.kind == "flat"
+
+
 def test_masks_that_drift_away_from_their_best_are_a_collapse() -> None:
     assert collapse_of(course(2.0, 2.6, 2.5, 2.3), 20) is None
     collapse = collapse_of(course(2.0, 2.6, 2.5, 2.2), 20)
