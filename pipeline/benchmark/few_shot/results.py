@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 from labelmill.schemas.scores import Scores
 
+Pick = Literal["random", "coverage"]
+"""How images to annotate are chosen, as `labelmill annotate pick` does."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +65,9 @@ class Recipe(_Record):
 
     name: str
     title: str
+    pick: Pick = "random"
+    shortened: str = ""
+    """What differs from the published settings, in words."""
 
 
 class FewShotBenchmark(_Record):

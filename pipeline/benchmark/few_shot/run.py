@@ -7,20 +7,23 @@ Shape suffixes: B batch, N test images, H height, W width, K classes.
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from labelmill.pipeline.annotate.choose import greedy_cover, shown_clusters
 from labelmill.pipeline.benchmark.few_shot.results import (
     FewShotBenchmark,
     FewShotResult,
     FewShotSettings,
     FilterPoint,
+    Pick,
     Recipe,
 )
 from labelmill.pipeline.benchmark.few_shot.tables import markdown
@@ -32,8 +35,9 @@ from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.few_shot.fit import fit_few_shot
 from labelmill.pipeline.labelers.few_shot.fitted import FittedFewShot
 from labelmill.pipeline.labelers.few_shot.label_free import LabelFree, fit_label_free
-from labelmill.pipeline.labelers.few_shot.labeler import FewShotLabeler
 from labelmill.pipeline.labelers.few_shot.shots import Shots, shots_of_seeds
+from labelmill.pipeline.labelers.few_shot.uncertainty import uncertainty
+from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.pipeline.segmentation.metrics import ClassCounts, MaskEvaluator, confusion_matrix, mean
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
@@ -42,9 +46,9 @@ from labelmill.schemas.scores import Scores
 
 Masks = NDArray[np.uint8]
 
-_POOL = 300
-"""Images that may be annotated: the first of ANNOTATED_SEEDS."""
 _FIRST_TEST_SEED = 2_000_000_000
+_MOST_BYTES = 2**30
+"""Of test images with features that are kept for all fits; more are synthesised again for each."""
 _PORTIONS = (1.0, 0.95, 0.9, 0.8, 0.5)
 MEASURES = ("disagreement", "entropy", "jensen_shannon")
 _LIBRARIES = ("labelmill", "torch", "numpy", "scipy")
@@ -66,24 +70,28 @@ class FewShotExtent:
 
     entries: tuple[Entry, ...]
     num_test: int = 256
+    pool: int = 300
+    """Images to choose from: the first of ANNOTATED_SEEDS for draws at random; each draw by coverage has as many of its
+    own."""
 
 
-def _entry(name: str, title: str, draws: int, *shots: int, **changes: object) -> Entry:
+def _entry(name: str, title: str, draws: int, *shots: int, pick: Pick = "random", **changes: object) -> Entry:
     config = FewShotConfig.model_validate({**FEW_SHOT.model_dump(), **changes})
-    return Entry(Recipe(name=name, title=title), config, draws, shots or Entry.shots)
+    return Entry(Recipe(name=name, title=title, pick=pick), config, draws, shots or Entry.shots)
 
 
-_AS_PUBLISHED = {"normalisation": "none", "foreground": "learned"}
+_AS_PUBLISHED: dict[str, Any] = {"normalisation": "none", "foreground": "learned"}
 _ENTRIES = (
     _entry("default", "linear, whitened, with the label-free foreground (default)", 5),
     _entry("datasetgan", "DatasetGAN: 10 perceptrons", 3, head={"type": "mlp"}, **_AS_PUBLISHED),
+    _entry("coverage", "the default, images chosen by coverage", 3, 5, 10, pick="coverage"),
     _entry("learned", "the default from the annotations alone", 3, 5, 10, foreground="learned"),
     _entry("standardised", "the default, standardised instead of whitened", 3, 5, 10, normalisation="standardised"),
     _entry("decoder", "Galeev et al.: decoder, 24 epochs", 3, head={"type": "decoder"}, **_AS_PUBLISHED),
     _entry("repurpose", "RepurposeGAN: CNN, 1000 epochs", 3, 1, 5, 10, head={"type": "cnn"}, **_AS_PUBLISHED),
 )
 FULL = FewShotExtent(_ENTRIES)
-QUICK = FewShotExtent((_entry("default", _ENTRIES[0].recipe.title, 1, 5),), num_test=64)
+QUICK = FewShotExtent((replace(_ENTRIES[0], draws=1, shots=(5,)),), num_test=64)
 
 
 def benchmark_few_shot(
@@ -132,7 +140,9 @@ class FewShotBench:
         self._annotator, self._judge = (open_oracle(name, size, sampler.device) for name in ("a", "b"))
         self._test_seeds = range(_FIRST_TEST_SEED, _FIRST_TEST_SEED + extent.num_test)
         self._truths: list[Masks] = []
-        self._label_free: tuple[str, LabelFree] | None = None
+        self._label_free: tuple[FewShotConfig, LabelFree] | None = None
+        self._kept: list[Batch] = []
+        self._ordered: dict[int, list[int]] = {}
 
     def run(self, tell: Callable[[str], None]) -> Iterator[FewShotResult]:
         """The results of all fits, measured where they are missing."""
@@ -143,8 +153,7 @@ class FewShotBench:
 
     def ceiling(self) -> tuple[Scores, Scores]:
         """What the annotator would score, of all classes and of the foreground."""
-        masks = [self._segmented(self._annotator, batch) for batch in self._sampler.batches(self._test_seeds)]
-        return self._scores(masks)
+        return self._scores([self._segmented(self._annotator, batch) for batch in self._test_images()])
 
     def _result(self, entry: Entry, shots: int, draw: int, tell: Callable[[str], None]) -> FewShotResult:
         name, key = entry.recipe.name, self._key(entry)
@@ -163,10 +172,12 @@ class FewShotBench:
             judges=[network_sha256(oracle.network) for oracle in (self._annotator, self._judge)],
             settings=self._settings.model_dump(mode="json"),
             config=entry.config.model_dump(mode="json"),
+            pick=entry.recipe.pick,
+            pool=self._extent.pool,
         )
 
     def _measured(self, entry: Entry, shots: int, draw: int, key: str) -> FewShotResult:
-        annotated = self._annotated(shots, draw)
+        annotated = self._annotated(entry.recipe.pick, shots, draw)
         label_free = self._learned_without_labels(entry)
         started = time.process_time()
         fitted = fit_few_shot(entry.config, self._sampler, annotated, label_free=label_free)
@@ -192,36 +203,57 @@ class FewShotBench:
             filtered=tuple(self._filtered(counts, uncertainties)),
         )
 
-    def _annotated(self, shots: int, draw: int) -> Shots:
-        order = np.random.default_rng(draw).permutation(_POOL)[:shots]
-        seeds = [ANNOTATED_SEEDS[int(index)] for index in order]
+    def _annotated(self, pick: Pick, shots: int, draw: int) -> Shots:
+        seeds = self._by_coverage(draw)[:shots] if pick == "coverage" else self._at_random(shots, draw)
         masks = [self._segmented(self._annotator, batch) for batch in self._sampler.batches(seeds)]
         return shots_of_seeds(self._sampler, seeds, np.concatenate(masks), self._annotator.classes)
 
+    def _at_random(self, shots: int, draw: int) -> list[int]:
+        """The first of a shuffled pool: draws with more images begin alike."""
+        order = np.random.default_rng(draw).permutation(self._extent.pool)
+        return [ANNOTATED_SEEDS[int(index)] for index in order[:shots]]
+
+    def _by_coverage(self, draw: int) -> list[int]:
+        """As `labelmill annotate pick --choose coverage` takes them, the first first: fewer images begin alike."""
+        if draw not in self._ordered:
+            size = self._extent.pool
+            pool = ANNOTATED_SEEDS[draw * size : (draw + 1) * size]
+            most = max(number for entry in self._extent.entries for number in entry.shots)
+            with repeatable_kernels():
+                taken = greedy_cover(shown_clusters(self._sampler, pool), most)
+            self._ordered[draw] = [pool[index] for index in taken]
+        return self._ordered[draw]
+
     def _learned_without_labels(self, entry: Entry) -> LabelFree:
-        """What all fits of a recipe begin with, kept for one recipe at a time."""
-        if self._label_free is None or self._label_free[0] != entry.recipe.name:
-            self._label_free = entry.recipe.name, fit_label_free(entry.config, self._sampler)
+        """What all fits with the same settings begin with, kept for one recipe at a time."""
+        if self._label_free is None or self._label_free[0] != entry.config:
+            self._label_free = entry.config, fit_label_free(entry.config, self._sampler)
         return self._label_free[1]
 
     def _labeled(self, fitted: FittedFewShot) -> tuple[Masks, dict[str, list[float]]]:
         """Masks of the test images, and how unsure the head is of each, by measure."""
-        members = fitted.provenance.config.head.members
-        measures = MEASURES if members > 1 else ("entropy",)
-        labelers = {name: self._labeler(fitted, name) for name in measures}
+        labeler = fitted.labeler(self._sampler)
+        measures = MEASURES if fitted.provenance.config.head.members > 1 else ("entropy",)
         masks, uncertainties = list[Masks](), {name: list[float]() for name in measures}
-        for batch in self._sampler.batches(self._test_seeds, labelers[measures[0]].layers):
-            for name, labeler in labelers.items():
-                judged = labeler.judge(batch)
-                uncertainties[name] += judged.uncertainty_B[: len(batch)].tolist()
-            masks.append(judged.masks_BHW[: len(batch)].cpu().numpy())
+        for batch in self._test_images(labeler.layers):
+            masks.append(labeler.label(batch).masks_BHW.cpu().numpy())
+            probabilities_MBKhw = labeler.probabilities(batch)
+            for name, values in uncertainties.items():
+                values += uncertainty(probabilities_MBKhw, name).tolist()
         return np.concatenate(masks), uncertainties
 
-    def _labeler(self, fitted: FittedFewShot, measure: str) -> FewShotLabeler:
-        about, mixing = fitted.provenance, fitted.mixing
-        config = about.config.model_copy(update={"drop_by": measure})
-        readout = None if mixing is None else mixing.readout
-        return FewShotLabeler(config, self._sampler, about.classes, fitted.head, readout, None, about.doubt_scale)
+    def _test_images(self, layers: Collection[str] = ()) -> Iterator[Batch]:
+        """With the features of these layers, which are kept for the next fit unless they are too many."""
+        if self._kept and set(layers) <= set(self._kept[0].features):
+            yield from self._kept
+            return
+        self._kept, seen, num_bytes = [], list[Batch](), 0
+        for batch in self._sampler.batches(self._test_seeds, layers):
+            yield batch
+            num_bytes += batch.images_BCHW.nbytes + sum(part.nbytes for part in batch.features.values())
+            # Past the limit nothing is kept.
+            seen = [*seen, batch] if num_bytes <= _MOST_BYTES else []
+        self._kept = seen
 
     def _filtered(
         self, counts: Sequence[NDArray[np.int64]], uncertainties: dict[str, list[float]]
@@ -246,8 +278,7 @@ class FewShotBench:
 
     def _truth(self) -> list[Masks]:
         if not self._truths:
-            batches = self._sampler.batches(self._test_seeds)
-            self._truths = [self._segmented(self._judge, batch) for batch in batches]
+            self._truths = [self._segmented(self._judge, batch) for batch in self._test_images()]
         return self._truths
 
     def _segmented(self, oracle: Oracle, batch: Batch) -> Masks:
