@@ -12,6 +12,7 @@ class FolderData(Section):
     """Images in a folder and its subfolders, centre-cropped to squares."""
 
     kind: Literal["folder"]
+    """Where images come from: folder, shards or domain."""
     path: UserPath
     """Folder of .jpg, .jpeg, .png or .webp files."""
     skip_unreadable: bool = False
@@ -22,6 +23,7 @@ class ShardsData(Section):
     """Images in webdataset shards, centre-cropped to squares."""
 
     kind: Literal["shards"]
+    """Where images come from: folder, shards or domain."""
     urls: tuple[UserPattern, ...] = Field(min_length=1)
     """Local tar files; a file name may contain wildcards."""
     skip_unreadable: bool = False
@@ -44,6 +46,7 @@ class DomainData(Section):
     """A domain that labelmill draws itself."""
 
     kind: Literal["domain"]
+    """Where images come from: folder, shards or domain."""
     name: Literal["avatars"] = "avatars"
     """Name of the domain."""
     num_images: int = Field(20_000, ge=1)
