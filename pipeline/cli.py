@@ -5,7 +5,6 @@ The functions import what they need, so that `--help` does not wait for torch.
 
 import json
 import sys
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ import typer
 
 from labelmill.pipeline.commands.annotate import annotate
 from labelmill.pipeline.commands.arguments import HELP_OPTIONS, Output, Overrides, Root, RunFile
+from labelmill.pipeline.commands.benchmark import benchmark
 from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.process.interruption import (
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 app.add_typer(annotate, name="annotate", help="Label a handful of generated images by hand.")
 app.command()(export)
+app.command()(benchmark)
 app.add_typer(
     nightly,
     name="nightly",
@@ -277,91 +278,6 @@ def evaluate(
         matching=Matching.ONE_TO_ONE if match else Matching.MANY_TO_ONE if match_many else None,
     )
     print(scores.model_dump_json(indent=2) if as_json else "\n".join(as_lines(scores)))
-
-
-@app.command()
-def benchmark(
-    masks: Annotated[bool, typer.Option("--masks", help="Mask quality per method and setting.")] = False,
-    downstream: Annotated[
-        bool, typer.Option("--downstream", help="Networks trained on each method's masks and on exact masks.")
-    ] = False,
-    speed: Annotated[
-        bool, typer.Option("--speed", help="Labeled images per second and time per stage, on random weights.")
-    ] = False,
-    classes: Annotated[bool, typer.Option("--classes", help="Semantic classes from clusters and prompts.")] = False,
-    few_shot: Annotated[
-        bool, typer.Option("--few-shot", help="Classes from a few annotated images, by recipe and their number.")
-    ] = False,
-    alpha: Annotated[
-        bool, typer.Option("--alpha", help="The alpha network by training seed and step, and spoilt on purpose.")
-    ] = False,
-    promise: Annotated[
-        bool,
-        typer.Option("--promise", help="Whether promises about kept masks hold, over redraws of annotated images."),
-    ] = False,
-    out: Annotated[str, typer.Option(help="Folder for tables and pictures; rerun to resume.")] = "out/benchmark",
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick/--full",
-            help="--quick: a small sample for a CPU (wide confidence intervals); --full: everything.",
-        ),
-    ] = False,
-    training_seeds: Annotated[
-        int | None, typer.Option(min=1, help="Networks per row of --downstream (default 1 with --quick, else 3).")
-    ] = None,
-    checkpoint: Annotated[str, typer.Option(help="Generator to label.")] = "bundled:avatars-32",
-) -> None:
-    """Measure labelmill on this machine: the selected benchmarks, or all of them."""
-    from labelmill.pipeline.benchmark.downstream.run import FULL, QUICK, benchmark_downstream
-    from labelmill.pipeline.benchmark.masks.run import benchmark_masks
-    from labelmill.pipeline.process.device import choose_device
-    from labelmill.pipeline.store.store import Store
-
-    if not (masks or downstream or speed or classes or few_shot or alpha or promise):
-        masks = downstream = speed = classes = few_shot = alpha = promise = True
-    if few_shot:
-        from labelmill.pipeline.benchmark.few_shot.run import FULL as FULL_FEW_SHOT
-        from labelmill.pipeline.benchmark.few_shot.run import QUICK as QUICK_FEW_SHOT
-        from labelmill.pipeline.benchmark.few_shot.run import benchmark_few_shot
-
-        shots = QUICK_FEW_SHOT if quick else FULL_FEW_SHOT
-        benchmark_few_shot(Store.open(out), checkpoint, choose_device(), shots, tell=print)
-        print(f"{out.rstrip('/')}/few_shot.md")
-    if alpha:
-        from labelmill.pipeline.benchmark.alpha.run import FULL as FULL_ALPHA
-        from labelmill.pipeline.benchmark.alpha.run import QUICK as QUICK_ALPHA
-        from labelmill.pipeline.benchmark.alpha.run import benchmark_alpha
-
-        benchmark_alpha(Store.open(out), checkpoint, choose_device(), QUICK_ALPHA if quick else FULL_ALPHA, tell=print)
-        print(f"{out.rstrip('/')}/alpha.md")
-    if promise:
-        from labelmill.pipeline.benchmark.promise.run import FULL as FULL_PROMISE
-        from labelmill.pipeline.benchmark.promise.run import QUICK as QUICK_PROMISE
-        from labelmill.pipeline.benchmark.promise.run import benchmark_promise
-
-        much = QUICK_PROMISE if quick else FULL_PROMISE
-        benchmark_promise(Store.open(out), checkpoint, choose_device(), much, tell=print)
-        print(f"{out.rstrip('/')}/promise.md")
-    if speed:
-        from labelmill.pipeline.benchmark.speed.run import benchmark_speed, speed_plan
-
-        device = choose_device().type
-        benchmark_speed(Store.open(out), speed_plan(device, quick=quick), tell=print)
-        print(f"{out.rstrip('/')}/speed.md")
-    if masks:
-        benchmark_masks(Store.open(out), checkpoint, choose_device(), quick, tell=print)
-        print(f"{out.rstrip('/')}/masks.md")
-    if downstream:
-        extent = QUICK if quick else FULL
-        extent = replace(extent, num_seeds=training_seeds or extent.num_seeds)
-        benchmark_downstream(Store.open(out), checkpoint, choose_device(), extent, tell=print)
-        print(f"{out.rstrip('/')}/downstream.md")
-    if classes:
-        from labelmill.pipeline.benchmark.classes.run import benchmark_classes
-
-        benchmark_classes(Store.open(out), checkpoint, choose_device(), quick, tell=print)
-        print(f"{out.rstrip('/')}/classes.md")
 
 
 @app.command()

@@ -11,7 +11,8 @@ class PromiseConfig(LocatedSection):
     """A promise about the kept samples: of their masks, at most a share of `risk` is expected to be worse than `miou`.
 
     It is kept by a confidence limit of its own, chosen from images that a person has annotated and `fit` has not seen.
-    They must be a random sample of what the run labels: `labelmill annotate pick RUN.YAML --choose random`.
+    They must be a random sample of what the run labels, all of them labeled: `labelmill annotate pick RUN.YAML --choose
+    random`. Pixels that their masks leave open do not count.
     """
 
     annotations: str = Field(pattern=PRINTABLE)

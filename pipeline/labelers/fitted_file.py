@@ -4,7 +4,7 @@ Every method has its own provenance and tensors; what is common to writing, read
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +62,24 @@ def read_fitted(content: bytes, kind: type[Provenance]) -> tuple[Provenance, dic
     return _provenance(values, kind), tensors
 
 
+def read_fitted_for(
+    content: bytes,
+    kind: type[Provenance],
+    config: BaseModel,
+    spec: GeneratorSpec,
+    checkpoint_sha256: str | None,
+    ignoring: Collection[str] = (),
+) -> tuple[Provenance, dict[str, Tensor]]:
+    """The same, for this configuration and generator. Raises FittedLabelerError for what was fitted for others.
+
+    checkpoint_sha256: of the generator; None is not checked. ignoring: keys of the configuration that may differ.
+    """
+    provenance, tensors = read_fitted(content, kind)
+    check_purpose(provenance, config, spec, ignoring)
+    check_checkpoint(provenance, checkpoint_sha256)
+    return provenance, tensors
+
+
 def _provenance(values: Mapping[str, Any], kind: type[Provenance]) -> Provenance:
     found = values.get("format"), values.get("version")
     expected = kind.model_fields["format"].default, kind.model_fields["version"].default
@@ -76,9 +94,14 @@ def _provenance(values: Mapping[str, Any], kind: type[Provenance]) -> Provenance
         raise FittedLabelerError(f"fitted labeler: its description is unusable ({error}). {REMEDY}") from error
 
 
-def check_purpose(provenance: FileProvenance, config: BaseModel, spec: GeneratorSpec) -> None:
-    """Raises FittedLabelerError unless the file was made for this configuration and a generator of this shape."""
-    ours, theirs = config.model_dump(), provenance.config.model_dump()
+def check_purpose(
+    provenance: FileProvenance, config: BaseModel, spec: GeneratorSpec, ignoring: Collection[str] = ()
+) -> None:
+    """Raises FittedLabelerError unless the file was made for this configuration and a generator of this shape.
+
+    ignoring: keys of the configuration that may differ.
+    """
+    ours, theirs = (values.model_dump(exclude=set(ignoring)) for values in (config, provenance.config))
     ours |= {"resolution": spec.resolution, "num_ws": spec.num_ws, "w_dim": spec.w_dim}
     theirs |= {"resolution": provenance.resolution, "num_ws": provenance.num_ws, "w_dim": provenance.w_dim}
     pairs = {key: (ours.get(key, "nothing"), theirs.get(key, "nothing")) for key in (*ours, *(theirs.keys() - ours))}

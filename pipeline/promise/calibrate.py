@@ -61,6 +61,12 @@ def check_promise(config: RunConfig, checkpoint_sha256: str) -> None:
             f"{KEY}.annotations: {promise.annotations}: chosen by {about.picked.choose}; a promise needs a random "
             f"sample: `labelmill annotate pick RUN.YAML --choose random`"
         )
+    without = len(about.images) - len(annotations)
+    if without:
+        raise ConfigError(
+            f"{KEY}.annotations: {promise.annotations}: {without} of its {len(about.images)} images have no labels. "
+            f"Whoever leaves out what is hard to label leaves no random sample: label all of them"
+        )
     _check_unseen(config, promise, annotations)
 
 

@@ -1,6 +1,7 @@
 """A run with a promise, from annotated images to the manifest: masks below it are those that the test has spoilt."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ KEEP_ALL = {
 }
 SEEDS = tuple(range(5000, 5020))
 NUM_SPOILT = 3
+
+
+def copied(case: "Case", folder: Path) -> Path:
+    """The set in another folder, to be changed there."""
+    shutil.copytree(case.folder, folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -114,12 +121,7 @@ def test_the_limit_drops_what_the_annotated_images_say_is_bad(
 
 
 def test_corrected_masks_are_another_run(case: Case, write_run_file: RunFileWriter, tmp_path: Path) -> None:
-    here = tmp_path / "moved"
-    here.mkdir()
-    for path in case.folder.rglob("*.*"):
-        copied = here / path.relative_to(case.folder)
-        copied.parent.mkdir(exist_ok=True)
-        copied.write_bytes(path.read_bytes())
+    here = copied(case, tmp_path / "moved")
     generate(load_config(write_run_file(quality=case.promise()), RunConfig))
     generate(load_config(write_run_file(quality=case.promise(annotations="moved")), RunConfig))  # the same content
     write_mask(here, f"{SEEDS[0]:010d}", np.zeros((32, 32), np.uint8))
@@ -144,11 +146,7 @@ def test_too_few_masks_are_refused_with_the_number_that_would_do(
 
 
 def test_a_promise_that_no_mask_keeps(case: Case, write_run_file: RunFileWriter, tmp_path: Path) -> None:
-    set_of_nothing = tmp_path / "wrong"
-    for path in case.folder.rglob("*.*"):
-        copied = set_of_nothing / path.relative_to(case.folder)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        copied.write_bytes(path.read_bytes())
+    set_of_nothing = copied(case, tmp_path / "wrong")
     for number, seed in enumerate(SEEDS):
         write_mask(set_of_nothing, f"{seed:010d}", np.full((32, 32), number % 2, np.uint8))
     with pytest.raises(ConfigError, match="more annotated images would not help"):
@@ -169,11 +167,7 @@ def test_a_promise_that_no_mask_keeps(case: Case, write_run_file: RunFileWriter,
 def test_images_that_are_no_random_sample_of_the_run_are_refused(
     case: Case, write_run_file: RunFileWriter, tmp_path: Path, change: dict[str, dict[str, object]], words: str
 ) -> None:
-    other = tmp_path / "other"
-    for path in case.folder.rglob("*.*"):
-        copied = other / path.relative_to(case.folder)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        copied.write_bytes(path.read_bytes())
+    other = copied(case, tmp_path / "other")
     about = json.loads((other / "annotations.json").read_text())
     for key, value in change.items():
         about[key] = {**(about[key] or {}), **value} if isinstance(value, dict) else value
@@ -181,6 +175,15 @@ def test_images_that_are_no_random_sample_of_the_run_are_refused(
     with pytest.raises(ConfigError, match=words):
         generate(load_config(write_run_file(quality=case.promise(annotations=str(other))), RunConfig))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_images_that_nobody_has_labeled_are_no_random_sample(
+    case: Case, write_run_file: RunFileWriter, tmp_path: Path
+) -> None:
+    other = copied(case, tmp_path / "other")
+    (other / "masks" / f"{SEEDS[0]:010d}.png").unlink()
+    with pytest.raises(ConfigError, match="1 of its 20 images have no labels"):
+        generate(load_config(write_run_file(quality=case.promise(annotations=str(other))), RunConfig))
 
 
 def test_annotated_classes_are_those_of_the_labeler_by_name() -> None:

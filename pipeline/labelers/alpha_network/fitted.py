@@ -14,10 +14,8 @@ from labelmill.pipeline.labelers.fitted_file import (
     REMEDY,
     FileProvenance,
     FittedLabelerError,
-    check_checkpoint,
-    check_purpose,
     check_shapes,
-    read_fitted,
+    read_fitted_for,
     write_fitted,
 )
 from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
@@ -71,9 +69,7 @@ class FittedAlphaNetwork:
         checkpoint_sha256: str | None = None,
     ) -> "FittedAlphaNetwork":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted(content, AlphaProvenance)
-        check_purpose(provenance, config, spec)
-        check_checkpoint(provenance, checkpoint_sha256)
+        provenance, tensors = read_fitted_for(content, AlphaProvenance, config, spec, checkpoint_sha256)
         unknown = set(provenance.layers) - set(spec.conv_names)
         if unknown or not provenance.layers or not provenance.attempts:
             raise FittedLabelerError(f"fitted labeler: layers {list(provenance.layers)}, which are not there. {REMEDY}")

@@ -16,10 +16,8 @@ from labelmill.pipeline.labelers.fitted_file import (
     REMEDY,
     FileProvenance,
     FittedLabelerError,
-    check_checkpoint,
-    check_purpose,
     check_shapes,
-    read_fitted,
+    read_fitted_for,
     write_fitted,
 )
 from labelmill.schemas.cluster_mapping import IGNORED, MOST_CLASSES, ClusterMapping
@@ -128,9 +126,7 @@ class FittedFeatureClusters:
         checkpoint_sha256: str | None = None,
     ) -> "FittedFeatureClusters":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted(content, ClustersProvenance)
-        check_purpose(provenance, config, spec)
-        check_checkpoint(provenance, checkpoint_sha256)
+        provenance, tensors = read_fitted_for(content, ClustersProvenance, config, spec, checkpoint_sha256)
         _check_meaning(provenance, config, spec)
         check_shapes(tensors, _expected_shapes(provenance, spec))
         if float(tensors["temperature"]) <= 0:

@@ -13,10 +13,8 @@ from labelmill.pipeline.labelers.fitted_file import (
     REMEDY,
     FileProvenance,
     FittedLabelerError,
-    check_checkpoint,
-    check_purpose,
     check_shapes,
-    read_fitted,
+    read_fitted_for,
     write_fitted,
 )
 from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing, MixingProvenance
@@ -88,11 +86,10 @@ class FittedFewShot:
         checkpoint_sha256: str | None = None,
     ) -> "FittedFewShot":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted(content, FewShotProvenance)
         # Where the annotations lay is no part of what they taught.
-        here = config.model_copy(update={"annotations": provenance.config.annotations})
-        check_purpose(provenance, here, spec)
-        check_checkpoint(provenance, checkpoint_sha256)
+        provenance, tensors = read_fitted_for(
+            content, FewShotProvenance, config, spec, checkpoint_sha256, ignoring=("annotations",)
+        )
         _check_meaning(provenance)
         own, mixing = _named(_HEAD, tensors), _named(_MIXING, tensors)
         check_shapes(own, head_shapes(config, spec, len(provenance.classes)))
