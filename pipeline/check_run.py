@@ -19,6 +19,7 @@ from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
 from labelmill.pipeline.labelers.methods import method_of, open_fitted
 from labelmill.pipeline.process.log import log
 from labelmill.pipeline.promise.calibrate import check_promise, promise_inputs
+from labelmill.pipeline.promise.standing import standing_promise
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
@@ -26,6 +27,7 @@ from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.fingerprint import fingerprint, identity
 from labelmill.schemas.labeler_findings import LabelerFindings
 from labelmill.schemas.manifest import CheckpointSource
+from labelmill.schemas.promise import Promise
 from labelmill.schemas.shard import ShardRecord
 
 
@@ -45,6 +47,8 @@ class CheckedOutput:
     """What the run is to the output (labelmill.schemas.fingerprint.identity)."""
     labeler: OutputLabeler | None
     """None where `generate` has yet to fit one."""
+    promise: Promise | None
+    """None where the run makes none, or `generate` has yet to calibrate it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class CheckedRun:
     checkpoint: CheckpointSource
     labeler: FittedLabeler | None
     """The output's; None where `generate` has yet to fit one."""
+    promise: Promise | None
+    """The output's; None where the run makes none, or `generate` has yet to calibrate it."""
     records: list[ShardRecord]
     """Of the shards that are there, by index."""
 
@@ -71,7 +77,7 @@ def check_opened_run(config: RunConfig, sampler: Sampler, checkpoint: Checkpoint
     warn_of_empty_splits(config)
     output = check_output(config, sampler, checkpoint.sha256)
     if output.labeler is None:
-        return CheckedRun(sampler, checkpoint, None, [])
+        return CheckedRun(sampler, checkpoint, None, None, [])
     fitted = output.labeler.opened
     check_strength(config, fitted.findings)
     origin = ShardOrigin(
@@ -83,7 +89,7 @@ def check_opened_run(config: RunConfig, sampler: Sampler, checkpoint: Checkpoint
         fitted.labeler.optional_files,
     )
     records = existing_records(Store.open(config.output), config, origin, repair=False)
-    return CheckedRun(sampler, checkpoint, fitted, records)
+    return CheckedRun(sampler, checkpoint, fitted, output.promise, records)
 
 
 def check_settings(config: RunConfig) -> None:
@@ -120,11 +126,14 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
         method.check_inputs(config.labeler, sampler, checkpoint_sha256)
         check_promise(config, checkpoint_sha256)
         check_strangers(store, config)
-        return CheckedOutput(run_identity, None)
+        return CheckedOutput(run_identity, None, None)
     labeler_sha256 = hashlib.sha256(fitted).hexdigest()
     check_labeler_claim(store, run_identity, path, labeler_sha256)
     opened = open_output_labeler(config, sampler, fitted, checkpoint_sha256)
-    return CheckedOutput(run_identity, OutputLabeler(labeler_sha256, opened))
+    promise = standing_promise(store, config)
+    if promise is None:
+        check_promise(config, checkpoint_sha256)
+    return CheckedOutput(run_identity, OutputLabeler(labeler_sha256, opened), promise)
 
 
 def read_inputs(config: RunConfig) -> dict[str, str]:

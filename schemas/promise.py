@@ -49,6 +49,8 @@ class Promise(BaseModel):
     annotations_sha256: str
     num_masks: int
     """Annotated images."""
+    labeled_share: float
+    """Share of their pixels that are labeled, and therefore count."""
     num_below: int
     """Those among them whose masks are worse than `miou`."""
     confidence_min: float
@@ -71,8 +73,10 @@ class Promise(BaseModel):
         return (
             f"Of the kept samples, at most {self.risk:.1%} are expected to have a mask with an mIoU below "
             f"{self.miou:g} against what a person would draw.",
-            f"Calibrated on {self.num_masks} annotated images, of which {self.num_below} are below: a confidence of "
-            f"{self.confidence_min:g} or more keeps {self.num_kept}, of which {self.num_kept_below} are below "
-            f"(conformal selection, Jin and Candès, 2023; in expectation over which images were annotated).",
+            f"Calibrated on {self.num_masks} annotated images, {self.labeled_share:.0%} of their pixels labeled, of "
+            f"which {self.num_below} are below: a confidence of {self.confidence_min:g} or more keeps {self.num_kept}, "
+            f"of which {self.num_kept_below} are below (conformal selection, Jin and Candès, 2023; in expectation over "
+            f"which images are annotated, where images that do not carry the promise count as keeping nothing; after "
+            f"such a refusal a second try on more images keeps somewhat less than it promises).",
             f"It costs {cost:.1%} of the samples that would be kept without it.",
         )

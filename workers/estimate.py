@@ -49,7 +49,7 @@ def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, floa
     first = shard_tasks(config)[0]
     num_samples = min(TRIAL_BATCHES * config.numerics.batch_size, first.num_samples)
     trial = first.model_copy(update={"num_samples": num_samples})
-    promise = calibrate(config, sampler, fitted.labeler, sha256)
+    promise = checked.promise or calibrate(config, sampler, fitted.labeler, sha256)
     with unpublished_worker(config.keeping(promise), sampler, sha256, fitted.labeler) as worker:
         seconds_to_fit, start = time.perf_counter() - start, time.perf_counter()
         made = make_shard(trial, worker.loaded)

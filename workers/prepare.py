@@ -14,8 +14,8 @@ from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.process.log import log
 from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.promise.calibrate import calibrate
+from labelmill.pipeline.promise.standing import keep_promise, standing_promise
 from labelmill.pipeline.shards.check import ShardOrigin
-from labelmill.pipeline.shards.sealed import seal, unseal
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
@@ -27,8 +27,6 @@ from labelmill.schemas.sample import ImageShape, OptionalFile
 from labelmill.schemas.secrets import plain_address
 from labelmill.workers.fit_folder import fit_folder, forget_fit
 from labelmill.workers.shard_worker import ShardWorker
-
-PROMISE_PATH = "labeler/promise.json"
 
 
 @dataclass(frozen=True)
@@ -131,23 +129,15 @@ def _publish_guide(config: RunConfig, store: Store, fitted: FittedLabeler) -> No
 
 
 def _promise(config: RunConfig, sampler: Sampler, fitted: FittedLabeler, checkpoint_sha256: str) -> Promise | None:
-    """The promise that stands in the output, or one that is calibrated now. Raises OutputError for a damaged one."""
-    if config.quality.promise is None:
-        return None
+    """The promise that stands in the output, or one that is calibrated now."""
     store = Store.open(config.output)
-    if not store.exists(PROMISE_PATH):
-        promise = calibrate(config, sampler, fitted.labeler, checkpoint_sha256)
-        assert promise is not None
-        for line in promise.words:
-            log(f"promise: {line}")
-        store.create(PROMISE_PATH, seal(promise))  # another driver may have been faster
-    found = unseal(store.read(PROMISE_PATH), Promise)
-    if found is None or not found.is_sealed:
-        raise OutputError(
-            f"{store.url}/{PROMISE_PATH}: is damaged; restore it from a copy, or delete it and run `labelmill "
-            f"generate` again, which calibrates it anew"
-        )
-    return found.content
+    standing = standing_promise(store, config)
+    promise = standing or calibrate(config, sampler, fitted.labeler, checkpoint_sha256)
+    if promise is None or standing is not None:
+        return standing
+    for line in promise.words:
+        log(f"promise: {line}")
+    return keep_promise(store, config, promise)
 
 
 def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from labelmill.pipeline.check_run import check_settings, labeler_path, open_output_labeler, read_inputs
 from labelmill.pipeline.dataset.claim import check_labeler_claim, claimed_identity
@@ -16,6 +17,7 @@ from labelmill.pipeline.pictures.overlay import contact_sheet
 from labelmill.pipeline.pictures.png import encode_picture
 from labelmill.pipeline.process.stopwatch import Stopwatch
 from labelmill.pipeline.promise.calibrate import calibrate, check_promise
+from labelmill.pipeline.promise.standing import standing_promise
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import CheckpointError, ConfigError, OutputError
@@ -39,7 +41,9 @@ def preview_sheet(config: RunConfig, num_samples: int) -> bytes:
     fitted = labeler_for(config, sampler, checkpoint.sha256)
     dataset = config.dataset
     num_seeds = min(num_samples, dataset.num_shards * dataset.seeds_per_shard)
-    promise = calibrate(config, sampler, fitted.labeler, checkpoint.sha256)
+    is_published = _is_this_run(config, checkpoint.sha256)
+    standing = standing_promise(Store.open(config.output), config) if is_published else None
+    promise = standing or calibrate(config, sampler, fitted.labeler, checkpoint.sha256)
     with unpublished_worker(config.keeping(promise), sampler, checkpoint.sha256, fitted.labeler) as worker:
         samples = _draw(worker, range(dataset.first_seed, dataset.first_seed + num_seeds))
     sheet_HWC = contact_sheet(samples, columns=PREVIEW_COLUMNS)
@@ -91,17 +95,24 @@ def _published_labeler(config: RunConfig, sampler: Sampler, checkpoint_sha256: s
 
     Raises OutputError where it is not the labeler that the output was claimed for.
     """
-    store = Store.open(config.output)
-    path = labeler_path(config)
-    inputs = read_inputs(config)
-    if not store.exists(RUN_PATH) or not store.exists(path):
-        return None
-    run_identity = claimed_identity(store, identity(config, checkpoint_sha256, inputs))
-    if differing_keys(run_identity, read_run_file(store).identity):
+    store, path = Store.open(config.output), labeler_path(config)
+    run_identity = _identity(config, store, checkpoint_sha256)
+    if not store.exists(path) or not _is_this_run(config, checkpoint_sha256):
         return None
     fitted = store.read(path)
     check_labeler_claim(store, run_identity, path, hashlib.sha256(fitted).hexdigest())
     return open_output_labeler(config, sampler, fitted, checkpoint_sha256)
+
+
+def _is_this_run(config: RunConfig, checkpoint_sha256: str) -> bool:
+    """Whether the run's output was made by this very configuration."""
+    store = Store.open(config.output)
+    run_identity = _identity(config, store, checkpoint_sha256)
+    return store.exists(RUN_PATH) and not differing_keys(run_identity, read_run_file(store).identity)
+
+
+def _identity(config: RunConfig, store: Store, checkpoint_sha256: str) -> dict[str, Any]:
+    return claimed_identity(store, identity(config, checkpoint_sha256, read_inputs(config)))
 
 
 def unpublished_worker(config: RunConfig, sampler: Sampler, checkpoint_sha256: str, labeler: Labeler) -> ShardWorker:

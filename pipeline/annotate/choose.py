@@ -28,7 +28,7 @@ _MOST_PIXELS, _LEAST_PIXELS = 128, 16
 
 
 def choose_coverage(sampler: Sampler, seeds: Sequence[int], count: int) -> list[int]:
-    """So many of the seeds, whose images between them show most clusters of the generator's features; ascending.
+    """`count` of the seeds, whose images between them show most clusters of the generator's features; ascending.
 
     Pixels of all images are clustered once, by features that are standardised per channel. Then images are taken one by
     one, always the one that shows most clusters that none before it has; of equals, the one whose clusters were shown
@@ -39,7 +39,7 @@ def choose_coverage(sampler: Sampler, seeds: Sequence[int], count: int) -> list[
 
 
 def choose_uncertain(sampler: Sampler, labeler: Labeler, seeds: Sequence[int], count: int) -> list[int]:
-    """So many of the seeds, those that the labeler is least confident of; ascending."""
+    """`count` of the seeds, those that the labeler is least confident of; ascending."""
     confidences = torch.cat(
         [labeler.label(batch).confidence_B.float().cpu() for batch in sampler.batches(seeds, labeler.layers)]
     )

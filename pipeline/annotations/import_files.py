@@ -286,7 +286,7 @@ def _masks(
                 f"{each.source}: shapes of different classes overlap in {painted.overlap:.1%} of what they cover; the "
                 f"later one counts"
             )
-        if (painted.mask_HW == IGNORE).all():
+        if (painted.mask_HW == IGNORE).all() and not settings.replace:  # to replace may be to erase
             findings.notes.append(f"{each.source}: labels no pixel; {key} is left out")
         else:
             yield key, painted.mask_HW

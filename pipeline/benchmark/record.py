@@ -6,11 +6,15 @@ settings, libraries, weights, and the code that the measuring functions reach. W
 
 import hashlib
 import inspect
+import platform
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
@@ -23,6 +27,23 @@ _ROOT = Path(__file__).resolve().parents[2]
 _Row = TypeVar("_Row", bound=BaseModel)
 Measuring = Callable[..., Any]
 """A function or class of the product."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What rows are measured on."""
+
+    device: str
+    threads: int
+    versions: dict[str, str]
+    """Of Python and libraries."""
+
+    @classmethod
+    def here(cls, device: torch.device, threads: int, libraries: Iterable[str]) -> "Machine":
+        """This one."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+        versions = {"python": platform.python_version(), **{library: version(library) for library in libraries}}
+        return cls(name, threads, versions)
 
 
 def read_row(store: Store, path: str, kind: type[_Row], **expected: object) -> _Row | None:

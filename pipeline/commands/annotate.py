@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from labelmill.pipeline.commands.arguments import Overrides, RunFile
+from labelmill.pipeline.commands.arguments import Overrides, RunFile, writing_to
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.schemas.annotations import AnnotationSet
 from labelmill.schemas.config import RunConfig
-from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.user_path import expand_user
 from labelmill.schemas.yaml_file import load_config, validate
 
@@ -23,6 +23,8 @@ def local_folder(text: str) -> Path:
     return expand_user(text)
 
 
+# Where `pick` begins: of random images elsewhere, for a promise needs other ones than those that taught the labeler.
+_FIRST_SEED = {False: 3_900_000_000, True: 3_950_000_000}
 SetFolder = Annotated[str, typer.Argument(help="The annotation set's folder.", metavar="DIR")]
 Classes = Annotated[
     str | None, typer.Option(help="Names of the classes, background first: background,skin,hair.", metavar="A,B")
@@ -48,8 +50,13 @@ def pick(
     classes: Classes = None,
     pool: Annotated[int, typer.Option(min=1, help="Number of images to choose from (default 300).")] = 300,
     first_seed: Annotated[
-        int, typer.Option(min=0, help="First seed of these, outside of datasets (default 3900000000).")
-    ] = 3_900_000_000,
+        int | None,
+        typer.Option(
+            min=0,
+            help="First seed of these, outside of datasets (default 3900000000, with `--choose random` 3950000000: "
+            "other images, so that they may tell how good a labeler is that learned from the former).",
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Write images to annotate: of generator and labeler as the run file has them."""
@@ -60,19 +67,21 @@ def pick(
     from labelmill.schemas.annotations import Pick
     from labelmill.workers.preview import labeler_for
 
-    values = {"choose": choose, "count": count, "pool": pool, "first_seed": first_seed}
+    first = _FIRST_SEED[choose == "random"] if first_seed is None else first_seed
+    values = {"choose": choose, "count": count, "pool": pool, "first_seed": first}
     picked = validate(values, "annotate pick", Pick)
     names = class_names(classes)
     sampler, checkpoint = open_sampler(config)
-    about = run(
-        sampler,
-        checkpoint.sha256,
-        picked,
-        folder,
-        scale=scale,
-        classes=names,
-        open_labeler=lambda: labeler_for(config, sampler, checkpoint.sha256).labeler,
-    )
+    with writing_to(out):
+        about = run(
+            sampler,
+            checkpoint.sha256,
+            picked,
+            folder,
+            scale=scale,
+            classes=names,
+            open_labeler=lambda: labeler_for(config, sampler, checkpoint.sha256).labeler,
+        )
     print(f"{out}: {len(about.images)} images to annotate in {out}/enlarged")
 
 
@@ -113,9 +122,10 @@ def page(
     about = set_with_classes(folder, there, class_names(classes))
     check_size(path, about)
     sampler, checkpoint = open_sampler(load_config(run_file, RunConfig, overrides or ()))
-    write_page(path, about, sampler, checkpoint.sha256)
-    if about != there:
-        write_description(path, about)
+    with writing_to(folder):
+        write_page(path, about, sampler, checkpoint.sha256)
+        if about != there:
+            write_description(path, about)
     print(f"{folder}/{PAGE_FILE}: open it in a browser; {len(about.images)} images, {len(about.classes)} classes")
 
 
@@ -160,7 +170,8 @@ def import_labels(
     from labelmill.pipeline.annotations.import_files import ImportSettings, import_files
 
     settings = ImportSettings(class_names(classes), rest, width, renamed_labels(renamed), replace)
-    imported = import_files(local_folder(folder), files, settings)
+    with writing_to(folder):
+        imported = import_files(local_folder(folder), files, settings)
     for line in imported.lines():
         print(line)
 
@@ -191,10 +202,8 @@ def check(
             pass
         print(f"all {len(annotations)} come out the same from {checkpoint.reference}")
     if out is not None:
-        try:
+        with writing_to(out):
             write_atomically(out, check_sheet(annotations))
-        except OSError as error:
-            raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
         print(out)
 
 

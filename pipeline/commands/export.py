@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from labelmill.pipeline.commands.arguments import Output
+from labelmill.pipeline.commands.arguments import Output, writing_to
 
 
 def export(
@@ -21,5 +21,7 @@ def export(
     from labelmill.pipeline.store.store import Store
 
     if not cutouts:
-        raise typer.BadParameter("say what to export: --cutouts")
-    print(f"{out}: {export_cutouts(Store.open(output), out, split)} cutouts")
+        raise typer.BadParameter("choose what to export: --cutouts")
+    with writing_to(out):
+        count = export_cutouts(Store.open(output), out, split)
+    print(f"{out}: {count} cutouts")

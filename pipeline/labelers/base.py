@@ -115,6 +115,12 @@ class LabelingMethod(Protocol[Config]):
         Raises LabelmillError for what cannot be read.
         """
 
+    def taught_keys(self, config: Config) -> frozenset[str]:
+        """Keys of the annotated images that `fit` learns from, which cannot tell how good its masks are.
+
+        Raises LabelmillError for what cannot be read.
+        """
+
     def fit(self, config: Config, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         """Look at images of the generator and return the fitted file (safetensors with JSON metadata).
 

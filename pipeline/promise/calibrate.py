@@ -13,6 +13,7 @@ from labelmill.pipeline.annotations.regenerate import check_checkpoint, regenera
 from labelmill.pipeline.generator.checkpoints.source import located_reference
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.base import Labeler
+from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.promise.limit import JudgedMasks, choose_limit, masks_needed
 from labelmill.pipeline.quality import judge_sample
 from labelmill.pipeline.segmentation.metrics import ClassCounts, confusion_matrix, mean
@@ -23,6 +24,8 @@ from labelmill.schemas.promise import Promise, PromiseConfig
 from labelmill.schemas.sample import IGNORE
 
 KEY = "quality.promise"
+LEAST_LABELED = 0.5
+"""Share of an image's pixels that must be labeled for the image to tell how good its mask is."""
 
 
 def read_promised(config: PromiseConfig) -> Annotations:
@@ -44,7 +47,7 @@ def check_promise(config: RunConfig, checkpoint_sha256: str) -> None:
     if promise is None:
         return
     if not config.quality.enabled:
-        raise ConfigError(f"{KEY}: quality.enabled is false, so that nothing is dropped; set it to true")
+        raise ConfigError(f"{KEY}: quality.enabled is false, so no sample is dropped; set it to true")
     annotations = read_promised(promise)
     about = annotations.about
     check_checkpoint(annotations, checkpoint_sha256)
@@ -67,15 +70,20 @@ def check_promise(config: RunConfig, checkpoint_sha256: str) -> None:
             f"{KEY}.annotations: {promise.annotations}: {without} of its {len(about.images)} images have no labels. "
             f"Whoever leaves out what is hard to label leaves no random sample: label all of them"
         )
+    open_shares = (annotations.masks_NHW == IGNORE).mean(axis=(1, 2))
+    unfinished = [key for key, share in zip(annotations.keys, open_shares, strict=True) if share > 1 - LEAST_LABELED]
+    if unfinished:
+        shown = ", ".join(unfinished[:3]) + (", ..." if len(unfinished) > 3 else "")
+        raise ConfigError(
+            f"{KEY}.annotations: {promise.annotations}: {len(unfinished)} images have labels on less than "
+            f"{LEAST_LABELED:.0%} of their pixels ({shown}). What is easy to label says little of the rest: label "
+            f"whole images"
+        )
     _check_unseen(config, promise, annotations)
 
 
 def _check_unseen(config: RunConfig, promise: PromiseConfig, annotations: Annotations) -> None:
-    learned = getattr(config.labeler, "annotations", None)
-    if learned is None:
-        return
-    taught = read_annotations(located_reference(learned, config.labeler.folder))  # type: ignore[union-attr]
-    shared = sorted({*taught.keys} & {*annotations.keys})
+    shared = sorted(method_of(config.labeler).taught_keys(config.labeler) & {*annotations.keys})
     if shared:
         raise ConfigError(
             f"{KEY}.annotations: {promise.annotations}: the labeler learns from {len(shared)} of these images "
@@ -96,8 +104,8 @@ def calibrate(config: RunConfig, sampler: Sampler, labeler: Labeler, checkpoint_
     below: list[bool] = []
     annotated = MaskJudge(labeler.classes, config.quality)
     for batch in regenerate(annotations, sampler, labeler.layers, checkpoint_sha256):
-        start = len(below)
-        for mask_HW, truth_HW in zip(annotated.add(batch, labeler), truths_NHW[start:], strict=False):
+        truths_BHW = truths_NHW[len(below) : len(below) + len(batch)]
+        for mask_HW, truth_HW in zip(annotated.add(batch, labeler), truths_BHW, strict=True):
             below.append(image_miou(mask_HW, truth_HW, labeler.classes) < promise.miou)
     others = MaskJudge(labeler.classes, config.quality)
     first = promise.share_first_seed
@@ -119,10 +127,11 @@ def _promise(
     if limit is None:
         needed = masks_needed(annotated, below_N, others, lowest, promise.risk)
         advice = (
-            f"about {needed} annotated images would do"
+            f"about {needed} annotated images would do. A second try on more images of the same set keeps somewhat "
+            f"less than it promises: lower the risk for it. Either needs a new output"
             if needed is not None
             else "more annotated images would not help: even the masks of highest confidence are too often below. "
-            "Lower miou, raise risk, or use a better labeler"
+            "Lower miou, raise risk, or use a better labeler, in a new output"
         )
         raise ConfigError(
             f"{KEY}: {len(below_N)} annotated images, of which {int(below_N.sum())} have masks below "
@@ -133,6 +142,7 @@ def _promise(
         risk=promise.risk,
         annotations_sha256=annotations.sha256,
         num_masks=len(below_N),
+        labeled_share=round(float((annotations.masks_NHW != IGNORE).mean()), 6),
         num_below=int(below_N.sum()),
         confidence_min=limit.confidence_min,
         num_kept=limit.num_kept,
@@ -185,14 +195,14 @@ def as_classes(
 ) -> NDArray[np.uint8]:
     """Annotated masks as values of the labeler's classes, matched by name.
 
-    Of a labeler of two classes the second stands for all annotated classes but the first. Raises ConfigError for
-    classes that the labeler does not know.
+    Of a labeler of two classes the second stands for all annotated classes but the first, unless it is one of them.
+    Raises ConfigError for classes that the labeler does not know.
     """
     values = np.full(IGNORE + 1, IGNORE, np.uint8)
     strange = [name for name in theirs if name not in ours]
     if not strange:
         values[: len(theirs)] = [ours.index(name) for name in theirs]
-    elif len(ours) == 2 and ours[0] == theirs[0]:
+    elif len(ours) == 2 and ours[0] == theirs[0] and ours[1] not in theirs:
         values[: len(theirs)] = [0] + [1] * (len(theirs) - 1)
     else:
         raise ConfigError(

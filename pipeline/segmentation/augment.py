@@ -35,6 +35,9 @@ class _Layer:
     """Its value where the image does not reach."""
     is_smooth: bool = True
     """It has values between those of two pixels."""
+    border: int = cv2.BORDER_CONSTANT
+    """OpenCV's mode for what lies beyond the image: its filling, or the nearest pixel's value, where a blend with the
+    filling would change pixels at the image's rim that count."""
     are_maps: bool = False
     """A map per class [K, H, W]: OpenCV changes one after the other faster than many channels."""
 
@@ -42,7 +45,7 @@ class _Layer:
 _LAYERS = (
     _Layer("image_HWC", filling=128),
     _Layer("mask_HW", filling=IGNORE, is_smooth=False),
-    _Layer("alpha_HW", filling=0),
+    _Layer("alpha_HW", filling=0, border=cv2.BORDER_REPLICATE),
     _Layer("probabilities_KHW", filling=0, are_maps=True),
 )
 
@@ -126,7 +129,9 @@ def rotated(sample: Sample, degrees: float, corner: Size, size: Size) -> Sample:
     def turned(pixels: Pixels, layer: _Layer) -> Pixels:
         how = cv2.INTER_LINEAR if layer.is_smooth else cv2.INTER_NEAREST
         filling = [layer.filling] * 3
-        return np.asarray(cv2.warpAffine(pixels, matrix, (columns, rows), flags=how, borderValue=filling), np.uint8)
+        window = columns, rows
+        turned = cv2.warpAffine(pixels, matrix, window, flags=how, borderMode=layer.border, borderValue=filling)
+        return np.asarray(turned, np.uint8)
 
     return _of_all(sample, turned)
 

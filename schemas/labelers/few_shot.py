@@ -24,7 +24,7 @@ class LinearHeadConfig(Section):
     """Pixels of a class weigh its share of all pixels to the power of minus this: 0 weighs all pixels alike, 1 all
     classes."""
     steps: int = Field(40, ge=1, le=1000)
-    """Iterations of L-BFGS, a fixed number."""
+    """Most iterations of L-BFGS."""
     members: Members = 6
     """Regressions whose mean probability decides. Each weighs the annotated images, and the parts of an image, by
     random numbers (Bayesian bootstrap): how far members disagree tells how sure a mask is."""
@@ -32,7 +32,8 @@ class LinearHeadConfig(Section):
 
 class MlpHeadConfig(Section):
     """Perceptrons on single pixels, whose mean probability decides (Zhang et al., DatasetGAN, CVPR 2021). Defaults are
-    the settings of the authors' code; they go with `normalisation: none` and `foreground: learned`."""
+    the settings of the authors' code, which lets members vote instead and gives parts of fewer than 30 pixels to the
+    background; they go with `normalisation: none` and `foreground: learned`."""
 
     type: Literal["mlp"]
     """Name of the head."""

@@ -24,7 +24,7 @@ from labelmill.pipeline.annotations.read import read_annotations, read_descripti
 from labelmill.pipeline.annotations.write import write_set
 from labelmill.pipeline.cli import app
 from labelmill.pipeline.pictures.png import encode_gray, encode_picture
-from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.errors import ConfigError, OutputError
 
 SEEDS = (3, 1, 8, 40)
 KEYS = tuple(f"{seed:010d}" for seed in SEEDS)
@@ -491,3 +491,43 @@ def test_masks_of_a_set_come_back_through_every_format(tmp_path: Path, tiny_chec
     write_set(tmp_path / "b", sampler, about_of(sampler, sha256_of(tiny_checkpoint)), annotations.about.seeds, 4)
     _run(tmp_path / "b", tmp_path / "a" / "masks")
     assert read_annotations(tmp_path / "b").sha256 == annotations.sha256
+
+
+def test_to_replace_by_nothing_is_to_erase(folder: Path, tmp_path: Path) -> None:
+    """As the page does with an image whose labels were all taken away."""
+    shapes = [("left", "polygon", HALF), ("corner", "polygon", CORNER)]
+    both = [_labelme(tmp_path / f"{index}.json", shapes, index=index) for index in (0, 1)]
+    _run(folder, *both, "--classes", "rest,left,corner")
+    assert read_annotations(folder).keys == KEYS[:2]
+    nothing = tmp_path / f"{KEYS[0]}.png"
+    nothing.write_bytes(encode_gray(np.full((32, 32), 255, np.uint8)))
+    assert "is left out" in _run(folder, nothing) and len(read_annotations(folder)) == 2
+    _run(folder, nothing, "--replace")
+    assert read_annotations(folder).keys == (KEYS[1],)
+
+
+def test_a_run_beyond_64_bits_is_told(folder: Path, tmp_path: Path) -> None:
+    coco, lengths = tmp_path / "coco.json", {"size": [32, 32], "counts": [10**30, 3]}
+    values = {
+        "images": [{"id": 1, "file_name": f"{KEYS[0]}.png", "width": 32, "height": 32}],
+        "categories": [{"id": 1, "name": "hair"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": lengths}],
+    }
+    coco.write_text(json.dumps(values))
+    assert "has a run that is longer than any image" in _refused(folder, coco)
+
+
+@pytest.mark.parametrize("command", ["pick", "page"])
+def test_places_that_cannot_be_written_are_named(
+    folder: Path, tmp_path: Path, command: str, write_run_file: Any
+) -> None:
+    run_file = write_run_file()
+    if command == "pick":
+        place = tmp_path / "file"
+        place.write_text("")
+        arguments = ["pick", run_file, "--choose", "random", "--count", 2, "--out", place / "set"]
+    else:
+        (folder / "page.html").mkdir()
+        arguments = ["page", folder, "--run", run_file, "--classes", "a,b"]
+    with pytest.raises(OutputError, match="cannot be written"):
+        CliRunner().invoke(app, ["annotate", *map(str, arguments)], catch_exceptions=False)

@@ -16,13 +16,13 @@ def drawn(random: np.random.Generator, count: int, slope: float) -> tuple[Judged
 @pytest.mark.parametrize(("slope", "risk"), [(0.3, 0.2), (1.0, 0.2), (0.5, 0.1)])
 def test_the_share_of_bad_masks_among_the_kept_is_as_promised_over_redraws(slope: float, risk: float) -> None:
     random = np.random.default_rng(3)
-    others, others_bad_N = drawn(random, 20_000, slope)
+    (others, _), (kept_from, bad_of_them_N) = drawn(random, 2_000, slope), drawn(random, 20_000, slope)
     shares, limits = [], []
     for _ in range(1500):
         annotated, bad_N = drawn(random, 40, slope)
         limit = choose_limit(annotated, bad_N, others, 0.0, risk)
-        kept_N = others.kept(limit.confidence_min) if limit else np.zeros(len(others_bad_N), bool)
-        shares.append(float(others_bad_N[kept_N].mean()) if kept_N.any() else 0.0)
+        kept_N = kept_from.kept(limit.confidence_min) if limit else np.zeros(len(bad_of_them_N), bool)
+        shares.append(float(bad_of_them_N[kept_N].mean()) if kept_N.any() else 0.0)
         limits.append(limit.confidence_min if limit else 2.0)
     mean, error = float(np.mean(shares)), float(np.std(shares)) / len(shares) ** 0.5
     assert mean <= risk + 3 * error

@@ -12,12 +12,15 @@ import pytest
 from helpers.small_annotations import sha256_of
 
 from labelmill.pipeline.annotations.write import write_mask, write_set
+from labelmill.pipeline.check_run import check_run
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.promise.calibrate import as_classes, image_miou
+from labelmill.pipeline.shards.sealed import seal, unseal
 from labelmill.schemas.annotations import AnnotationSet, GeneratorDraw, Pick
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
+from labelmill.schemas.promise import Promise
 from labelmill.schemas.yaml_file import load_config
 from labelmill.workers.generate import generate
 from labelmill.workers.preview import preview_sheet
@@ -113,11 +116,50 @@ def test_the_limit_drops_what_the_annotated_images_say_is_bad(
     assert preview_sheet(config, 8)
     kept = tmp_path / "out" / "labeler" / "promise.json"
     kept.write_bytes(kept.read_bytes().replace(b'"num_below": 3', b'"num_below": 2'))
-    with pytest.raises(OutputError, match=r"labeler/promise\.json: is damaged"):
-        generate(config)
+    for command in (generate, check_run):
+        with pytest.raises(OutputError, match=r"labeler/promise\.json: is damaged"):
+            command(config)
     kept.unlink()
     generate(config)
     assert kept.read_bytes() == before[kept]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"risk": 0.5}, "is the promise of another run"),
+        ({"annotations_sha256": "0" * 64}, "is the promise of another run"),
+        ({"confidence_min": 0.0}, "is not the promise that manifest.json states"),
+    ],
+)
+def test_a_foreign_promise_is_refused_whatever_its_seal(
+    case: Case, write_run_file: RunFileWriter, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    config = load_config(write_run_file(quality=case.promise(), dataset={"samples": 6}), RunConfig)
+    generate(config)
+    kept = tmp_path / "out" / "labeler" / "promise.json"
+    found = unseal(kept.read_bytes(), Promise)
+    assert found is not None
+    kept.write_bytes(seal(found.content.model_copy(update=change)))
+    larger = config.model_copy(update={"dataset": config.dataset.model_copy(update={"samples": 12})})
+    with pytest.raises(OutputError, match=words):
+        generate(larger)
+    # Gone before the dataset is complete: nobody knows the limit of the shards that are there.
+    kept.unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(OutputError, match="is gone, and the shards that are there were made with its limit"):
+        generate(larger)
+
+
+def test_masks_that_are_hardly_begun_are_refused(case: Case, write_run_file: RunFileWriter, tmp_path: Path) -> None:
+    other = copied(case, tmp_path / "other")
+    mask_HW = np.full((32, 32), 255, np.uint8)
+    mask_HW[:15, 0], mask_HW[0, 1:9] = 1, 0
+    write_mask(other, f"{SEEDS[4]:010d}", mask_HW)
+    with pytest.raises(
+        ConfigError, match=rf"1 images have labels on less than 50% of their pixels \({SEEDS[4]:010d}\)"
+    ):
+        generate(load_config(write_run_file(quality=case.promise(annotations=str(other))), RunConfig))
 
 
 def test_corrected_masks_are_another_run(case: Case, write_run_file: RunFileWriter, tmp_path: Path) -> None:

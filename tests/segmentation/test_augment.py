@@ -151,3 +151,12 @@ def test_equal_random_numbers_give_equal_samples() -> None:
     assert np.array_equal(one.image_HWC, two.image_HWC) and np.array_equal(one.mask_HW, two.mask_HW)
     assert not np.array_equal(one.image_HWC, other.image_HWC)
     assert augment(replace(_sample(), alpha_HW=None), np.random.default_rng(4)).alpha_HW is None
+
+
+def test_what_counts_at_the_rim_is_as_opaque_as_it_was() -> None:
+    """Opacity does not fade into what lies beyond the image."""
+    mask_HW = np.ones((64, 64), np.uint8)
+    opaque = LabeledPixels(np.zeros((64, 64, 3), np.uint8), mask_HW, np.full((64, 64), 255, np.uint8))
+    turned = rotated(opaque, 10, (0, 0), (64, 64))
+    assert turned.alpha_HW is not None
+    assert (turned.mask_HW == 255).any() and (turned.alpha_HW[turned.mask_HW == 1] == 255).all()

@@ -34,7 +34,10 @@ def polygon(points_P2: Points, size: tuple[int, int]) -> Inside:
 
 def run_lengths(counts: Sequence[int] | NDArray[np.int64], size: tuple[int, int]) -> Inside:
     """[H, W] of lengths of runs down the columns, outside first. Raises BadShapeError unless they fill the image."""
-    counts_N = np.asarray(counts, np.int64)
+    try:
+        counts_N = np.asarray(counts, np.int64)
+    except OverflowError:
+        raise BadShapeError("has a run that is longer than any image") from None
     total = int(counts_N.sum()) if counts_N.size else 0
     if (counts_N < 0).any() or (counts_N > size[0] * size[1]).any() or total != size[0] * size[1]:
         raise BadShapeError(f"has run lengths of {total} pixels in all; its image has {size[0] * size[1]}")

@@ -161,7 +161,7 @@ def _brush(packed: list[int], canvas: Canvas) -> Inside:
 
 
 def unpacked(packed: bytes, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """The bytes [N] that thi.ng/rle-pack packed. Raises BadShapeError unless they are just so many."""
+    """The bytes [N] that thi.ng/rle-pack packed. Raises BadShapeError unless they are exactly this many."""
     bits = _Bits(packed)
     total, word_bits = bits.number(32), bits.number(5) + 1
     length_bits = [bits.number(4) + 1 for _ in range(4)]

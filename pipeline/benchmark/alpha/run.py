@@ -5,10 +5,9 @@ Each fit is a file; run again, the benchmark resumes from those that are there.
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from labelmill.pipeline.benchmark.alpha.results import AlphaBenchmark, AlphaResult, CurvePoint, markdown
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import Oracle, open_oracle
-from labelmill.pipeline.benchmark.record import network_sha256, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import Machine, network_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.alpha_network.fit import CollapseError, fit_alpha_network
 from labelmill.pipeline.labelers.alpha_network.fitted import FittedAlphaNetwork
@@ -32,6 +31,7 @@ from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.scores import Scores
 
 _FIRST_DEV_SEED, _FIRST_TEST_SEED = 1_000_000_000, 2_000_000_000
+_LIBRARIES = ("labelmill", "torch", "numpy")
 _PSIS = (0.7, 1.0)
 _OLD_BACKGROUND = {"background": "zero", "background_layer": "b4.conv1"}
 _SPOILT: dict[str, dict[str, object]] = {
@@ -74,15 +74,17 @@ def benchmark_alpha(
         psi: Sampler(loaded.generator, GeneratorConfig(checkpoint=checkpoint, truncation_psi=psi), numerics, device)
         for psi in _PSIS
     }
-    bench = AlphaBench(store, samplers, open_oracle("b", loaded.generator.spec.resolution, device), extent)
+    machine = Machine.here(device, numerics.threads, _LIBRARIES)
+    judge = open_oracle("b", loaded.generator.spec.resolution, device)
+    bench = AlphaBench(store, samplers, judge, extent, machine)
     fits: dict[str, dict[str, object]] = {f"seed {seed}": {"seed": seed} for seed in extent.seeds}
     if extent.spoilt:
         fits |= {name: {"restarts": 0, **settings} for name, settings in _SPOILT.items()}
     benchmark = AlphaBenchmark(
         checkpoint=loaded.info.name,
         checkpoint_sha256=loaded.sha256,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
-        threads=numerics.threads,
+        device=machine.device,
+        threads=machine.threads,
         num_test=extent.num_test,
         num_dev=extent.num_dev,
         results=tuple(bench.result(name, settings, tell) for name, settings in fits.items()),
@@ -95,8 +97,11 @@ def benchmark_alpha(
 class AlphaBench:
     """Fits one after the other."""
 
-    def __init__(self, store: Store, samplers: dict[float, Sampler], judge: Oracle, extent: AlphaExtent) -> None:
+    def __init__(
+        self, store: Store, samplers: dict[float, Sampler], judge: Oracle, extent: AlphaExtent, machine: Machine
+    ) -> None:
         self._store, self._samplers, self._judge, self._extent = store, samplers, judge, extent
+        self._machine = machine
 
     def result(self, name: str, settings: dict[str, object], tell: Callable[[str], None]) -> AlphaResult:
         """Of a fit, measured where it is missing."""
@@ -108,6 +113,7 @@ class AlphaBench:
             judge=network_sha256(self._judge.network),
             num_images=[self._extent.num_test, self._extent.num_dev],
             config=config.model_dump(mode="json"),
+            machine=asdict(self._machine),
         )
         path = f"alpha/{name.replace(' ', '-').replace(',', '')}.json"
         result = read_row(self._store, path, AlphaResult, key=key)

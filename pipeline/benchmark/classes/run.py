@@ -6,11 +6,9 @@ to score. Each finished row is a file; run again, the benchmark goes on from the
 Shape suffixes: B batch, H height, W width, K clusters, N classes.
 """
 
-import platform
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -30,7 +28,14 @@ from labelmill.pipeline.benchmark.classes.tables import markdown
 from labelmill.pipeline.benchmark.masks.results import MasksSettings
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
-from labelmill.pipeline.benchmark.record import bundled_weights_sha256, network_sha256, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import (
+    Machine,
+    bundled_weights_sha256,
+    network_sha256,
+    read_row,
+    row_key,
+    write_row,
+)
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.feature_clusters.labeler import FeatureClustersLabeler
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
@@ -95,9 +100,7 @@ def benchmark_classes(
         resolution=loaded.generator.spec.resolution,
         judges="oracle B",
         truncation_psi=config.truncation_psi,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
-        threads=numerics.threads,
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        **asdict(Machine.here(device, numerics.threads, _LIBRARIES)),
     )
     sampler = Sampler(loaded.generator, config, numerics, device)
     full = FULL if device.type == "cuda" else FULL_ON_CPU

@@ -1,11 +1,9 @@
 """`labelmill benchmark --downstream`: what networks learn from each method's masks, beside controls and exact masks."""
 
 import io
-import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ from labelmill.pipeline.benchmark.downstream.tables import markdown
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_all_background, score_on, train_on
 from labelmill.pipeline.benchmark.oracle.annotator import FEW_SHOT, few_shot_labeler
 from labelmill.pipeline.benchmark.oracle.images import open_judged
-from labelmill.pipeline.benchmark.record import bundled_weights_sha256, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import Machine, bundled_weights_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.prompt_models import open_prompt_model
@@ -118,9 +116,7 @@ def benchmark_downstream(
         num_synthetic=extent.num_synthetic,
         num_supervised=max(extent.num_supervised),
         num_test=extent.num_test,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
-        threads=numerics.threads,
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        **asdict(Machine.here(device, numerics.threads, _LIBRARIES)),
     )
     bench = _Bench(store, sampler, circumstances, extent, regime, tell)
     benchmark = DownstreamBenchmark(circumstances=circumstances, rows=bench.run())

@@ -5,11 +5,9 @@ Oracle A annotates, oracle B judges. Each fit is a file; run again, the benchmar
 Shape suffixes: B batch, N test images, H height, W width, K classes.
 """
 
-import platform
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,7 @@ from labelmill.pipeline.benchmark.few_shot.tables import markdown
 from labelmill.pipeline.benchmark.oracle.annotator import ANNOTATED_SEEDS, FEW_SHOT
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import Oracle, open_oracle
-from labelmill.pipeline.benchmark.record import network_sha256, read_row, row_key, write_row
+from labelmill.pipeline.benchmark.record import Machine, network_sha256, read_row, row_key, write_row
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.few_shot.fit import fit_few_shot
 from labelmill.pipeline.labelers.few_shot.fitted import FittedFewShot
@@ -112,9 +110,7 @@ def benchmark_few_shot(
         resolution=sampler.generator.spec.resolution,
         truncation_psi=config.truncation_psi,
         num_test=extent.num_test,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
-        threads=numerics.threads,
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        **asdict(Machine.here(device, numerics.threads, _LIBRARIES)),
     )
     bench = FewShotBench(store, sampler, settings, extent)
     results = tuple(bench.run(tell))

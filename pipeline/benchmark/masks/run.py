@@ -3,9 +3,8 @@
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-import platform
 from collections.abc import Callable, Collection, Sequence
-from importlib.metadata import version
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -27,7 +26,7 @@ from labelmill.pipeline.benchmark.masks.sweep import FULL, QUICK, MasksExtent, M
 from labelmill.pipeline.benchmark.masks.tables import best_on_dev, markdown, summary_rows
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import Oracle, open_oracle
-from labelmill.pipeline.benchmark.record import network_sha256
+from labelmill.pipeline.benchmark.record import Machine, network_sha256
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
@@ -57,9 +56,7 @@ def benchmark_masks(
         resolution=spec.resolution,
         judges=f"oracle B ({sha_b[:12]}; oracle A is {sha_a[:12]})",
         truncation_psi=config.truncation_psi,
-        device=_device_name(device),
-        threads=numerics.threads,
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        **asdict(Machine.here(device, numerics.threads, _LIBRARIES)),
     )
     sampler = Sampler(loaded.generator, config, numerics, device)
     return run_sweep(store, sampler, judge_by(oracle_b, oracle_a), circumstances, QUICK if quick else FULL, tell)
@@ -132,7 +129,3 @@ def _strips(store: Store, results: Sequence[MasksRowResult]) -> dict[str, NDArra
         assert pixels is not None
         strips[title] = np.asarray(pixels[:, :, ::-1] if pixels.ndim == 3 else pixels, np.uint8)
     return strips
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"

@@ -17,8 +17,8 @@ def _about(benchmark: PromiseBenchmark) -> str:
         f"{known.num_pool}; a confidence limit is calibrated on them; and among the remaining images that it keeps "
         f"those are counted whose mIoU is below what was promised. The promise holds where the mean over all redraws "
         f"is at most the risk; a redraw whose masks do not carry it is refused and keeps nothing. Of those that are "
-        f"not refused the share may be higher: who annotates again after a refusal should take as many images as the "
-        f"message says at once. Percent."
+        f"not refused the share may be higher, and a second try on more images after a refusal keeps somewhat less "
+        f"than it promises: lower the risk for it. Percent."
     )
 
 

@@ -1,4 +1,4 @@
-"""Backgrounds out of the generator itself: a synthesis goes on from activations that hold no foreground.
+"""Backgrounds out of the generator itself: a synthesis continues from activations that hold no foreground.
 
 Labels4Free (section 3.2, and its code) switches the foreground off by zeros in place of the constant (512 px) or of
 b4.conv1's output (256 and 1024 px). Here the output of any early convolution may be replaced, by zeros or by what its

@@ -1,7 +1,7 @@
 """Fitting the alpha-network labeler: choose a background, train, watch, start again where a training collapses.
 
 All of a fit follows from its configuration and generator, and a state is saved after every look: a fit that was killed
-goes on from the last one to the same bytes.
+resumes from the last one, to the same bytes.
 
 Shape suffixes: B batch, H height, W width.
 """
@@ -9,6 +9,7 @@ Shape suffixes: B batch, H height, W width.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Batch, Sampler
+from labelmill.pipeline.generator.spec import GeneratorSpec, row_resolution
 from labelmill.pipeline.labelers.alpha_network.background import (
     check_background,
     choose_switch,
@@ -34,8 +36,10 @@ from labelmill.pipeline.labelers.alpha_network.watch import (
     first_judged,
     step_to_take,
 )
+from labelmill.pipeline.labelers.common.decision import images_at_once
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.pipeline.process.log import log
+from labelmill.pipeline.process.memory import free_bytes
 from labelmill.pipeline.training.state import latest_state, read_progress, read_tensors, write_state
 from labelmill.schemas.errors import ConfigError, LabelmillError
 from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
@@ -67,6 +71,24 @@ def check_alpha_network(config: AlphaNetworkConfig, sampler: Sampler) -> None:
         )
     check_background(config, spec)
     check_reals(config, spec)
+    batch_size = max(config.batch_size, sampler.numerics.batch_size)
+    needed, free = bytes_needed(config, spec, batch_size), free_bytes(sampler.device)
+    if needed > free:
+        raise ConfigError(
+            f"labeler.layers: features of {batch_size} images need {needed / 2**30:.1f} GiB beside the generator, and "
+            f"the {sampler.device.type.upper()} has {free / 2**30:.1f} GiB left; lower numerics.batch_size and "
+            f"labeler.batch_size, or take lower layers"
+        )
+
+
+def bytes_needed(config: AlphaNetworkConfig, spec: GeneratorSpec, batch_size: int) -> int:
+    """What a batch holds at least beside the generator: the network's features at their own resolutions, and for the
+    images that are decided together three of its maps at theirs."""
+    widths, names = dict(spec.channels), config.layers or default_layers(spec)
+    resolutions = [row_resolution(spec.conv_names.index(name)) for name in names]
+    features = sum(widths[resolution] * prod(spec.size_at(resolution)) for resolution in resolutions)
+    at_once = images_at_once(spec.image_size, batch_size)
+    return 4 * (batch_size * features + at_once * 3 * config.width * prod(spec.image_size))
 
 
 def fit_alpha_network(
@@ -213,7 +235,7 @@ class _Fit:
         variances = {name: squares[name] / counts[name] - (sums[name] / counts[name]) ** 2 for name in self.layers}
         return {name: max(variance, 1e-12) ** 0.5 for name, variance in variances.items()}
 
-    # What a killed fit goes on from.
+    # What a killed fit resumes from.
 
     def _save(self, attempt: _Attempt) -> None:
         trainer = attempt.trainer

@@ -73,6 +73,8 @@ class FittedAlphaNetwork:
         unknown = set(provenance.layers) - set(spec.conv_names)
         if unknown or not provenance.layers or not provenance.attempts:
             raise FittedLabelerError(f"fitted labeler: layers {list(provenance.layers)}, which are not there. {REMEDY}")
+        if all(look.step != provenance.step for look in provenance.attempts[-1].looks):
+            raise FittedLabelerError(f"fitted labeler: nobody looked at step {provenance.step}. {REMEDY}")
         network = AlphaNetwork(spec, provenance.layers, config.width)
         check_shapes(tensors, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
         network.load_state_dict(tensors)

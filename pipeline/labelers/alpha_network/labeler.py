@@ -10,7 +10,7 @@ from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.alpha_network.fitted import FittedAlphaNetwork
 from labelmill.pipeline.labelers.base import Labels
 from labelmill.pipeline.labelers.common.agreement import soft_iou
-from labelmill.pipeline.labelers.common.decision import decide
+from labelmill.pipeline.labelers.common.decision import decide, images_at_once
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.sample import OptionalFile
@@ -26,17 +26,23 @@ class AlphaNetworkLabeler:
         self.fitted = fitted
         self.layers = fitted.provenance.layers
         self._network, self._batch_size = fitted.network, sampler.numerics.batch_size
+        self._at_once = images_at_once(sampler.generator.spec.image_size, self._batch_size)
         self._radius = config.snap_radius or default_radius(sampler.generator.spec.image_size)
 
     def label(self, batch: Batch) -> Labels:
         """Masks, alphas and confidences of the batch's images."""
         # Sizes choose kernels and thereby bits: all that follows sees batches of one size.
-        count, whole = len(batch), batch.padded(self._batch_size)
+        count, whole, step = len(batch), batch.padded(self._batch_size), self._at_once
         with repeatable_kernels():
-            alphas_BHW = torch.sigmoid(self._network(whole.features))
-            decision = decide(alphas_BHW[:, None], whole.images_BCHW, self._radius)
-        confidence_B = _confidence(alphas_BHW, decision.foreground_BHW)
-        return Labels(decision.masks_BHW[:count], confidence_B[:count], decision.foreground_BHW[:count])
+            parts = [self._label(whole.select(range(start, start + step))) for start in range(0, len(whole), step)]
+        masks_BHW, confidence_B, alpha_BHW = (torch.cat(tensors)[:count] for tensors in zip(*parts, strict=True))
+        return Labels(masks_BHW, confidence_B, alpha_BHW)
+
+    def _label(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks, confidences and alphas of some images."""
+        alphas_BHW = torch.sigmoid(self._network(batch.features))
+        decision = decide(alphas_BHW[:, None], batch.images_BCHW, self._radius)
+        return decision.masks_BHW, _confidence(alphas_BHW, decision.foreground_BHW), decision.foreground_BHW
 
 
 def default_radius(size: tuple[int, int]) -> int:

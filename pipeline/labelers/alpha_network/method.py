@@ -40,6 +40,9 @@ class _AlphaNetwork:
         sha256 = reals_sha256(config)
         return {} if sha256 is None else {"reals": sha256}
 
+    def taught_keys(self, config: AlphaNetworkConfig) -> frozenset[str]:
+        return frozenset()
+
     def fit(self, config: AlphaNetworkConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         return fit_alpha_network(config, sampler, work, checkpoint_sha256).to_bytes()
 

@@ -4,6 +4,7 @@ Shape suffixes: B batch, K parts of the foreground, C colours, h w resolution of
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from labelmill.pipeline.labelers.common.joint_upsampling import snap_to_edges
 
 # Below any probability that counts; keeps a sum above 0.
 _LEAST = 1e-6
+# Of the images that are decided together.
+_MOST_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ def decide(maps_BKhw: Tensor, images_BCHW: Tensor, radius: int) -> Decision:
     snapped_BKHW = snap_to_edges(maps_BKhw, images_BCHW.float(), radius)
     foreground_BHW = snapped_BKHW[:, 0].clamp(0, 1)
     return Decision(likeliest(foreground_BHW, snapped_BKHW[:, 1:]), foreground_BHW, snapped_BKHW[:, 1:])
+
+
+def images_at_once(size: tuple[int, int], batch_size: int) -> int:
+    """How many images of a batch are decided together, so that memory does not grow with it: a divisor of it, for sizes
+    choose kernels and thereby bits. size: height and width."""
+    most = max(1, _MOST_PIXELS // prod(size))
+    return max(count for count in range(1, batch_size + 1) if batch_size % count == 0 and count <= most)
 
 
 def likeliest(foreground_BHW: Tensor, parts_BKHW: Tensor) -> Tensor:

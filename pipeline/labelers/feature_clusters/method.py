@@ -55,6 +55,9 @@ class _FeatureClusters:
         assert config.prompt_model is not None
         return hash_prompt_model(config.prompt_model, config.folder)
 
+    def taught_keys(self, config: FeatureClustersConfig) -> frozenset[str]:
+        return frozenset()
+
     def fit(self, config: FeatureClustersConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         # Takes minutes at most, and begins anew when it was interrupted.
         check_feature_clusters(config, sampler)

@@ -18,7 +18,13 @@ from labelmill.pipeline.labelers.few_shot.features import layers_of
 from labelmill.pipeline.labelers.few_shot.fitted import FewShotProvenance, FittedFewShot
 from labelmill.pipeline.labelers.few_shot.heads import Head, linear_head
 from labelmill.pipeline.labelers.few_shot.label_free import LabelFree, agreement, fit_label_free
-from labelmill.pipeline.labelers.few_shot.labeler import FewShotLabeler, check_few_shot, check_memory, weighted_iou
+from labelmill.pipeline.labelers.few_shot.labeler import (
+    FewShotLabeler,
+    check_few_shot,
+    check_fit_memory,
+    check_memory,
+    weighted_iou,
+)
 from labelmill.pipeline.labelers.few_shot.linear import coefficients_of_features, fit_linear_head
 from labelmill.pipeline.labelers.few_shot.pixels import LabeledPixels, read_labeled_pixels
 from labelmill.pipeline.labelers.few_shot.shots import Mask, Shots
@@ -30,7 +36,7 @@ from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.schemas.labelers.few_shot import FewShotConfig, LinearHeadConfig
 from labelmill.schemas.sample import IGNORE
 
-# Annotated images are left out one by one, or in so many groups, to learn how far a head's word is to be trusted; of
+# Annotated images are left out one by one, or in this many groups, to learn how far a head's word is to be trusted; of
 # fewer images than the second number too little would be left to learn from.
 _MOST_FOLDS, _LEAST_IMAGES = 5, 3
 
@@ -52,6 +58,7 @@ def fit_few_shot(
     """
     check_few_shot(config, sampler)
     check_memory(config, sampler, len(shots.classes))
+    check_fit_memory(config, sampler, len(shots))
     with repeatable_kernels(), _folder(work) as folder:
         label_free = label_free or fit_label_free(config, sampler, checkpoint_sha256)
         return _Fit(config, sampler, shots, label_free, folder).run(checkpoint_sha256)

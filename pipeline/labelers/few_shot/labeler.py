@@ -13,8 +13,9 @@ from torch import Tensor
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.generator.spec import GeneratorSpec
 from labelmill.pipeline.labelers.base import Labels
-from labelmill.pipeline.labelers.common.decision import Decision, likeliest
+from labelmill.pipeline.labelers.common.decision import Decision, images_at_once, likeliest
 from labelmill.pipeline.labelers.common.joint_upsampling import resize, snap_to_edges
+from labelmill.pipeline.labelers.common.pixel_reading import MOST_PIXELS
 from labelmill.pipeline.labelers.few_shot.features import layer_resolutions, layer_widths, layers_of, map_size
 from labelmill.pipeline.labelers.few_shot.heads import Head
 from labelmill.pipeline.labelers.few_shot.label_free import foreground_probability, with_foreground
@@ -22,13 +23,11 @@ from labelmill.pipeline.labelers.few_shot.networks import CNN_WIDTH
 from labelmill.pipeline.labelers.few_shot.uncertainty import uncertainty
 from labelmill.pipeline.labelers.style_mixing.labeler import check_style_mixing
 from labelmill.pipeline.labelers.style_mixing.readout import Readout, readout_layers
+from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.pipeline.process.memory import free_bytes
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.labelers.few_shot import FewShotConfig
 from labelmill.schemas.sample import OptionalFile
-
-# Images whose maps are made at once: so many pixels, whatever the batch.
-_MOST_PIXELS = 2**18
 
 
 def check_few_shot(config: FewShotConfig, sampler: Sampler) -> None:
@@ -65,13 +64,37 @@ def check_memory(config: FewShotConfig, sampler: Sampler, num_classes: int) -> N
     )
 
 
+def check_fit_memory(config: FewShotConfig, sampler: Sampler, num_images: int) -> None:
+    """Raises ConfigError where the annotated images' features, which are taught on the CPU, need more memory than there
+    is."""
+    needed, free = bytes_to_fit(config, sampler.generator.spec, num_images), free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ConfigError(
+            f"labeler.annotations: features of {num_images} images need {needed / 2**30:.1f} GiB for a "
+            f"{config.head.type} head, and {free / 2**30:.1f} GiB are left; annotate fewer images, or take lower layers"
+        )
+
+
+def bytes_to_fit(config: FewShotConfig, spec: GeneratorSpec, num_images: int) -> int:
+    """What a fit holds of the annotated images: of each the features at their own resolutions, or those of its pixels
+    twice, as they are read and together."""
+    resolutions, layers = layer_resolutions(spec), layers_of(config, spec)
+    widths = layer_widths(spec, layers)
+    if config.head.type in ("cnn", "decoder"):
+        return 4 * num_images * sum(width * prod(spec.size_at(resolutions[name])) for name, width in widths.items())
+    num_pixels = min(MOST_PIXELS, prod(spec.image_size))
+    components = getattr(config.head, "components", None)
+    num_numbers = min(components or sum(widths.values()), sum(widths.values()))
+    return 2 * (4 if config.normalisation == "none" else 8) * num_images * num_pixels * num_numbers
+
+
 def bytes_needed(config: FewShotConfig, spec: GeneratorSpec, num_classes: int, batch_size: int) -> int:
     """What labeling holds at its worst moment beside the generator: the features of a batch at their own resolutions,
     and for some of its images the members' maps and, at the images' resolution, those of the classes."""
     resolutions, layers = layer_resolutions(spec), tapped_layers(config, spec)
     widths = layer_widths(spec, layers)
     features = sum(width * prod(spec.size_at(resolutions[name])) for name, width in widths.items())
-    at_once = images_at_once(spec, batch_size)
+    at_once = images_at_once(spec.image_size, batch_size)
     # Logits, a layer's part of them before and after it is resized, probabilities, these with the foreground.
     maps = (5 * config.head.members * num_classes + 3 * inner_width(config)) * prod(map_size(spec, layers))
     # Classes before and after resizing, the foreground's linear model of the colours.
@@ -91,12 +114,6 @@ def tapped_layers(config: FewShotConfig, spec: GeneratorSpec) -> tuple[str, ...]
     """Convolutions that head and label-free foreground read together."""
     wanted = {*layers_of(config, spec), *(readout_layers(spec) if config.foreground != "learned" else ())}
     return tuple(name for name in spec.conv_names if name in wanted)
-
-
-def images_at_once(spec: GeneratorSpec, batch_size: int) -> int:
-    """How many images of a batch are decided together: a divisor of it, for sizes choose kernels and thereby bits."""
-    most = max(1, _MOST_PIXELS // prod(spec.image_size))
-    return max(count for count in range(1, batch_size + 1) if batch_size % count == 0 and count <= most)
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,7 @@ class FewShotLabeler:
         self.optional_files: tuple[OptionalFile, ...] = ("probabilities.png",) if config.probabilities else ()
         self.batch_size = sampler.numerics.batch_size
         self.layers = _tapped(config, sampler.generator.spec, readout)
-        self._at_once = images_at_once(sampler.generator.spec, self.batch_size)
+        self._at_once = images_at_once(sampler.generator.spec.image_size, self.batch_size)
         self._head, self._readout, self._limit, self._doubt_scale = head, readout, limit, doubt_scale
 
     def label(self, batch: Batch) -> Labels:
@@ -156,7 +173,8 @@ class FewShotLabeler:
         """Masks of the batch's images, or of more: it is padded to the size of all batches."""
         # Sizes choose kernels and thereby bits: all that follows sees as many images at once, always.
         whole, step = batch.padded(self.batch_size), self._at_once
-        parts = [self._judge(whole.select(range(start, start + step))) for start in range(0, len(whole), step)]
+        with repeatable_kernels():
+            parts = [self._judge(whole.select(range(start, start + step))) for start in range(0, len(whole), step)]
         probabilities = [part.probabilities_BKHW for part in parts if part.probabilities_BKHW is not None]
         return Judged(
             torch.cat([part.masks_BHW for part in parts]),

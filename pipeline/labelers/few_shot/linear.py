@@ -1,4 +1,4 @@
-"""Multinomial logistic regression with sample weights, by a fixed number of L-BFGS steps in float64 on the CPU: it
+"""Multinomial logistic regression with sample weights, by a bounded number of L-BFGS steps in float64 on the CPU: it
 repeats to the bit.
 
 Shape suffixes: S pixels, P features, K classes, M members.

@@ -8,7 +8,7 @@ from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.few_shot.findings import few_shot_findings
 from labelmill.pipeline.labelers.few_shot.fit import fit_few_shot
 from labelmill.pipeline.labelers.few_shot.fitted import FittedFewShot
-from labelmill.pipeline.labelers.few_shot.labeler import FewShotLabeler, check_few_shot, check_memory
+from labelmill.pipeline.labelers.few_shot.labeler import FewShotLabeler, check_few_shot, check_fit_memory, check_memory
 from labelmill.pipeline.labelers.few_shot.shots import read_set, shots_of_annotations
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.labeler_findings import LabelerFindings
@@ -39,9 +39,13 @@ class _FewShot:
         if checkpoint_sha256 is not None:
             check_checkpoint(annotations, checkpoint_sha256)
         check_memory(config, sampler, len(annotations.about.classes))
+        check_fit_memory(config, sampler, len(annotations))
 
     def inputs(self, config: FewShotConfig) -> dict[str, str]:
         return {"annotations": read_set(config).sha256}
+
+    def taught_keys(self, config: FewShotConfig) -> frozenset[str]:
+        return frozenset(read_set(config).keys)
 
     def fit(self, config: FewShotConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         shots = shots_of_annotations(config, sampler, checkpoint_sha256)

@@ -10,7 +10,6 @@ resolution of the maps.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -90,20 +89,28 @@ class _EqualisedConv(nn.Module):
 class Decoder(nn.Module):
     """A light decoder over features of rising resolution (Galeev et al., Learning High-Resolution Domain-Specific
     Representations with a GAN Generator, 2020; layers and rates of the authors' later code for StyleGAN2, which differs
-    from the paper's in framework, generator and optimiser)."""
+    from the paper's in framework, generator and optimiser).
+
+    Each block's features are read by a convolution, joined to the trunk, doubled, and convolved at the next size. Where
+    a generator's images are as small as its highest block there is nothing left to double: the last convolution then
+    keeps its size, which the authors' code, for 1024 px, never meets.
+    """
 
     def __init__(self, widths: Mapping[int, int], width: int, dropout: float, num_doublings: int, num_classes: int):
         """widths: channels by the resolution of a block, from the lowest. num_doublings: how many times the maps are
         larger than the highest."""
         super().__init__()
-        branches = [_EqualisedConv(channels, min(width, channels)) for channels in widths.values()]
-        self.branches = nn.ModuleList(branches)
-        ends = [min(width, channels) for channels in widths.values()]
-        joins = [_EqualisedConv(before + end, end) for before, end in pairwise(ends)]
-        self.joins = nn.ModuleList(joins)
-        self.rises = nn.ModuleList(_EqualisedConv(ends[-1], ends[-1]) for _ in range(num_doublings))
-        self.last = _EqualisedConv(ends[-1], num_classes)
-        self._dropout = dropout
+        read = [min(width, channels) for channels in widths.values()]
+        joined = [read[0], *(2 * end for end in read[1:])]  # the trunk comes with the block's own number of channels
+        self.branches = nn.ModuleList(
+            _EqualisedConv(channels, end) for channels, end in zip(widths.values(), read, strict=True)
+        )
+        self.trunk = nn.ModuleList(
+            _EqualisedConv(before, after) for before, after in zip(joined, [*read[1:], read[-1]], strict=True)
+        )
+        self.rises = nn.ModuleList(_EqualisedConv(read[-1], read[-1]) for _ in range(num_doublings - 1))
+        self.last = _EqualisedConv(read[-1], num_classes)
+        self._dropout, self._is_doubled_at_last = dropout, num_doublings > 0
 
     def forward(self, blocks: Sequence[Tensor]) -> Tensor:
         """Logits [B, K, H, W]. blocks: features [B, C, h, w] from the lowest resolution."""
@@ -112,18 +119,21 @@ class Decoder(nn.Module):
             for branch, x in zip(self.branches, blocks, strict=True)
         ]
         trunk = read[0]
-        for join, branch in zip(self.joins, read[1:], strict=True):
-            joined = torch.cat([_doubled(trunk, branch.shape[2:]), branch], dim=1)
-            trunk = functional.leaky_relu(join(joined), 0.2)
+        for index, convolution in enumerate(self.trunk):
+            joined = torch.cat([trunk, read[index]], dim=1) if index else trunk
+            if index + 1 < len(read):
+                joined = resize(joined, tuple(read[index + 1].shape[2:]))
+            elif self._is_doubled_at_last:
+                joined = _doubled(joined)
+            trunk = functional.leaky_relu(convolution(joined), 0.2)
         for rise in self.rises:
             trunk = functional.leaky_relu(rise(_doubled(trunk)), 0.2)
         return torch.as_tensor(self.last(trunk))
 
 
-def _doubled(x_BCHW: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    """Bilinear, to a size or twice as large."""
-    height, width = size or (2 * x_BCHW.shape[2], 2 * x_BCHW.shape[3])
-    return resize(x_BCHW, (height, width))
+def _doubled(x_BCHW: Tensor) -> Tensor:
+    """Bilinear, twice as large."""
+    return resize(x_BCHW, (2 * x_BCHW.shape[2], 2 * x_BCHW.shape[3]))
 
 
 class _FirstLayer(nn.Module):

@@ -25,7 +25,7 @@ class LabeledPixels:
     """Pixels of all annotated images, on the CPU."""
 
     x_SP: Tensor
-    """Float64, projected."""
+    """Float64, projected; without a projection float32."""
     labels_S: Tensor
     """int64."""
     weights_S: Tensor
@@ -63,7 +63,7 @@ def read_labeled_pixels(shots: Shots, layers: Sequence[str], projection: Project
             pixels_S, weights_S = labeled_pixels(mask_HW, number)
             with repeatable_kernels():
                 x_SD = read_features(batch.features, index, layers, pixels_S, size).cpu()
-            x.append(x_SD.double() if projection is None else projection(x_SD))
+            x.append(x_SD if projection is None else projection(x_SD))
             labels.append(torch.from_numpy(mask_HW.astype(np.int64)).flatten()[pixels_S])
             weights.append(weights_S)
             images.append(torch.full_like(pixels_S, number))

@@ -18,6 +18,7 @@ from labelmill.pipeline.labelers.few_shot.pixels import LabeledPixels
 from labelmill.pipeline.labelers.few_shot.shots import Shots
 from labelmill.pipeline.labelers.few_shot.statistics import Projection
 from labelmill.pipeline.labelers.few_shot.training import Example, Loop, train_on_images, train_on_pixels
+from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.labelers.few_shot import CnnHeadConfig, DecoderHeadConfig, FewShotConfig, MlpHeadConfig
 
 # RepurposeGAN's code: the rate falls by a tenth every 50 epochs.
@@ -27,9 +28,13 @@ _FALL, _EPOCHS_BETWEEN_FALLS = 0.9, 50
 def networks_of_pixels(
     config: FewShotConfig, spec: GeneratorSpec, pixels: LabeledPixels, projection: Projection | None, work: Path
 ) -> NetworkHead:
-    """Perceptrons, each taught by all labeled pixels from other random weights."""
+    """Perceptrons, each taught by all labeled pixels from other random weights. Raises ConfigError for one pixel."""
     head = config.head
     assert isinstance(head, MlpHeadConfig)
+    if len(pixels.labels_S) < 2:
+        raise ConfigError(
+            "labeler.annotations: they label a single pixel, and an mlp head needs two or more; label more of them"
+        )
     members = []
     for member in range(head.members):
         network = _seeded(config, spec, pixels.num_classes, member)

@@ -18,7 +18,8 @@ from labelmill.pipeline.training.state import latest_state, read_progress, read_
 from labelmill.schemas.sample import IGNORE
 
 _SECONDS_BETWEEN_STATES = 20
-# From this epoch on, an MLP stops after so many batches without a new lowest loss of a batch (DatasetGAN's code).
+# From its fifth epoch on, an MLP stops after this many batches in a row without a new lowest loss of a batch;
+# batches of earlier epochs do not count (DatasetGAN's code).
 _PATIENT_EPOCHS, _PATIENCE = 4, 50
 
 
@@ -45,7 +46,7 @@ class Loop:
     batches_since_lowest: int = 0
 
     def run(self, num_epochs: int, train_epoch: Callable[["Loop"], bool], work: Path, seed: int) -> None:
-        """Train up to so many epochs, or until `train_epoch` returns False; resume from what is in `work`.
+        """Train for `num_epochs`, or until `train_epoch` returns False; resume from what is in `work`.
 
         Within an epoch random numbers come from the seed and the epoch alone.
         """
@@ -54,8 +55,8 @@ class Loop:
         while self.epoch < num_epochs:
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
                 torch.manual_seed(seed * 1_000_003 + self.epoch)
-                goes_on = train_epoch(self)
-            self.epoch = self.epoch + 1 if goes_on else num_epochs
+                is_unfinished = train_epoch(self)
+            self.epoch = self.epoch + 1 if is_unfinished else num_epochs
             if self.epoch >= num_epochs or monotonic() - saved > _SECONDS_BETWEEN_STATES:
                 self._save(folder)
                 saved = monotonic()
@@ -95,22 +96,29 @@ class Loop:
 def train_on_pixels(
     logits: Callable[[Tensor], Tensor], pixels: LabeledPixels, batch_pixels: int
 ) -> Callable[[Loop], bool]:
-    """An epoch over all pixels, shuffled, in batches of so many; see DatasetGAN's rule for stopping above."""
+    """An epoch over all pixels, shuffled, in batches of `batch_pixels`; see DatasetGAN's rule for stopping above.
+
+    Of images with too many labeled pixels some are read, which then weigh as much as the ones they stand for.
+    """
     x_SP, labels_S = pixels.x_SP.float(), pixels.labels_S
+    weights_S = (pixels.weights_S / pixels.weights_S.mean()).float()
 
     def epoch(loop: Loop) -> bool:
         loop.network.train()
         # Batch normalisation has nothing to go by in a batch of one.
         for chosen in torch.randperm(len(x_SP)).split(batch_pixels):
-            if len(chosen) == 1 and len(x_SP) > 1:
+            if len(chosen) == 1:
                 continue
-            loss = functional.cross_entropy(logits(x_SP[chosen]), labels_S[chosen])
+            each_S = functional.cross_entropy(logits(x_SP[chosen]), labels_S[chosen], reduction="none")
+            loss = (each_S * weights_S[chosen]).mean()
             loop.step(loss)
+            if loop.epoch < _PATIENT_EPOCHS:
+                continue
             if loss.item() < loop.lowest_loss:
                 loop.lowest_loss, loop.batches_since_lowest = loss.item(), 0
             else:
                 loop.batches_since_lowest += 1
-            if loop.epoch >= _PATIENT_EPOCHS and loop.batches_since_lowest > _PATIENCE:
+            if loop.batches_since_lowest > _PATIENCE:
                 return False
         return True
 
@@ -123,9 +131,9 @@ def train_on_images(
     images_per_epoch: int,
     schedule: Callable[[int], float],
 ) -> Callable[[Loop], bool]:
-    """An epoch over whole images, one a step, in random order; at least so many, repeated where there are fewer.
+    """An epoch over whole images, one a step, in random order.
 
-    schedule: the learning rate of an epoch.
+    images_per_epoch: fewer images than these are shown more often. schedule: the learning rate of an epoch.
     """
 
     def epoch(loop: Loop) -> bool:

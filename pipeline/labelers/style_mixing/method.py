@@ -38,6 +38,9 @@ class _StyleMixing:
     def inputs(self, config: StyleMixingConfig) -> dict[str, str]:
         return {}
 
+    def taught_keys(self, config: StyleMixingConfig) -> frozenset[str]:
+        return frozenset()
+
     def fit(self, config: StyleMixingConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         # Takes a minute at most, and begins anew when it was interrupted.
         return fit_style_mixing(config, sampler, checkpoint_sha256).to_bytes()

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.labelers.alpha_network import fit as fit_module
 from labelmill.pipeline.labelers.alpha_network.background import (
     Switch,
     SwitchFigures,
@@ -229,3 +230,17 @@ def test_files_of_others_are_refused(fitted: bytes) -> None:
     values = json.loads(header(fitted)["labelmill"]) | {"layers": ["b99.conv0"]}
     with pytest.raises(FittedLabelerError, match="b99"):
         open_fitted(config, sampler, save(load(fitted), metadata={"labelmill": json.dumps(values)}))
+
+
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, config = make_sampler(), make_config(**PLUMBING)
+    needed = fit_module.bytes_needed(config, sampler.generator.spec, 4)
+    # Features of b8.conv1, b16.conv0 and b16.conv1 of eight channels, and three maps of four channels per image.
+    names = default_layers(sampler.generator.spec)
+    numbers = sum(8 * int(name.split(".")[0][1:]) ** 2 for name in names)
+    assert needed == 4 * (4 * numbers + 4 * 3 * 4 * 16 * 16)
+    monkeypatch.setattr(fit_module, "free_bytes", lambda device: needed - 1)
+    with pytest.raises(ConfigError, match=r"features of 4 images need 0\.0 GiB beside the generator"):
+        fit_module.check_alpha_network(config, sampler)
+    monkeypatch.setattr(fit_module, "free_bytes", lambda device: needed)
+    fit_module.check_alpha_network(config, sampler)

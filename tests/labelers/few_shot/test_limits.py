@@ -17,7 +17,13 @@ from labelmill.pipeline.labelers.few_shot.findings import few_shot_findings
 from labelmill.pipeline.labelers.few_shot.fit import fit_few_shot
 from labelmill.pipeline.labelers.few_shot.fitted import FittedFewShot
 from labelmill.pipeline.labelers.few_shot.label_free import LabelFree, fit_label_free
-from labelmill.pipeline.labelers.few_shot.labeler import bytes_needed, check_memory, tapped_layers
+from labelmill.pipeline.labelers.few_shot.labeler import (
+    bytes_needed,
+    bytes_to_fit,
+    check_fit_memory,
+    check_memory,
+    tapped_layers,
+)
 from labelmill.pipeline.labelers.few_shot.method import METHOD
 from labelmill.pipeline.labelers.few_shot.shots import shots_of_seeds
 from labelmill.pipeline.store.store import Store
@@ -146,3 +152,23 @@ def test_a_run_drops_what_the_head_is_unsure_of(
     manifest = read_manifest(Store.open(str(tmp_path / "out")))
     assert manifest.classes == list(CLASSES) and set(manifest.dropped_by_reason) == {"uncertain"}
     assert 0.1 < manifest.dropped_by_reason["uncertain"] / manifest.num_candidates < 0.7
+
+
+@pytest.mark.parametrize(
+    ("head", "per_image"),
+    # Features of all layers up to 256 px, those of 4,096 pixels twice, and those of the blocks up to 128 px.
+    [("cnn", 4 * 30_744_576), ("mlp", 2 * 4 * 4096 * 5376), ("decoder", 4 * 6_987_776)],
+)
+def test_annotated_images_that_do_not_fit_are_refused(
+    head: str, per_image: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(head={"type": head}, normalisation="none", foreground="learned")
+    assert bytes_to_fit(config, CONFIG_F, 100) == 100 * per_image
+    sampler = make_sampler()
+    monkeypatch.setattr(labeler_module, "free_bytes", lambda device: 20 * per_image)
+    monkeypatch.setattr(sampler.generator, "spec", CONFIG_F)
+    check_fit_memory(config, sampler, 20)
+    with pytest.raises(
+        ConfigError, match=rf"labeler\.annotations: features of 21 images need .* GiB for a {head} head"
+    ):
+        check_fit_memory(config, sampler, 21)

@@ -76,6 +76,9 @@ class _Toy:
         self._bias(config)
         return {"bias": hashlib.sha256(Path(config.bias).read_bytes()).hexdigest()}
 
+    def taught_keys(self, config: ToyConfig) -> frozenset[str]:
+        return frozenset()
+
     def fit(self, config: ToyConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         state = work / "means.json"
         means = json.loads(state.read_text()) if state.exists() else []
