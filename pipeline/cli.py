@@ -16,6 +16,7 @@ from labelmill.pipeline.commands.arguments import HELP_OPTIONS, Output, Override
 from labelmill.pipeline.commands.benchmark import benchmark
 from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
+from labelmill.pipeline.commands.photos import invert, segment
 from labelmill.pipeline.process.interruption import (
     Interrupted,
     end_soon_after_signals,
@@ -50,6 +51,9 @@ app.add_typer(
     name="nightly",
     help="Make a dataset every night and publish it only if it passes its gates: `labelmill nightly NIGHTLY.YAML`.",
 )
+
+app.command()(invert)
+app.command()(segment)
 
 
 def _print_version(asked: bool) -> None:

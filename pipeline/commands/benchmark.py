@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +37,9 @@ def benchmark(
         bool,
         typer.Option("--promise", help="Whether promises about kept masks hold, over redraws of annotated images."),
     ] = False,
+    photos: Annotated[
+        bool, typer.Option("--photos", help="Masks of drawings that the generator has not made, through its latents.")
+    ] = False,
     out: Annotated[str, typer.Option(help="Folder for tables and pictures; rerun to resume.")] = "out/benchmark",
     quick: Annotated[
         bool,
@@ -54,6 +58,7 @@ def benchmark(
         "few_shot": few_shot,
         "alpha": alpha,
         "promise": promise,
+        "photos": photos,
         "speed": speed,
         "masks": masks,
         "downstream": downstream,
@@ -91,6 +96,14 @@ def _promise(asked: _Asked) -> None:
 
     extent = QUICK if asked.quick else FULL
     benchmark_promise(Store.open(asked.out), asked.checkpoint, choose_device(), extent, tell=print)
+
+
+def _photos(asked: _Asked) -> None:
+    from labelmill.pipeline.benchmark.photos.run import FULL, QUICK, benchmark_photos
+    from labelmill.pipeline.process.device import choose_device
+
+    extent = QUICK if asked.quick else FULL
+    benchmark_photos(Path(asked.out), asked.checkpoint, choose_device(), extent, tell=print)
 
 
 def _speed(asked: _Asked) -> None:
@@ -131,6 +144,7 @@ _BENCHMARKS: dict[str, Callable[[_Asked], None]] = {
     "few_shot": _few_shot,
     "alpha": _alpha,
     "promise": _promise,
+    "photos": _photos,
     "speed": _speed,
     "masks": _masks,
     "downstream": _downstream,

@@ -227,6 +227,23 @@ class Sampler:
         size = self.numerics.batch_size
         return (self.sample(seeds[start : start + size], layers, edit_D) for start in range(0, len(seeds), size))
 
+    def of_ws(self, ws_BLD: Tensor, layers: Collection[str] = ()) -> Batch:
+        """Synthesise 1 to batch_size ws [B, num_ws, w_dim] float32 as they are, which came from no seed, tapping
+        `layers`. The batch's seeds number its samples; noise per seed is a ValueError."""
+        size, count = self.numerics.batch_size, len(ws_BLD)
+        if not 1 <= count <= size:
+            raise ValueError(f"a batch takes 1 to {size} rows of ws, got {count}")
+        if self.config.noise == "per_seed":
+            raise ValueError("noise: per_seed, but these ws came from no seed; const or none works")
+        padded_BLD = torch.cat([ws_BLD, ws_BLD[-1:].expand(size - count, -1, -1)]).to(self.device)
+        with repeatable_kernels():
+            synthesis = self.generator.synthesize(padded_BLD, self.config.noise, taps=tuple(layers))
+        images_BCHW = synthesis.images_BCHW
+        whole = Batch(
+            tuple(range(size)), (None,) * size, padded_BLD, images_BCHW, self.config.noise, synthesis.features
+        )
+        return whole if count == size else whole.select(range(count))
+
     def noise(self, seeds: Sequence[int]) -> BatchNoise:
         """The noise that the configuration gives these seeds."""
         if self.config.noise != "per_seed":

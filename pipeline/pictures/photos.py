@@ -37,7 +37,7 @@ class Photos:
     files: dict[str, Path]
     """Photos by their path below the folder, without ending, sorted. Their first bytes are an image's."""
     unreadable: tuple[str, ...]
-    """Files that are called like photos but are none, each with its reason."""
+    """Files that are called like photos but are none, or whose name another photo has, each with its reason."""
     skipped: dict[str, int]
     """Files of other endings, counted by ending."""
 
@@ -52,9 +52,9 @@ def find_photos(folder: Path, leave_out: Path | None = None) -> Photos:
     """Photos of a folder and its subfolders. No pixel is decoded.
 
     leave_out: a folder below it that is not looked into. Raises PhotoError for a folder that cannot be read or holds no
-    photo, and for two photos of one name.
+    photo.
     """
-    files: dict[str, Path] = {}
+    named: dict[str, list[Path]] = {}
     unreadable: list[str] = []
     skipped: Counter[str] = Counter()
     for path in files_below(folder, leave_out):
@@ -65,13 +65,14 @@ def find_photos(folder: Path, leave_out: Path | None = None) -> Photos:
         if problem is not None:
             unreadable.append(f"{path}: {problem}")
             continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in files:
-            raise PhotoError(f"{path}: another photo has the same name: {files[name]}")
-        files[name] = path
-    if not files and not unreadable:
+        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if not named and not unreadable:
         raise PhotoError(f"{folder}: holds no photo; looked for {', '.join(PHOTO_ENDINGS)}")
-    return Photos(dict(sorted(files.items())), tuple(unreadable), dict(sorted(skipped.items())))
+    for paths in named.values():
+        if len(paths) > 1:
+            unreadable += [f"{path}: {paths[path == paths[0]].name} has the same name; rename one" for path in paths]
+    files = {name: paths[0] for name, paths in sorted(named.items()) if len(paths) == 1}
+    return Photos(files, tuple(unreadable), dict(sorted(skipped.items())))
 
 
 def files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:

@@ -69,3 +69,8 @@ def log(
         **({} if details is None else {type(details).__name__: details.model_dump(mode="json")}),
     }
     print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """`log` of a warning, for who takes a function of a line."""
+    log(text, level="warning")

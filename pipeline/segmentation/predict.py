@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from labelmill.pipeline.pictures.photos import PhotoError, Pixels, UnreadablePhotosError, find_photos, read_photo
+from labelmill.pipeline.pictures.checked_photos import check_photos
+from labelmill.pipeline.pictures.photos import Pixels, read_photo
 from labelmill.pipeline.pictures.png import encode_gray
 from labelmill.pipeline.process.files import write_atomically
-from labelmill.pipeline.process.log import log
+from labelmill.pipeline.process.log import warn
 from labelmill.pipeline.segmentation.models import Segmenter
 from labelmill.schemas.errors import OutputError
 
@@ -58,34 +59,14 @@ def predict_folder(segmenter: Segmenter, photos: Path, out: Path, side: int) -> 
     """Label every photo of a folder and its subfolders; returns how many. Masks are 8-bit gray PNG of the photos'
     sizes, named by the photos' paths below the folder.
 
-    Raises PhotoError for a folder without photos and two photos of one name; UnreadablePhotosError, once all others are
-    labeled, for what is not a readable image; OutputError when masks cannot be written.
+    Raises PhotoError for a folder without photos; UnreadablePhotosError, once all others are labeled, for what is not
+    a readable image or shares its name with another; OutputError when masks cannot be written.
     """
-    if out.resolve() == photos.resolve():
-        raise PhotoError(f"--out {out}: is the folder of the photos; masks of the same names would replace them")
-    found = find_photos(photos, leave_out=out)
-    for line in (*([found.skipped_text] if found.skipped else []), *found.unreadable):
-        log(line, level="warning")
-    problems = list(found.unreadable)
-    for name, file in found.files.items():
-        try:
-            image_HWC = read_photo(file)
-        except PhotoError as error:
-            problems.append(str(error))
-            continue
-        _write_mask(out / f"{name}.png", predict(segmenter, image_HWC, side), out)
-    if problems:
-        num_photos = len(found.files) + len(found.unreadable)
-        raise UnreadablePhotosError(
-            "\n  ".join(
-                [
-                    f"{photos}: {len(problems)} of {num_photos} photos cannot be read; the masks of the other "
-                    f"{num_photos - len(problems)} are in {out}:",
-                    *problems,
-                ]
-            )
-        )
-    return len(found.files)
+    checked = check_photos(photos, out, warn)
+    for photo in checked.good:
+        _write_mask(out / f"{photo.name}.png", predict(segmenter, read_photo(photo.file), side), out)
+    checked.raise_problems(f"the masks of the other {len(checked.good)} are in {out}")
+    return len(checked.good)
 
 
 def _write_mask(path: Path, mask_HW: Pixels, out: Path) -> None:

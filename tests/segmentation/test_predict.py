@@ -65,8 +65,9 @@ def test_photos_that_do_not_fit_are_named(segmenter: Segmenter, photos: Path, tm
     with pytest.raises(PhotoError, match="is the folder of the photos"):
         predict_folder(segmenter, photos, photos, 16)
     cv2.imwrite(str(photos / "wide.jpg"), np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(PhotoError, match="another photo has the same name"):
+    with pytest.raises(UnreadablePhotosError, match=r"wide\.jpg: wide\.png has the same name"):
         predict_folder(segmenter, photos, tmp_path / "out", 16)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tall.png", "square.png"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(PhotoError, match="holds no photo"):
         find_photos(tmp_path / "empty")
@@ -75,7 +76,7 @@ def test_photos_that_do_not_fit_are_named(segmenter: Segmenter, photos: Path, tm
 def test_bad_files_do_not_keep_the_good_ones_from_their_masks(
     segmenter: Segmenter, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files that do not even begin like an image are told before the first mask, and all of them at the end."""
+    """All of them are told before the first mask, and again at the end."""
     (photos / "a.jpg").write_bytes(b"no image")
     (photos / "cut.png").write_bytes((photos / "wide.png").read_bytes()[:60])
     (photos / "._wide.png").write_bytes(b"\0\5\x16\7 what macOS leaves")
@@ -89,7 +90,7 @@ def test_bad_files_do_not_keep_the_good_ones_from_their_masks(
             predict_folder(segmenter, photos, out, 16)
         assert caught.value.exit_code == 3
         head, *problems = str(caught.value).splitlines()
-        assert f"3 of 7 photos cannot be read; the masks of the other 4 are in {out}" in head
+        assert f"3 of 7 photos cannot be used; the masks of the other 4 are in {out}" in head
         assert [problem.strip().removeprefix(f"{photos}/").split(":")[0] for problem in problems] == [
             "a.jpg", "lost.jpg", "cut.png",
         ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""How good masks of photos are that come through the generator."""

@@ -1,0 +1,1 @@
+"""Photos to latents of the generator, and to masks through them."""
