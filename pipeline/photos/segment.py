@@ -51,9 +51,9 @@ class PhotoQuality:
     quality: float
     """agreement * confidence, in [0, 1]."""
     agreement: float
-    """Mean IoU of the masks through W and through W+; 1 where only one of them was inverted to."""
+    """Mean IoU of the photo's masks through W and through W+; 1 where only one of them was inverted to."""
     confidence: float
-    """The labeler's."""
+    """The labeler's, mean of both."""
     psnr_db: float
     """Of the last reconstruction. It tells little about masks."""
     rejected: bool
@@ -99,8 +99,6 @@ class PhotoLabeler:
         self, latents: Latents, labels: dict[str, Labels], position: int, reject_below: float | None
     ) -> PhotoLabels:
         last = labels[self.inversion.settings.spaces[-1]]
-        masks_Mhw = torch.stack([each.masks_BHW[position] for each in labels.values()])
-        quality = self._quality(latents, masks_Mhw, float(last.confidence_B[position]), reject_below)
         spec = self.sampler.generator.spec
         snapping = Snapping(
             read_photo(latents.photo.file),
@@ -109,18 +107,20 @@ class PhotoLabeler:
             self.radius,
             self.sampler.device,
         )
-        mask_HW = snapping.mask(masks_Mhw)
+        masks = [snapping.mask(each.masks_BHW[position]) for each in labels.values()]
+        confidence = float(np.mean([float(each.confidence_B[position]) for each in labels.values()]))
+        quality = self._quality(latents, masks, confidence, reject_below)
         return PhotoLabels(
-            torch.full_like(mask_HW, IGNORE) if quality.rejected else mask_HW,
+            torch.full_like(masks[-1], IGNORE) if quality.rejected else masks[-1],
             None if last.alpha_BHW is None else snapping.alpha(last.alpha_BHW[position]),
             None if last.instances_BHW is None else snapping.instances(last.instances_BHW[position]),
             quality,
         )
 
     def _quality(
-        self, latents: Latents, masks_Mhw: Tensor, confidence: float, reject_below: float | None
+        self, latents: Latents, masks: Sequence[Tensor], confidence: float, reject_below: float | None
     ) -> PhotoQuality:
-        agreement = mask_agreement(masks_Mhw[0], masks_Mhw[-1]) if len(masks_Mhw) > 1 else 1.0
+        agreement = mask_agreement(masks[0], masks[-1]) if len(masks) > 1 else 1.0
         quality = agreement * confidence
         psnr_db = latents.about.psnr_db[self.inversion.settings.spaces[-1]]
         rejected = reject_below is not None and quality < reject_below

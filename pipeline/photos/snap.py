@@ -1,6 +1,6 @@
 """Masks at the generator's resolution to masks at the photo's, their edges moved to the photo's own.
 
-Shape suffixes: M masks of one photo; h, w of the generator's images; H, W of the photo.
+Shape suffixes: h, w of the generator's images; H, W of the photo.
 """
 
 import torch
@@ -35,15 +35,15 @@ class Snapping:
         snapped_HW = snap_to_edges(map_hw[None, None], self._guide_1CHW, self._radius)[0, 0]
         return self._large.take_back(snapped_HW).clamp(0, 1)
 
-    def mask(self, masks_Mhw: Tensor) -> Tensor:
-        """Classes [H, W] uint8 on the CPU of masks that vote: foreground where more than half of them have it, and
-        there the class that most of them have. One class after the other: all at once would fill the memory."""
-        foreground = self.soft((masks_Mhw != 0).float().mean(dim=0))
+    def mask(self, mask_hw: Tensor) -> Tensor:
+        """Classes [H, W] uint8 on the CPU: foreground where it passes a half, and there the likeliest class. One class
+        after the other: all at once would fill the memory."""
+        foreground = self.soft((mask_hw != 0).float())
         best, classes = torch.zeros_like(foreground), torch.zeros_like(foreground, dtype=torch.uint8)
-        for value in masks_Mhw.unique().tolist():
+        for value in mask_hw.unique().tolist():
             if value == 0:
                 continue
-            share = self.soft((masks_Mhw == value).float().mean(dim=0))
+            share = self.soft((mask_hw == value).float())
             # Also where no class stands out, foreground is the first of them.
             wins = (share > best) | (classes == 0)
             classes.masked_fill_(wins, value)

@@ -132,7 +132,7 @@ def test_edges_snap_to_the_photo_s(opened: tuple[Sampler, Labeler, Inversion]) -
     disc_HW = (rows - 48) ** 2 + (columns - 48) ** 2 < 30**2
     image_HWC = np.where(disc_HW[:, :, None], [220, 60, 40], [40, 90, 200]).astype(np.uint8)
     rows, columns = np.mgrid[0:32, 0:32]
-    small = torch.from_numpy(((rows - 16) ** 2 + (columns - 16) ** 2 < 8.5**2).astype(np.uint8))[None]
+    small = torch.from_numpy(((rows - 16) ** 2 + (columns - 16) ** 2 < 8.5**2).astype(np.uint8))
     wrong = [
         (Snapping(image_HWC, Frame((96, 96), (32, 32), "pad"), 3, radius, CPU).mask(small).numpy() != disc_HW).mean()
         for radius in (0, 3)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from labelmill.schemas.inversion import InversionSettings
+from labelmill.schemas.inversion import InversionSettings, Space
 from labelmill.schemas.scores import Scores
 
 
@@ -52,9 +52,9 @@ class NetworkRow(_Record):
 
 
 class DevPoint(_Record):
-    """Masks of the dev photos that vote, snapped with one radius."""
+    """Masks of the dev photos, snapped with one radius."""
 
-    votes: str
+    space: Space
     radius: int
     miou: float
 

@@ -38,10 +38,10 @@ from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import Labeler
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.photos.frame import Frame
-from labelmill.pipeline.photos.invert import Inversion, claim_output, framed, invert_missing
+from labelmill.pipeline.photos.invert import Inversion, Latents, claim_output, framed, invert_missing
 from labelmill.pipeline.photos.latents_file import read_latents
 from labelmill.pipeline.photos.segment import PhotoLabeler
-from labelmill.pipeline.photos.snap import Snapping, mask_agreement, radius_for
+from labelmill.pipeline.photos.snap import Snapping, radius_for
 from labelmill.pipeline.pictures.checked_photos import CheckedPhoto, check_photos
 from labelmill.pipeline.pictures.png import encode_picture
 from labelmill.pipeline.process.files import write_atomically
@@ -72,7 +72,7 @@ class PhotosExtent:
     """Whether networks are trained to compare with."""
 
 
-FULL = PhotosExtent(40, 200, networks=True)
+FULL = PhotosExtent(160, 200, networks=True)
 QUICK = PhotosExtent(16, 32, networks=False)
 
 
@@ -100,6 +100,7 @@ class _Split:
     pairs: Pairs
     photos_NCHW: Tensor
     """In the generator's frame, in [-1, 1]."""
+    latents: Sequence[Latents]
     ws: Mapping[str, Tensor]
     """[N, L, D] by space."""
     psnr_db: Mapping[str, float]
@@ -162,15 +163,16 @@ class _Bench:
         assert len(photos) == len(seeds)
         self._invert(photos)
         found = [read_latents(self._latents, photo.name, self._inversion.shape) for photo in photos]
-        known = [each for each in found if each is not None]
+        known = [Latents(photo, *each) for photo, each in zip(photos, found, strict=True) if each is not None]
         assert len(known) == len(photos)
         spaces = self._inversion.settings.spaces
         return _Split(
             photos,
             Pairs(pairs.images_NHWC, (pairs.masks_NHW != 0).astype(np.uint8)),
             torch.stack([framed(self._inversion, photo) for photo in photos]),
-            {space: torch.stack([ws[space] for _, ws in known]) for space in spaces},
-            {space: round(float(np.mean([about.psnr_db[space] for about, _ in known])), 2) for space in spaces},
+            known,
+            {space: torch.stack([each.ws[space] for each in known]) for space in spaces},
+            {space: round(float(np.mean([each.about.psnr_db[space] for each in known])), 2) for space in spaces},
         )
 
     def _invert(self, photos: Sequence[CheckedPhoto]) -> None:
@@ -198,19 +200,18 @@ class _Bench:
         fitted = fit_to_bytes(config, self._sampler)
         return open_fitted(config, self._sampler, fitted).labeler
 
-    def _masks(self, ws_NLD: Tensor, labeler: Labeler) -> tuple[Tensor, list[float]]:
-        """Masks [N, h, w] and confidences of latents."""
-        labels = PhotoLabeler(self._sampler, labeler, self._inversion, 0).labels(list(ws_NLD))
-        return labels.masks_BHW, labels.confidence_B.tolist()
+    def _masks(self, ws_NLD: Tensor, labeler: Labeler) -> Tensor:
+        """Masks [N, h, w] of latents, as the labeler gives them."""
+        return PhotoLabeler(self._sampler, labeler, self._inversion, 0).labels(list(ws_NLD)).masks_BHW
 
-    def _snapped(self, split: _Split, votes: Sequence[Tensor], radius: int) -> Masks:
-        """Masks [N, H, W] that vote, at the photos' edges."""
+    def _snapped(self, split: _Split, masks_NHW: Tensor, radius: int) -> Masks:
+        """Masks [N, H, W] at the photos' edges."""
         spec = self._sampler.generator.spec
         found = []
-        for position, image_HWC in enumerate(split.pairs.images_NHWC):
+        for image_HWC, mask_HW in zip(split.pairs.images_NHWC, masks_NHW, strict=True):
             frame = Frame(image_HWC.shape[:2], spec.image_size, self._inversion.settings.fit)
             snapping = Snapping(image_HWC, frame, spec.img_channels, radius, self._sampler.device)
-            found.append(snapping.mask(torch.stack([masks_NHW[position] for masks_NHW in votes])).numpy())
+            found.append(snapping.mask(mask_HW).numpy())
         return np.stack(found)
 
     def _row(self, name: str, title: str, masks_NHW: Masks, split: _Split, kind: str = "inversion") -> PhotoRow:
@@ -220,22 +221,17 @@ class _Bench:
 
     def _inverted(self, test: _Split, labeler: Labeler) -> list[PhotoRow]:
         radius = radius_for(self._sampler.generator.spec.image_size)
-        w, w_plus = (self._masks(test.ws[space], labeler)[0] for space in ("w", "w_plus"))
-        clusters = self._labeler(StyleMixingConfig(masks_from="clusters"))
-        by_clusters = [self._masks(test.ws[space], clusters)[0] for space in ("w", "w_plus")]
+        w, w_plus = (self._masks(test.ws[space], labeler) for space in ("w", "w_plus"))
+        clusters = self._masks(test.ws["w_plus"], self._labeler(StyleMixingConfig(masks_from="clusters")))
+        title = "`masks_from: clusters`, W+, at the photo's edges"
         return [
             self._row(
-                "both", "W and W+, at the photo's edges (default)", self._snapped(test, [w, w_plus], radius), test
+                "w_plus_snapped", "W+, at the photo's edges (default)", self._snapped(test, w_plus, radius), test
             ),
-            self._row("w_plus_snapped", "W+, at the photo's edges", self._snapped(test, [w_plus], radius), test),
             self._row("w_plus", "W+, as the labeler gives them", _whole(w_plus), test),
+            self._row("w_snapped", "W, at the photo's edges", self._snapped(test, w, radius), test),
             self._row("w", "W, as the labeler gives them", _whole(w), test),
-            self._row(
-                "clusters",
-                "`masks_from: clusters`, W and W+, at the photo's edges",
-                self._snapped(test, by_clusters, radius),
-                test,
-            ),
+            self._row("clusters", title, self._snapped(test, clusters, radius), test),
         ]
 
     def _controls(self, test: _Split, labeler: Labeler) -> list[PhotoRow]:
@@ -243,7 +239,7 @@ class _Bench:
         average_NLD = generator.mapping.w_avg.expand(len(test.photos), *self._inversion.shape)
         guessed_NLD = torch.cat([self._inversion.guess(part) for part in test.photos_NCHW.split(size)])
         return [
-            self._row(name, title, _whole(self._masks(ws_NLD, labeler)[0]), test, "control")
+            self._row(name, title, _whole(self._masks(ws_NLD, labeler)), test, "control")
             for name, title, ws_NLD in (
                 ("encoder", "the encoder's guess alone", guessed_NLD),
                 ("mean", "the average latent, whatever the photo", average_NLD),
@@ -273,27 +269,25 @@ class _Bench:
         return PhotoRow(name="network", title=title, kind="network", scores=row.scores)
 
     def _dev(self, dev: _Split, labeler: Labeler) -> list[DevPoint]:
-        masks = {space: self._masks(ws_NLD, labeler)[0] for space, ws_NLD in dev.ws.items()}
-        sets = {"W": [masks["w"]], "W+": [masks["w_plus"]], "W and W+": list(masks.values())}
         points = []
-        for name, votes in sets.items():
+        for space, ws_NLD in dev.ws.items():
+            masks_NHW = self._masks(ws_NLD, labeler)
             for radius in _RADII:
-                miou = _scores(self._snapped(dev, votes, radius), dev.pairs.masks_NHW).miou or 0.0
-                points.append(DevPoint(votes=name, radius=radius, miou=miou))
-                self._tell(f"dev: {name}, radius {radius}: mIoU {100 * miou:.1f}")
+                miou = _scores(self._snapped(dev, masks_NHW, radius), dev.pairs.masks_NHW).miou or 0.0
+                points.append(DevPoint(space=space, radius=radius, miou=miou))
+                self._tell(f"dev: {space}, radius {radius}: mIoU {100 * miou:.1f}")
         return points
 
     def _quality(self, test: _Split, labeler: Labeler) -> QualityResult:
-        found = {space: self._masks(ws_NLD, labeler) for space, ws_NLD in test.ws.items()}
-        w, w_plus = found["w"][0], found["w_plus"][0]
-        masks_NHW = self._snapped(test, [w, w_plus], radius_for(self._sampler.generator.spec.image_size))
-        truths = test.pairs.masks_NHW
+        """Of the product's own masks."""
+        radius = radius_for(self._sampler.generator.spec.image_size)
+        photo_labeler = PhotoLabeler(self._sampler, labeler, self._inversion, radius)
+        found = list(photo_labeler.label(test.latents))
+        masks_NHW, truths = np.stack([each.mask_HW.numpy() for each in found]), test.pairs.masks_NHW
         ious = [_scores(mask[None], truth[None]).miou or 0.0 for mask, truth in zip(masks_NHW, truths, strict=True)]
-        agreement = np.array([mask_agreement(*pair) for pair in zip(w, w_plus, strict=True)])
-        confidence = np.array(found["w_plus"][1])
-        quality = agreement * confidence
-        best = np.argsort(-quality, kind="stable")[: round(_KEPT * len(quality))]
-        values = {"quality": quality, "agreement": agreement, "confidence": confidence}
+        names = ("quality", "agreement", "confidence", "psnr_db")
+        values = {name: np.array([getattr(each.quality, name) for each in found]) for name in names}
+        best = np.argsort(-values["quality"], kind="stable")[: round(_KEPT * len(found))]
         return QualityResult(
             rank_correlation={name: round(float(spearmanr(v, ious).statistic), 4) for name, v in values.items()},
             miou_of_all=_scores(masks_NHW, truths).miou or 0.0,

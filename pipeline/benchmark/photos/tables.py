@@ -11,7 +11,7 @@ def markdown(found: PhotosBenchmark) -> str:
     settings, costs, quality = found.settings, found.costs, found.quality
     unsupervised = [row for row in found.rows if row.kind != "supervised"]
     supervised = [row for row in found.rows if row.kind == "supervised"]
-    points = [(point.votes, str(point.radius), _percent(point.miou)) for point in found.dev]
+    points = [(point.space, str(point.radius), _percent(point.miou)) for point in found.dev]
     ranks = [(name, f"{value:.2f}") for name, value in quality.rank_correlation.items()]
     psnr = ", ".join(f"{space} {value:.1f} dB" for space, value in found.psnr_db.items())
     return "\n\n".join(
@@ -29,9 +29,9 @@ def markdown(found: PhotosBenchmark) -> str:
             f"Spearman's correlation with a mask's own IoU over the test photos. Without the fifth of lowest quality, "
             f"mIoU rises from {_percent(quality.miou_of_all)} to {_percent(quality.miou_of_best)}.",
             markdown_table(("score", "correlation"), ranks),
-            "## Radius and votes",
+            "## Radius",
             f"Chosen on {settings.num_dev} other drawings (seeds 8100000 on).",
-            markdown_table(("masks that vote", "radius", "mIoU"), points),
+            markdown_table(("space", "radius", "mIoU"), points),
         ]
     )
 
