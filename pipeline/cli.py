@@ -14,6 +14,7 @@ import typer
 from labelmill.pipeline.commands.annotate import annotate
 from labelmill.pipeline.commands.arguments import HELP_OPTIONS, Output, Overrides, Root, RunFile
 from labelmill.pipeline.commands.benchmark import benchmark
+from labelmill.pipeline.commands.evaluate import evaluate
 from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.commands.photos import invert, segment
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": list(HELP_OPTIONS)},
 )
 app.add_typer(annotate, name="annotate", help="Label a handful of generated images by hand.")
+app.command()(evaluate)
 app.command()(export)
 app.command()(benchmark)
 app.add_typer(
@@ -240,51 +242,6 @@ def report(output: Output) -> None:
 
 
 @app.command()
-def evaluate(
-    pred: Annotated[
-        str, typer.Argument(help="Predicted masks: a folder of PNG files, a .tar or a dataset.", metavar="PRED")
-    ],
-    truth: Annotated[str, typer.Argument(help="True masks, in the same forms; matched by name.", metavar="TRUTH")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with exact values.")] = False,
-    classes: Annotated[
-        str | None, typer.Option(help="Names of the values 0, 1, ... (sky,road,car), or the number of classes.")
-    ] = None,
-    positive: Annotated[
-        int | None, typer.Option(min=1, max=255, help="Masks hold 0 and this value, which is class 1.")
-    ] = None,
-    match: Annotated[
-        bool, typer.Option("--match", help="Predictions are unnamed clusters: match one cluster to each class first.")
-    ] = False,
-    match_many: Annotated[
-        bool,
-        typer.Option(
-            "--match-many", help="Predictions are unnamed clusters: match each cluster to the class it overlaps most."
-        ),
-    ] = False,
-) -> None:
-    """Score masks against true masks: IoU, F1, trimap IoU and more, from one confusion matrix.
-
-    A pixel whose truth is 255 is ignored; a prediction of 255 elsewhere is wrong. A class that occurs in neither has
-    no score and is left out of means. F1, precision, recall and accuracy are means over classes.
-    """
-    from labelmill.pipeline.segmentation.evaluate import as_lines, given_classes
-    from labelmill.pipeline.segmentation.evaluate import evaluate as score
-    from labelmill.pipeline.segmentation.mask_source import open_masks
-    from labelmill.pipeline.segmentation.matching import Matching
-
-    if match and match_many:
-        raise typer.BadParameter("give --match or --match-many, not both")
-    scores = score(
-        open_masks(pred),
-        open_masks(truth),
-        classes=None if classes is None else given_classes(classes),
-        positive=positive,
-        matching=Matching.ONE_TO_ONE if match else Matching.MANY_TO_ONE if match_many else None,
-    )
-    print(scores.model_dump_json(indent=2) if as_json else "\n".join(as_lines(scores)))
-
-
-@app.command()
 def train(
     config_file: Annotated[Path, typer.Argument(help="The training file (YAML).", metavar="TRAIN.YAML")],
     overrides: Overrides = None,
@@ -316,8 +273,8 @@ def predict(
     ] = None,
 ) -> None:
     """Label a folder of photos with a trained network."""
+    from labelmill.pipeline.networks.segmenter import load_segmenter
     from labelmill.pipeline.process.device import choose_device
-    from labelmill.pipeline.segmentation.models import load_segmenter
     from labelmill.pipeline.segmentation.predict import predict_folder
 
     segmenter, card = load_segmenter(model, choose_device())
@@ -334,7 +291,7 @@ def export_onnx(
     """Export a trained network to ONNX and check it against PyTorch with onnxruntime."""
     import torch
 
-    from labelmill.pipeline.segmentation.models import load_segmenter
+    from labelmill.pipeline.networks.segmenter import load_segmenter
     from labelmill.pipeline.segmentation.onnx_export import export_onnx as export
 
     segmenter, card = load_segmenter(model, torch.device("cpu"))

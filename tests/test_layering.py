@@ -13,7 +13,7 @@ FLOORS = (
     ("process", "pictures", "quality"),
     ("store", "training", "avatars"),
     ("generator", "shards"),
-    ("dataset", "prompt_models", "annotations"),
+    ("dataset", "prompt_models", "annotations", "networks"),
     ("labelers", "report", "segmentation"),
     ("photos",),
     ("promise", "annotate"),

@@ -16,11 +16,11 @@ from labelmill.pipeline.dataset.manifest import read_manifest
 from labelmill.pipeline.dataset.verify import verify
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import latents
+from labelmill.pipeline.networks.segmenter import load_segmenter
 from labelmill.pipeline.nightly.measure import measure_snapshot
 from labelmill.pipeline.report.report import write_report
 from labelmill.pipeline.segmentation.evaluate import evaluate
 from labelmill.pipeline.segmentation.mask_source import open_masks
-from labelmill.pipeline.segmentation.models import load_segmenter
 from labelmill.pipeline.segmentation.predict import predict_folder
 from labelmill.pipeline.segmentation.reading import open_split, read_samples
 from labelmill.pipeline.segmentation.train import train

@@ -6,11 +6,11 @@ Shape suffixes: H height, W width, C channels.
 from collections.abc import Iterator
 from pathlib import Path
 
+from labelmill.pipeline.networks.segmenter import Segmenter
 from labelmill.pipeline.pictures.photos import PhotoError, Pixels, find_photos, read_photo
 from labelmill.pipeline.segmentation.evaluate import Mask, MaskSide
 from labelmill.pipeline.segmentation.mask_source import open_masks
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
-from labelmill.pipeline.segmentation.models import Segmenter
 from labelmill.pipeline.segmentation.predict import predict
 from labelmill.pipeline.segmentation.reading import Split, open_split, read_samples
 from labelmill.schemas.scores import Scores

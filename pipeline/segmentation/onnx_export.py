@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from labelmill.pipeline.networks.segmenter import Segmenter
 from labelmill.pipeline.process.files import write_atomically
-from labelmill.pipeline.segmentation.models import Segmenter
 from labelmill.schemas.errors import ConfigError, LabelmillError
 from labelmill.schemas.segmentation import SegmentationModelCard
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from labelmill.pipeline.networks.segmenter import Segmenter
 from labelmill.pipeline.pictures.checked_photos import check_photos
 from labelmill.pipeline.pictures.photos import Pixels, read_photo
 from labelmill.pipeline.pictures.png import encode_gray
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.process.log import warn
-from labelmill.pipeline.segmentation.models import Segmenter
 from labelmill.schemas.errors import OutputError
 
 # The longer side in the network is at most this many times the shorter one asked for: a photo of 2000 x 1 pixels would

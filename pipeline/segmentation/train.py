@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from labelmill.pipeline.networks.segmenter import build, save_segmenter
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.segmentation.augment import Augmentation
 from labelmill.pipeline.segmentation.curves import draw_curves
 from labelmill.pipeline.segmentation.held_out import check_photos, open_held_out_split, score
 from labelmill.pipeline.segmentation.loader_processes import Patience
 from labelmill.pipeline.segmentation.loss import segmentation_loss, shares_of_alpha, shares_of_levels
-from labelmill.pipeline.segmentation.models import build, save_segmenter
 from labelmill.pipeline.segmentation.progress import TrainingPace, say_what_was_found
 from labelmill.pipeline.segmentation.ranks import Ranks, joined_ranks
 from labelmill.pipeline.segmentation.reading import PairBatch, Split, open_split, training_loader

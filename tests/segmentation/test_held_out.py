@@ -9,12 +9,12 @@ import pytest
 from helpers.discs import ByColour, write_discs, write_photos
 from PIL import Image
 
+from labelmill.pipeline.networks.segmenter import Segmenter
 from labelmill.pipeline.pictures.mask_png import MaskError
 from labelmill.pipeline.pictures.photos import PhotoError
 from labelmill.pipeline.segmentation.evaluate import evaluate
 from labelmill.pipeline.segmentation.held_out import check_photos, open_held_out_split, score
 from labelmill.pipeline.segmentation.mask_source import open_masks
-from labelmill.pipeline.segmentation.models import Segmenter
 from labelmill.pipeline.segmentation.predict import predict_folder
 from labelmill.pipeline.segmentation.reading import open_split, read_samples
 from labelmill.schemas.segmentation import DatasetSplit, PhotoFolder

@@ -12,10 +12,10 @@ import torch
 from helpers.discs import ByColour, disc, write_photos
 from torch.nn import functional
 
+from labelmill.pipeline.networks.segmenter import Segmenter, build, save_segmenter
 from labelmill.pipeline.pictures.photos import PhotoError, UnreadablePhotosError, find_photos
 from labelmill.pipeline.segmentation.evaluate import evaluate
 from labelmill.pipeline.segmentation.mask_source import open_masks
-from labelmill.pipeline.segmentation.models import Segmenter, build, save_segmenter
 from labelmill.pipeline.segmentation.predict import predict, predict_folder
 from labelmill.schemas.sample import ImageShape
 from labelmill.schemas.segmentation import SegmentationModelCard, SegmentationModelConfig

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from labelmill.pipeline.benchmark.downstream.data import Pairs
+from labelmill.pipeline.networks.segmenter import Segmenter, build
 from labelmill.pipeline.segmentation.augment import Augmentation
 from labelmill.pipeline.segmentation.loss import segmentation_loss
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
-from labelmill.pipeline.segmentation.models import Segmenter, build
 from labelmill.pipeline.segmentation.reading import LabeledPixels
 from labelmill.schemas.scores import Scores
 from labelmill.schemas.segmentation import AugmentationConfig, SegmentationModelConfig

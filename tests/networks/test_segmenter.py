@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from labelmill.pipeline.networks.segmenter import Segmenter, build, load_segmenter, save_segmenter
 from labelmill.pipeline.segmentation.loss import segmentation_loss, shares_of_alpha, shares_of_levels
-from labelmill.pipeline.segmentation.models import Segmenter, build, load_segmenter, save_segmenter
 from labelmill.pipeline.segmentation.onnx_export import export_onnx
 from labelmill.schemas.errors import CheckpointError
 from labelmill.schemas.sample import ImageShape

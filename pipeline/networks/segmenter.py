@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from labelmill.pipeline.networks.unet import UNet
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.process.safetensors_json import (
     DamagedFileError,
@@ -19,7 +20,6 @@ from labelmill.pipeline.process.safetensors_json import (
     save_with_json,
 )
 from labelmill.pipeline.process.torchvision_import import import_torchvision, missing_extra
-from labelmill.pipeline.segmentation.unet import UNet
 from labelmill.schemas.errors import CheckpointError
 from labelmill.schemas.segmentation import (
     LUMINANCE,
@@ -195,12 +195,21 @@ def load_segmenter(path: Path, device: torch.device) -> tuple[Segmenter, Segment
     Raises CheckpointError for what `labelmill train` did not write.
     """
     try:
-        values, tensors = load_with_json(path.read_bytes())
-    except (OSError, DamagedFileError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_segmenter(content, str(path), device)
+
+
+def parse_segmenter(content: bytes, name: str, device: torch.device) -> tuple[Segmenter, SegmentationModelCard]:
+    """The same of a file's content. name: of the file, for messages."""
+    try:
+        values, tensors = load_with_json(content)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{name}: cannot be read as safetensors: {error}") from error
     except ForeignFileError as error:
         raise CheckpointError(
-            f"{path}: is not a segmentation model; give the model.safetensors of `labelmill train`"
+            f"{name}: is not a segmentation model; give the model.safetensors of `labelmill train`"
         ) from error
     try:
         card = SegmentationModelCard.model_validate(values)
@@ -214,5 +223,5 @@ def load_segmenter(path: Path, device: torch.device) -> tuple[Segmenter, Segment
         )
         segmenter.load_state_dict(tensors)
     except (ValidationError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: is not as `labelmill train` writes it: {error}") from error
+        raise CheckpointError(f"{name}: is not as `labelmill train` writes it: {error}") from error
     return segmenter.to(device).eval(), card

@@ -1,0 +1,1 @@
+"""Segmentation networks: built, read, and run; nothing here trains."""
