@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.labelers.few_shot import FewShotConfig
+from labelmill.schemas.labelers.network import NetworkLabelerConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.promise import Promise, PromiseConfig
 from labelmill.schemas.secrets import secret_in
@@ -62,7 +63,8 @@ LabelerConfig = Annotated[
     Annotated[StyleMixingConfig, Tag("style_mixing")]
     | Annotated[FeatureClustersConfig, Tag("feature_clusters")]
     | Annotated[FewShotConfig, Tag("few_shot")]
-    | Annotated[AlphaNetworkConfig, Tag("alpha_network")],
+    | Annotated[AlphaNetworkConfig, Tag("alpha_network")]
+    | Annotated[NetworkLabelerConfig, Tag("network")],
     Discriminator(_method_of),
 ]
 

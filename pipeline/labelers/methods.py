@@ -12,6 +12,7 @@ from labelmill.pipeline.labelers.alpha_network import method as alpha_network_me
 from labelmill.pipeline.labelers.base import FittedLabeler, LabelingMethod
 from labelmill.pipeline.labelers.feature_clusters import method as feature_clusters_method
 from labelmill.pipeline.labelers.few_shot import method as few_shot_method
+from labelmill.pipeline.labelers.network import method as network_method
 from labelmill.pipeline.labelers.style_mixing import method as style_mixing_method
 from labelmill.schemas.config import LabelerConfig
 
@@ -20,6 +21,7 @@ METHODS: dict[str, LabelingMethod[Any]] = {
     "feature_clusters": feature_clusters_method.METHOD,
     "few_shot": few_shot_method.METHOD,
     "alpha_network": alpha_network_method.METHOD,
+    "network": network_method.METHOD,
 }
 
 

@@ -1,6 +1,6 @@
 """Networks from files: ONNX graphs of known arithmetic, and the trainer's own file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers.graphs import graph_file, identity_file
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
@@ -32,28 +33,6 @@ CARD = SegmentationModelCard(
 )
 
 
-def graph_file(
-    path: Path,
-    nodes: Sequence[onnx.NodeProto],
-    shape: Sequence[int | str] = ("batch", 3, "height", "width"),
-    output: int = TensorProto.FLOAT,
-    rank: int = 4,
-    weights: Sequence[onnx.TensorProto] = (),
-    **metadata: str,
-) -> NetworkConfig:
-    """A graph from `x` to `y`."""
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    outputs = [helper.make_tensor_value_info("y", output, [None] * rank)]
-    model = helper.make_model(
-        helper.make_graph(nodes, "test", inputs, outputs, list(weights)),
-        opset_imports=[helper.make_opsetid("", 18)],
-        ir_version=9,
-    )
-    helper.set_model_props(model, metadata)
-    path.write_bytes(model.SerializeToString())
-    return NetworkConfig(model=str(path))
-
-
 def opened(config: NetworkConfig, **changes: Any) -> TrainedNetwork:
     config = NetworkConfig.model_validate({**config.model_dump(), **changes})
     return parse_network(read_network(config), config, CPU)
@@ -67,7 +46,7 @@ def images(height: int = 16, width: int = 16, channels: int = 3) -> torch.Tensor
 @pytest.fixture
 def identity(tmp_path: Path) -> NetworkConfig:
     """Scores are the image's channels."""
-    return graph_file(tmp_path / "identity.onnx", [helper.make_node("Identity", ["x"], ["y"])])
+    return identity_file(tmp_path / "identity.onnx")
 
 
 def test_scores_become_classes_and_probabilities(identity: NetworkConfig) -> None:

@@ -1,0 +1,1 @@
+"""A segmentation network that a user has, as a labeling method."""
