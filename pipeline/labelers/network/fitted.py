@@ -11,9 +11,7 @@ from labelmill.pipeline.labelers.fitted_file import (
     REMEDY,
     FileProvenance,
     FittedLabelerError,
-    check_checkpoint,
-    check_purpose,
-    read_fitted,
+    read_fitted_for,
 )
 from labelmill.pipeline.networks.trained import content_sha256
 from labelmill.pipeline.process.safetensors_json import save_with_json
@@ -56,9 +54,9 @@ class FittedNetwork:
         fitted: bytes, config: NetworkLabelerConfig, spec: GeneratorSpec, checkpoint_sha256: str | None = None
     ) -> "FittedNetwork":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted(fitted, NetworkProvenance)
-        check_purpose(provenance, config.model_copy(update={"model": provenance.config.model}), spec)
-        check_checkpoint(provenance, checkpoint_sha256)
+        provenance, tensors = read_fitted_for(
+            fitted, NetworkProvenance, config, spec, checkpoint_sha256, ignoring={"model"}
+        )
         stored = tensors.get(_CONTENT)
         if list(tensors) != [_CONTENT] or stored is None or stored.dtype != torch.uint8 or stored.dim() != 1:
             raise FittedLabelerError(f"fitted labeler: holds no network. {REMEDY}")

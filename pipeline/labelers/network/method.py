@@ -44,6 +44,9 @@ class _Network:
     def inputs(self, config: NetworkLabelerConfig) -> dict[str, str]:
         return {"model": content_sha256(read_network(config))}
 
+    def taught_keys(self, config: NetworkLabelerConfig) -> frozenset[str]:
+        return frozenset()
+
     def fit(self, config: NetworkLabelerConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
         return fit_network(config, sampler, read_network(config), checkpoint_sha256).to_bytes()
 
