@@ -40,6 +40,9 @@ def benchmark(
     photos: Annotated[
         bool, typer.Option("--photos", help="Masks of drawings that the generator has not made, through its latents.")
     ] = False,
+    network: Annotated[
+        bool, typer.Option("--network", help="A supervised network as labeler, and as judge of others' masks.")
+    ] = False,
     out: Annotated[str, typer.Option(help="Folder for tables and pictures; rerun to resume.")] = "out/benchmark",
     quick: Annotated[
         bool,
@@ -59,6 +62,7 @@ def benchmark(
         "alpha": alpha,
         "promise": promise,
         "photos": photos,
+        "network": network,
         "speed": speed,
         "masks": masks,
         "downstream": downstream,
@@ -106,6 +110,14 @@ def _photos(asked: _Asked) -> None:
     benchmark_photos(Path(asked.out), asked.checkpoint, choose_device(), extent, tell=print)
 
 
+def _network(asked: _Asked) -> None:
+    from labelmill.pipeline.benchmark.network.run import FULL, QUICK, benchmark_network
+    from labelmill.pipeline.process.device import choose_device
+
+    extent = QUICK if asked.quick else FULL
+    benchmark_network(Path(asked.out), asked.checkpoint, choose_device(), extent, tell=print)
+
+
 def _speed(asked: _Asked) -> None:
     from labelmill.pipeline.benchmark.speed.run import benchmark_speed, speed_plan
     from labelmill.pipeline.process.device import choose_device
@@ -145,6 +157,7 @@ _BENCHMARKS: dict[str, Callable[[_Asked], None]] = {
     "alpha": _alpha,
     "promise": _promise,
     "photos": _photos,
+    "network": _network,
     "speed": _speed,
     "masks": _masks,
     "downstream": _downstream,

@@ -114,18 +114,19 @@ def test_a_benchmark_is_measured_once_and_written(tmp_path: Path) -> None:
     store, told, device = Store.open(str(tmp_path)), [], torch.device("cpu")
     first = benchmark_downstream(store, "bundled:avatars-32", device, TINY, told.append)
     assert [row.row for row in first.rows] == [
-        "style_mixing", "feature_clusters", "single_image", "all_background", "supervised_3", "supervised_1"
+        "style_mixing", "feature_clusters", "alpha_network", "few_shot", "single_image", "all_background",
+        "supervised_3", "supervised_1",
     ]  # fmt: skip
-    assert [len(row.networks) for row in first.rows] == [2, 2, 2, 1, 2, 2]
-    assert len(told) == 10
-    assert first.rows[0].networks[0].label_seconds is not None and first.rows[4].networks[0].label_seconds is None
+    assert [len(row.networks) for row in first.rows] == [2, 2, 2, 2, 2, 1, 2, 2]
+    assert len(told) == 14
+    assert first.rows[0].networks[0].label_seconds is not None and first.rows[5].networks[0].label_seconds is None
     assert all(network.scores.num_images == 3 for row in first.rows for network in row.networks)
     assert DownstreamBenchmark.model_validate_json(store.read("downstream.json")) == first
 
     # A lost result is made again, equal but for the time; the others are not.
     store.delete("downstream/style_mixing-1.json")
     again = benchmark_downstream(store, "bundled:avatars-32", device, TINY, told.append)
-    assert len(told) == 11
+    assert len(told) == 15
     assert [n.scores for row in again.rows for n in row.networks] == [
         n.scores for row in first.rows for n in row.networks
     ]

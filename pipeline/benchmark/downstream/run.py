@@ -34,6 +34,7 @@ from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.prompt_models import open_prompt_model
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
+from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.segmentation import SegmentationModelConfig
 
@@ -55,6 +56,7 @@ class DownstreamExtent:
 
 
 NUM_ANNOTATED = 10
+_ALPHA = AlphaNetworkConfig(method="alpha_network")
 _SUPERVISED = (1000, 100, 20, 10, 5, 1)
 FULL = DownstreamExtent(
     model=SegmentationModelConfig(architecture="deeplabv3_resnet50", upscale=4),
@@ -144,7 +146,7 @@ class _Bench:
 
     def run(self) -> tuple[DownstreamRowResult, ...]:
         rows = [self._measured(row) for row in self._rows()]
-        rows.insert(4, self._all_background())
+        rows.insert(5, self._all_background())
         return tuple(rows)
 
     def _rows(self) -> list[_Row]:
@@ -166,6 +168,7 @@ class _Bench:
                 lambda: self._labeled(PROMPTED_CLUSTERS),
                 PROMPTED_CLUSTERS,
             ),
+            _Row("alpha_network", "alpha network", lambda: self._labeled(_ALPHA), _ALPHA),
             _Row(
                 "few_shot",
                 f"few-shot labeler, {NUM_ANNOTATED} images annotated by oracle A",

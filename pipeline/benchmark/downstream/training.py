@@ -17,8 +17,9 @@ from labelmill.pipeline.segmentation.augment import Augmentation
 from labelmill.pipeline.segmentation.loss import segmentation_loss
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
 from labelmill.pipeline.segmentation.reading import LabeledPixels
+from labelmill.schemas.sample import ImageShape
 from labelmill.schemas.scores import Scores
-from labelmill.schemas.segmentation import AugmentationConfig, SegmentationModelConfig
+from labelmill.schemas.segmentation import AugmentationConfig, SegmentationModelCard, SegmentationModelConfig
 
 # Images are of the domain's range; one normalisation for all keeps rows alike.
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -64,6 +65,19 @@ def train_on(pairs: Pairs, regime: Regime, seed: int, device: torch.device) -> t
             loss.backward()
             optimiser.step()
     return segmenter.eval(), time.monotonic() - started
+
+
+def card_of(pairs: Pairs, regime: Regime, side: int) -> SegmentationModelCard:
+    """What says how a network of `train_on` is used, for images of side x side."""
+    return SegmentationModelCard(
+        model=regime.model,
+        classes=pairs.classes,
+        image_shape=ImageShape(height=side, width=side, channels=3),
+        mean=_MEAN,
+        std=_STD,
+        dataset_fingerprint="none: drawings",
+        steps=regime.steps,
+    )
 
 
 def _batches(pairs: Pairs, regime: Regime, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,8 +7,8 @@ Shape suffixes: N photos, B batch, C channels, H height, W width, L rows of w, D
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from labelmill.pipeline.benchmark.classes.results import PROMPTED_CLUSTERS
 from labelmill.pipeline.benchmark.downstream.data import TEST_SEEDS, Pairs, drawn_pairs, labeled_pairs
+from labelmill.pipeline.benchmark.downstream.run import NUM_ANNOTATED
 from labelmill.pipeline.benchmark.downstream.run import QUICK as NETWORK
 from labelmill.pipeline.benchmark.downstream.training import Regime, score_on, train_on
+from labelmill.pipeline.benchmark.oracle.annotator import few_shot_labeler
 from labelmill.pipeline.benchmark.oracle.images import open_judged
 from labelmill.pipeline.benchmark.oracle.oracle import open_oracle
 from labelmill.pipeline.benchmark.photos.results import (
@@ -47,8 +50,9 @@ from labelmill.pipeline.pictures.png import encode_picture
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
 from labelmill.pipeline.store.store import Store
-from labelmill.schemas.config import GeneratorConfig, NumericsConfig
+from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
 from labelmill.schemas.inversion import InversionSettings
+from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.scores import Scores
 
@@ -69,7 +73,8 @@ class PhotosExtent:
     num_dev: int
     num_test: int
     networks: bool
-    """Whether networks are trained to compare with."""
+    """Whether the other methods are fitted and a network is trained, to compare with."""
+    inversion: InversionSettings = field(default_factory=lambda: InversionSettings(threads=1))
 
 
 FULL = PhotosExtent(160, 200, networks=True)
@@ -113,12 +118,11 @@ class _Bench:
         self._out, self._extent, self._tell = out, extent, tell
         loaded = open_judged(checkpoint, device)
         generator, numerics = GeneratorConfig(checkpoint=checkpoint), NumericsConfig(threads=1)
-        inversion_settings = InversionSettings(threads=numerics.threads)
         folder = out / "photos"
         folder.mkdir(parents=True, exist_ok=True)
         self._latents = folder / "latents"
         self._latents.mkdir(exist_ok=True)
-        self._inversion = Inversion(generator, inversion_settings, self._latents, device)
+        self._inversion = Inversion(generator, extent.inversion, self._latents, device)
         torch.set_num_threads(numerics.threads)
         self._sampler = Sampler(loaded.generator, generator, numerics, device)
         self._resolution = self._sampler.generator.spec.resolution
@@ -128,7 +132,7 @@ class _Bench:
             resolution=self._resolution,
             num_dev=extent.num_dev,
             num_test=extent.num_test,
-            inversion=inversion_settings,
+            inversion=extent.inversion,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
             threads=numerics.threads,
             versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
@@ -141,7 +145,7 @@ class _Bench:
         labeler = self._labeler(StyleMixingConfig())
         rows = [*self._inverted(test, labeler), *self._controls(test, labeler), *self._supervised(test)]
         if self._extent.networks:
-            rows.append(self._network(test, labeler))
+            rows += [*self._other_methods(test), self._network(test, labeler)]
         return PhotosBenchmark(
             settings=self._settings,
             costs=self._costs(),
@@ -196,7 +200,7 @@ class _Bench:
         found = read_row(Store.open(str(self._out)), "photos/costs.json", Costs, key=self._costs_key())
         return found or Costs(key=self._costs_key(), encoder_seconds=float("nan"), seconds_per_photo=float("nan"))
 
-    def _labeler(self, config: StyleMixingConfig) -> Labeler:
+    def _labeler(self, config: LabelerConfig) -> Labeler:
         fitted = fit_to_bytes(config, self._sampler)
         return open_fitted(config, self._sampler, fitted).labeler
 
@@ -211,7 +215,7 @@ class _Bench:
         for image_HWC, mask_HW in zip(split.pairs.images_NHWC, masks_NHW, strict=True):
             frame = Frame(image_HWC.shape[:2], spec.image_size, self._inversion.settings.fit)
             snapping = Snapping(image_HWC, frame, spec.img_channels, radius, self._sampler.device)
-            found.append(snapping.mask(mask_HW).numpy())
+            found.append((snapping.mask(mask_HW) != 0).byte().numpy())
         return np.stack(found)
 
     def _row(self, name: str, title: str, masks_NHW: Masks, split: _Split, kind: str = "inversion") -> PhotoRow:
@@ -222,8 +226,6 @@ class _Bench:
     def _inverted(self, test: _Split, labeler: Labeler) -> list[PhotoRow]:
         radius = radius_for(self._sampler.generator.spec.image_size)
         w, w_plus = (self._masks(test.ws[space], labeler) for space in ("w", "w_plus"))
-        clusters = self._masks(test.ws["w_plus"], self._labeler(StyleMixingConfig(masks_from="clusters")))
-        title = "`masks_from: clusters`, W+, at the photo's edges"
         return [
             self._row(
                 "w_plus_snapped", "W+, at the photo's edges (default)", self._snapped(test, w_plus, radius), test
@@ -231,8 +233,22 @@ class _Bench:
             self._row("w_plus", "W+, as the labeler gives them", _whole(w_plus), test),
             self._row("w_snapped", "W, at the photo's edges", self._snapped(test, w, radius), test),
             self._row("w", "W, as the labeler gives them", _whole(w), test),
-            self._row("clusters", title, self._snapped(test, clusters, radius), test),
         ]
+
+    def _other_methods(self, test: _Split) -> Iterator[PhotoRow]:
+        """Each through W+, at the photo's edges, all classes but the background as one."""
+        radius = radius_for(self._sampler.generator.spec.image_size)
+        of_config: dict[str, tuple[str, LabelerConfig]] = {
+            "clusters": ("style mixing, `masks_from: clusters`", StyleMixingConfig(masks_from="clusters")),
+            "feature_clusters": ("feature clusters, named by domain-supervised prompts", PROMPTED_CLUSTERS),
+            "alpha_network": ("alpha network", AlphaNetworkConfig(method="alpha_network")),
+        }
+        for name, (title, config) in of_config.items():
+            masks_NHW = self._masks(test.ws["w_plus"], self._labeler(config))
+            yield self._row(name, title, self._snapped(test, masks_NHW, radius), test)
+        masks_NHW = self._masks(test.ws["w_plus"], few_shot_labeler(self._sampler, NUM_ANNOTATED))
+        title = f"few-shot labeler, {NUM_ANNOTATED} images annotated by oracle A"
+        yield self._row("few_shot", title, self._snapped(test, masks_NHW, radius), test, "supervised")
 
     def _controls(self, test: _Split, labeler: Labeler) -> list[PhotoRow]:
         generator, size = self._sampler.generator, self._inversion.settings.batch_size
