@@ -1,14 +1,18 @@
-"""`annotations.json`: a set of generated images that people annotate, each tied to the seed that makes it again.
+"""`annotations.json`: a set of images that people annotate, each tied to the seed or latents that make it again.
 
 ```
-DIR/annotations.json   this file
-DIR/images/KEY.png     the image at the generator's resolution
-DIR/enlarged/KEY.png   `scale` times larger, for people; never read back
-DIR/masks/KEY.png      8-bit class indices at the generator's resolution, 255 where nobody said anything; after import
+DIR/annotations.json          this file
+DIR/images/KEY.png            the image at the generator's resolution
+DIR/enlarged/KEY.png          `scale` times larger, for people; never read back
+DIR/masks/KEY.png             8-bit class indices at the generator's resolution, 255 where nobody said anything; after
+                              import
+DIR/latents/KEY.safetensors   of a photo: its rows of w
+DIR/made/KEY.png              of a photo: what the generator makes of them
 ```
 """
 
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -26,7 +30,10 @@ LARGEST_SCALE = 64
 LARGEST_SIDE = 4096
 """Of a generator's images, in pixels."""
 Rest = Literal["ignore", "background"]
+FIRST_PHOTO = 5_000_000_000
+"""Number of a set's first photo, which no seed can have."""
 _Sha256 = r"^[0-9a-f]{64}$"
+_PHOTO_KEY = re.compile(r"[0-9]{10}")
 
 
 def image_path(key: str) -> str:
@@ -37,6 +44,16 @@ def image_path(key: str) -> str:
 def enlarged_path(key: str) -> str:
     """Of the image for people, below the set's folder."""
     return f"enlarged/{key}.png"
+
+
+def latents_path(key: str) -> str:
+    """Of a photo's rows of w, below the set's folder."""
+    return f"latents/{key}.safetensors"
+
+
+def made_path(key: str) -> str:
+    """Of what the generator makes of a photo's latents, below the set's folder."""
+    return f"made/{key}.png"
 
 
 def mask_path(key: str) -> str:
@@ -93,23 +110,43 @@ class Pick(Section):
         return self
 
 
+class AnnotatedPhoto(Section):
+    """Where an image comes from that no seed makes."""
+
+    name: str = Field(min_length=1)
+    """The photo's path below its folder, without ending."""
+    photo_sha256: str = Field(pattern=_Sha256)
+    """Of the photo's file."""
+    latents_sha256: str = Field(pattern=_Sha256)
+    """SHA-256 over the rows of w [L, D] float32, row by row."""
+    made_sha256: str = Field(pattern=_Sha256)
+    """As `image_sha256`, of what the generator makes of these."""
+
+
 class AnnotatedImage(Section):
     """One image of a set."""
 
     key: str
-    """Name of the image's files: the seed with ten digits."""
-    seed: int = Field(ge=0, lt=SEED_LIMIT)
+    """Name of the image's files: the seed with ten digits; of photos, numbers from FIRST_PHOTO on."""
+    seed: int | None = Field(ge=0, lt=SEED_LIMIT)
+    """null: it is a photo."""
     class_id: int | None
     """Class that a conditional generator was asked for."""
     image_sha256: str = Field(pattern=_Sha256)
     """SHA-256 over the pixels [H, W, C] uint8, row by row."""
     scale: int = Field(ge=1, le=LARGEST_SCALE)
     """How many times larger the image for people is, in each direction."""
+    photo: AnnotatedPhoto | None = None
+    """null: it is generated from its seed."""
 
     @model_validator(mode="after")
     def _check_key(self) -> "AnnotatedImage":
-        if self.key != sample_key(self.seed):
+        if (self.seed is None) == (self.photo is None):
+            raise ValueError(f"key {self.key!r} must have either a seed or a photo")
+        if self.seed is not None and self.key != sample_key(self.seed):
             raise ValueError(f"key {self.key!r} must be the seed with ten digits, {sample_key(self.seed)!r}")
+        if self.seed is None and not (_PHOTO_KEY.fullmatch(self.key) and int(self.key) >= FIRST_PHOTO):
+            raise ValueError(f"key {self.key!r} of a photo must be a number from {FIRST_PHOTO} on, of ten digits")
         return self
 
 
@@ -147,15 +184,13 @@ class AnnotationSet(Section):
             raise ValueError(f"images given twice: {', '.join(twice)}")
         if max(self.image_shape.size) > LARGEST_SIDE:
             raise ValueError(f"images of {self.image_shape.size_in_words}; at most {LARGEST_SIDE} per side")
+        if self.draw.noise == "per_seed" and any(image.photo for image in self.images):
+            raise ValueError("draw.noise: per_seed, but photos have no seed")
         return self
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(image.key for image in self.images)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(image.seed for image in self.images)
 
     def with_classes(self, classes: tuple[str, ...], rest: Rest) -> "AnnotationSet":
         """The same set with these classes. Raises ValueError where they cannot be a set's."""

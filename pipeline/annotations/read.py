@@ -5,14 +5,15 @@ Shape suffixes: N images, H height, W width, C channels.
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from labelmill.pipeline.annotations.write import image_sha256
+from labelmill.pipeline.annotations.write import image_sha256, read_rows, rows_sha256
 from labelmill.pipeline.pictures.mask_png import MaskError, decode_shard_mask
 from labelmill.pipeline.pictures.png import decode_picture, read_png_header
 from labelmill.pipeline.store.store import Store
@@ -22,6 +23,8 @@ from labelmill.schemas.annotations import (
     AnnotationSet,
     image_path,
     key_of,
+    latents_path,
+    made_path,
     mask_path,
     parse_set,
 )
@@ -35,7 +38,18 @@ _MOST_DESCRIPTION_BYTES = 8 * 2**20
 _MOST_PIXEL_BYTES = 2**31
 """Of all images and masks that are read into memory."""
 _PNG_OVERHEAD = 2**16
+_MOST_LATENTS_BYTES = 2**24
 MOST_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class PhotoLatents:
+    """What stands for a photo in the generator."""
+
+    ws_LD: Tensor
+    """Rows of w, float32."""
+    made_HWC: Pixels
+    """uint8: what the generator made of them."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,11 @@ class Annotations:
     images: tuple[AnnotatedImage, ...]
     """Those that are annotated, in the set's order."""
     images_NHWC: Pixels
-    """uint8, at the generator's resolution."""
+    """uint8, at the generator's resolution: what people saw."""
     masks_NHW: Pixels
     """uint8 class indices; 255 where nothing is known."""
+    photos: Mapping[str, PhotoLatents]
+    """What makes the photos among the images, by key."""
     sha256: str
     """Over the description of the annotated images and the pixels of their masks: part of a run's identity."""
 
@@ -59,10 +75,6 @@ class Annotations:
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(image.key for image in self.images)
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(image.seed for image in self.images)
 
 
 def raise_problems(source: str, problems: Sequence[str]) -> None:
@@ -93,11 +105,12 @@ def read_annotations(folder: str | Path) -> Annotations:
         problems.append(f"{SET_FILE}: names no classes yet; import annotations first")
     masks = dict(_masks(store, about, problems))
     labeled = [image for image in about.images if image.key in masks]
-    images = list(_images(store, about, labeled, problems))
+    images, photos = list(_images(store, about, labeled, problems)), dict(_photos(store, about, labeled, problems))
     _check_labels(about, masks, problems)
     raise_problems(str(folder), problems)
     masks_NHW = np.stack([masks[image.key] for image in labeled])
-    return Annotations(about, tuple(labeled), np.stack(images), masks_NHW, _identity(about, labeled, masks_NHW))
+    identity = _identity(about, labeled, masks_NHW)
+    return Annotations(about, tuple(labeled), np.stack(images), masks_NHW, photos, identity)
 
 
 def read_whole_set(folder: str | Path, about: AnnotationSet) -> Annotations:
@@ -108,13 +121,14 @@ def read_whole_set(folder: str | Path, about: AnnotationSet) -> Annotations:
     store = Store.open(str(folder))
     problems: list[str] = [] if about.images else [f"{SET_FILE}: lists no images"]
     masks = dict(_masks(store, about, problems))
-    images = list(_images(store, about, list(about.images), problems))
+    everything = list(about.images)
+    images = list(_images(store, about, everything, problems))
+    photos = dict(_photos(store, about, everything, problems))
     raise_problems(str(folder), problems)
     nothing_HW = np.full(about.image_shape.size, IGNORE, np.uint8)
     masks_NHW = np.stack([masks.get(key, nothing_HW) for key in about.keys])
-    return Annotations(
-        about, about.images, np.stack(images), masks_NHW, _identity(about, list(about.images), masks_NHW)
-    )
+    identity = _identity(about, everything, masks_NHW)
+    return Annotations(about, about.images, np.stack(images), masks_NHW, photos, identity)
 
 
 def read_mask(folder: str | Path, about: AnnotationSet, key: str) -> Pixels | None:
@@ -199,16 +213,41 @@ def _images(store: Store, about: AnnotationSet, labeled: list[AnnotatedImage], p
         return
     sizes = {file.path: file.num_bytes for file in store.list("images")}
     for image in labeled:
-        path = image_path(image.key)
-        if path not in sizes:
-            problems.append(f"{path}: is missing")
-            continue
-        is_small = sizes[path] <= 2 * height * width * about.image_shape.channels + _PNG_OVERHEAD
-        image_HWC = _decoded(store.read(path), about) if is_small else None
-        if image_HWC is None or image_sha256(image_HWC) != image.image_sha256:
-            problems.append(f"{path}: is not the image that {SET_FILE} describes; pick the set again")
-        else:
+        image_HWC = _image(store, image_path(image.key), image.image_sha256, sizes, about, problems)
+        if image_HWC is not None:
             yield image_HWC
+
+
+def _image(
+    store: Store, path: str, sha256: str, sizes: Mapping[str, int], about: AnnotationSet, problems: list[str]
+) -> Pixels | None:
+    """[H, W, C] uint8; None where there is a problem. sizes: bytes by path."""
+    if path not in sizes:
+        problems.append(f"{path}: is missing")
+        return None
+    is_small = sizes[path] <= 2 * about.image_shape.num_pixels * about.image_shape.channels + _PNG_OVERHEAD
+    image_HWC = _decoded(store.read(path), about) if is_small else None
+    if image_HWC is None or image_sha256(image_HWC) != sha256:
+        problems.append(f"{path}: is not the image that {SET_FILE} describes; pick the set again")
+        return None
+    return image_HWC
+
+
+def _photos(
+    store: Store, about: AnnotationSet, labeled: Sequence[AnnotatedImage], problems: list[str]
+) -> Iterator[tuple[str, PhotoLatents]]:
+    """What makes the photos, by key."""
+    known = [(image.key, image.photo) for image in labeled if image.photo is not None]
+    sizes = {file.path: file.num_bytes for part in ("made", "latents") for file in store.list(part)} if known else {}
+    for key, photo in known:
+        made_HWC = _image(store, made_path(key), photo.made_sha256, sizes, about, problems)
+        path = latents_path(key)
+        is_small = sizes.get(path, _MOST_LATENTS_BYTES + 1) <= _MOST_LATENTS_BYTES
+        ws_LD = read_rows(store.read(path)) if is_small else None
+        if ws_LD is None or rows_sha256(ws_LD) != photo.latents_sha256:
+            problems.append(f"{path}: is missing, or not the latents that {SET_FILE} describes; make the set again")
+        elif made_HWC is not None:
+            yield key, PhotoLatents(ws_LD, made_HWC)
 
 
 def _decoded(png: bytes, about: AnnotationSet) -> Pixels | None:
@@ -232,8 +271,11 @@ def _identity(about: AnnotationSet, labeled: list[AnnotatedImage], masks_NHW: Pi
     """Of what is learned from. Where the images came from and how large people saw them is no part of it."""
     learned = about.model_copy(update={"images": tuple(labeled)})
     values = learned.model_dump(
-        mode="json", exclude={"picked": True, "rest": True, "images": {"__all__": {"scale": True}}}
+        mode="json", exclude={"picked": True, "rest": True, "images": {"__all__": {"scale": True, "photo": {"name"}}}}
     )
+    for image in values["images"]:
+        if image["photo"] is None:
+            del image["photo"]
     hashed = hashlib.sha256(canonical_json(values))
     hashed.update(np.ascontiguousarray(masks_NHW).tobytes())
     return hashed.hexdigest()

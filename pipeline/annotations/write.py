@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Sampler, to_uint8
 from labelmill.pipeline.pictures.png import encode_gray, encode_picture
@@ -19,6 +23,8 @@ from labelmill.schemas.annotations import (
     AnnotationSet,
     enlarged_path,
     image_path,
+    latents_path,
+    made_path,
     mask_path,
     parse_set,
 )
@@ -28,6 +34,7 @@ from labelmill.schemas.sample import ImageShape, sample_key
 Pixels = NDArray[np.uint8]
 
 _COMFORTABLE_SIDE = 512
+_ROWS = "ws"
 
 
 def image_sha256(image_HWC: Pixels) -> str:
@@ -52,22 +59,47 @@ def write_set(folder: Path, sampler: Sampler, about: AnnotationSet, seeds: Seque
     Raises OutputError where the folder holds another set or other files.
     """
     there = check_free(folder, about)
-    if there is not None and there.seeds == tuple(seeds):
+    if there is not None and there.keys == tuple(map(sample_key, seeds)):
         return there
     if there is not None:
-        raise _another(folder)
+        raise another_set(folder)
     images = []
     for batch in sampler.batches(seeds):
         images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
         for seed, class_id, image_HWC in zip(batch.seeds, batch.class_ids, images_BHWC, strict=True):
-            key = sample_key(seed)
-            write_atomically(folder / image_path(key), encode_picture(image_HWC))
-            write_atomically(folder / enlarged_path(key), encode_picture(enlarged(image_HWC, scale)))
-            sha256 = image_sha256(image_HWC)
+            key, sha256 = sample_key(seed), image_sha256(image_HWC)
+            write_image(folder, key, image_HWC, scale)
             images.append(AnnotatedImage(key=key, seed=seed, class_id=class_id, image_sha256=sha256, scale=scale))
     whole = about.model_copy(update={"images": tuple(images)})
     write_description(folder, whole)
     return whole
+
+
+def write_image(folder: Path, key: str, image_HWC: Pixels, scale: int) -> None:
+    """Write an image, and enlarged for people."""
+    write_atomically(folder / image_path(key), encode_picture(image_HWC))
+    write_atomically(folder / enlarged_path(key), encode_picture(enlarged(image_HWC, scale)))
+
+
+def write_photo(folder: Path, key: str, ws_LD: Tensor, made_HWC: Pixels) -> None:
+    """Write a photo's rows of w, and what the generator makes of them."""
+    write_atomically(folder / latents_path(key), save({_ROWS: ws_LD.float().cpu().contiguous()}))
+    write_atomically(folder / made_path(key), encode_picture(made_HWC))
+
+
+def read_rows(content: bytes) -> Tensor | None:
+    """The rows of w [L, D] float32 of a file that `write_photo` wrote; None for any other."""
+    try:
+        tensors = load(content)
+    except SafetensorError:
+        return None
+    rows = tensors.get(_ROWS)
+    return rows if rows is not None and rows.dim() == 2 and rows.dtype == torch.float32 else None
+
+
+def rows_sha256(ws_LD: Tensor) -> str:
+    """SHA-256 over rows of w, as annotation sets hold it."""
+    return hashlib.sha256(ws_LD.float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def write_description(folder: Path, about: AnnotationSet) -> None:
@@ -92,7 +124,7 @@ def check_free(folder: Path, about: AnnotationSet) -> AnnotationSet | None:
         later = {"classes": about.classes, "rest": about.rest, "images": about.images}
         if there.model_copy(update=later) == about:
             return there
-        raise _another(folder)
+        raise another_set(folder)
     strange = [file for file in sorted(folder.rglob("*")) if not file.is_dir() and not _is_own(folder, file)]
     if strange:
         raise OutputError(f"{folder}: holds other files, such as {strange[0]}; choose an empty or a new folder")
@@ -104,8 +136,10 @@ def _is_own(folder: Path, file: Path) -> bool:
     if file.name.startswith(".") and file.name.endswith(".tmp"):
         return True
     key = file.stem
-    return key.isdecimal() and file.relative_to(folder).as_posix() in (image_path(key), enlarged_path(key))
+    own = [path(key) for path in (image_path, enlarged_path, latents_path, made_path)]
+    return key.isdecimal() and file.relative_to(folder).as_posix() in own
 
 
-def _another(folder: Path) -> OutputError:
+def another_set(folder: Path) -> OutputError:
+    """What is raised for a folder that holds other images than those asked for."""
     return OutputError(f"{folder}: holds another annotation set; choose another folder, or remove this one")

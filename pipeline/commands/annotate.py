@@ -102,6 +102,38 @@ def class_names(text: str | None) -> tuple[str, ...]:
     return names
 
 
+@annotate.command("photos")
+def photos(
+    run_file: RunFile,
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, including its subfolders.", metavar="PHOTOS")],
+    out: Annotated[str, typer.Option(help="Folder for the set.", metavar="DIR")],
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder of PNG masks with the photos' names and sizes: class indices, 255 not labeled."),
+    ] = None,
+    classes: Classes = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option(help="Output of `labelmill invert`, or a new folder for it (default: DIR with -latents)."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write photos to annotate, or that have masks: through latents of the run file's generator."""
+    folder, names = local_folder(out), class_names(classes)
+    if masks is not None and not names:
+        raise ConfigError(f"--masks {masks}: name their classes: --classes background,skin,hair")
+    config = load_config(run_file, RunConfig, overrides or ())
+    from labelmill.pipeline.photos.annotate import annotate_photos
+    from labelmill.pipeline.photos.segment import open_inversion
+    from labelmill.pipeline.process.device import choose_device
+
+    output = latents or folder.with_name(f"{folder.name}-latents")
+    inversion = open_inversion(config.generator, output, choose_device(config.execution.device))
+    with writing_to(out):
+        written = annotate_photos(inversion, photos, folder, names, masks)
+    print(f"{out}: {len(written.about.images)} photos, {written.num_masks} of them with masks")
+
+
 @annotate.command("page")
 def page(
     folder: SetFolder,

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from labelmill.pipeline.pictures.photos import Pixels
 from labelmill.schemas.inversion import Fit
+from labelmill.schemas.sample import IGNORE
 
 SMALLEST_SIDE = 8
 LARGEST_RATIO = 8
@@ -79,6 +80,18 @@ class Frame:
             image = np.asarray(cv2.copyMakeBorder(image, *borders, cv2.BORDER_REFLECT), np.uint8)
         image = image.reshape(*self.size, channels).transpose(2, 0, 1)
         return np.ascontiguousarray((image.astype(np.float32) - 128) / 127.5)
+
+    def put_mask(self, mask_HW: Pixels) -> Pixels:
+        """A mask of the photo in the frame [h, w], each pixel the photo's nearest; 255 where the frame shows a mirror
+        image."""
+        part = mask_HW[self.shown]
+        framed_hw = np.full(self.size, IGNORE, np.uint8)
+        height, width = framed_hw[self.filled].shape
+        rows, columns = (
+            (2 * np.arange(to) + 1) * of // (2 * to) for to, of in zip((height, width), part.shape, strict=True)
+        )
+        framed_hw[self.filled] = part[rows][:, columns]
+        return framed_hw
 
     def take_back(self, map_hw: Tensor, mode: str = "bilinear") -> Tensor:
         """A map of the frame [h, w] float32 on the part of the photo that the frame shows. mode: as `interpolate`'s."""

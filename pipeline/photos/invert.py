@@ -193,6 +193,14 @@ def invert_missing(inversion: Inversion, photos: Sequence[CheckedPhoto]) -> tupl
     return [photo for photo in photos if str(photo.file) not in lost], failed
 
 
+def invert_checked(inversion: Inversion, photos: Sequence[CheckedPhoto]) -> tuple[list[CheckedPhoto], list[str]]:
+    """`invert_missing` under the output's lock, once it is this inversion's."""
+    with locked(inversion.output):
+        sweep(inversion.output)
+        claim_output(inversion)
+        return invert_missing(inversion, photos)
+
+
 def _is_done(inversion: Inversion, photo: CheckedPhoto) -> bool:
     found = read_latents(inversion.output, photo.name, inversion.shape)
     if found is None:
@@ -251,10 +259,7 @@ def invert_folder(config: InversionConfig) -> int:
     photos = check_photos(config.photos, config.output, warn, shape_problem)
     inversion = Inversion(config.generator, config.settings, config.output, choose_device(config.device))
     try:
-        with locked(config.output):
-            sweep(config.output)
-            claim_output(inversion)
-            done, failed = invert_missing(inversion, photos.good)
+        done, failed = invert_checked(inversion, photos.good)
     except OSError as error:
         raise OutputError(f"output: {config.output} cannot be written: {error.strerror or error}") from error
     photos.raise_problems(f"the latents of the other {len(done)} are in {config.output}", tuple(failed))

@@ -19,11 +19,9 @@ from labelmill.pipeline.photos.frame import shape_problem
 from labelmill.pipeline.photos.invert import (
     Inversion,
     Latents,
-    claim_output,
     framed,
-    invert_missing,
+    invert_checked,
     read_claim,
-    sweep,
 )
 from labelmill.pipeline.photos.latents_file import read_latents
 from labelmill.pipeline.photos.sheet import write_sheet
@@ -34,7 +32,6 @@ from labelmill.pipeline.pictures.photos import PhotoError, read_photo
 from labelmill.pipeline.pictures.png import encode_gray
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.process.log import warn
-from labelmill.pipeline.training.state import locked
 from labelmill.schemas.config import GeneratorConfig
 from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.inversion import INVERSION_FILE, InversionSettings, check_noise
@@ -172,10 +169,7 @@ def segment_folder(
     checked = check_photos(photos, out, warn, shape_problem)
     rows = []
     try:
-        with locked(inversion.output):
-            sweep(inversion.output)
-            claim_output(inversion)
-            done, failed = invert_missing(inversion, checked.good)
+        done, failed = invert_checked(inversion, checked.good)
         size = labeler.sampler.numerics.batch_size
         for start in range(0, len(done), size):
             batch = [_latents(inversion, photo) for photo in done[start : start + size]]
@@ -213,22 +207,8 @@ def _write_sheet(labeler: PhotoLabeler, sheets: Path, latents: Latents, labels: 
     images = [labeler.sampler.of_ws(ws_LD[None]).images_BCHW[0].cpu() for ws_LD in latents.ws.values()]
     frame = labeler.inversion.frame(latents.photo.size)
     image_HWC = rgb(to_uint8(photo_CHW[None])[0].numpy())
-    values = labels.mask_HW[frame.shown].numpy()
-    small = np.ascontiguousarray(_nearest(values, (frame.filled[0], frame.filled[1]), frame.size))
-    colours = class_colours(len(labeler.labeler.classes))
-    write_sheet(sheets / f"{latents.photo.name}.png", [photo_CHW, *images], [overlay(image_HWC, small, colours)])
-
-
-def _nearest(
-    mask_HW: np.typing.NDArray[np.uint8], filled: tuple[slice, slice], size: tuple[int, int]
-) -> np.typing.NDArray[np.uint8]:
-    """A photo's mask in its frame, 255 where the frame shows a mirror image."""
-    framed_hw = np.full(size, IGNORE, np.uint8)
-    height, width = framed_hw[filled].shape
-    rows = (np.arange(height) * len(mask_HW)) // height
-    columns = (np.arange(width) * mask_HW.shape[1]) // width
-    framed_hw[filled] = mask_HW[rows][:, columns]
-    return framed_hw
+    mask_hw, colours = frame.put_mask(labels.mask_HW.numpy()), class_colours(len(labeler.labeler.classes))
+    write_sheet(sheets / f"{latents.photo.name}.png", [photo_CHW, *images], [overlay(image_HWC, mask_hw, colours)])
 
 
 def _table(rows: Sequence[PhotoQuality]) -> bytes:

@@ -64,6 +64,11 @@ def check_promise(config: RunConfig, checkpoint_sha256: str) -> None:
             f"{KEY}.annotations: {promise.annotations}: chosen by {about.picked.choose}; a promise needs a random "
             f"sample: `labelmill annotate pick RUN.YAML --choose random`"
         )
+    if any(image.photo for image in about.images):
+        raise ConfigError(
+            f"{KEY}.annotations: {promise.annotations}: holds photos; a promise is about generated images and needs a "
+            f"random sample of these: `labelmill annotate pick RUN.YAML --choose random`"
+        )
     without = len(about.images) - len(annotations)
     if without:
         raise ConfigError(

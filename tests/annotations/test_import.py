@@ -488,7 +488,9 @@ def test_masks_of_a_set_come_back_through_every_format(tmp_path: Path, tiny_chec
     write_small_annotations(tmp_path / "a", tiny_checkpoint)
     annotations = read_annotations(tmp_path / "a")
     sampler = sampler_of(tiny_checkpoint)
-    write_set(tmp_path / "b", sampler, about_of(sampler, sha256_of(tiny_checkpoint)), annotations.about.seeds, 4)
+    write_set(
+        tmp_path / "b", sampler, about_of(sampler, sha256_of(tiny_checkpoint)), [*map(int, annotations.about.keys)], 4
+    )
     _run(tmp_path / "b", tmp_path / "a" / "masks")
     assert read_annotations(tmp_path / "b").sha256 == annotations.sha256
 

@@ -81,7 +81,7 @@ def case(write_run_file_in: RunFileWriter, tiny_checkpoint: Path, tmp_path_facto
     )
     about = write_set(folder / "set", sampler, about, SEEDS, 1)
     spoilt = sorted(SEEDS, key=confidences.__getitem__)[:NUM_SPOILT]
-    for key, seed in zip(about.keys, about.seeds, strict=True):
+    for key, seed in zip(about.keys, map(int, about.keys), strict=True):
         write_mask(folder / "set", key, 1 - masks[seed] if seed in spoilt else masks[seed])
     return Case(folder / "set", confidences)
 
