@@ -1,4 +1,4 @@
-"""The README is true: every command block in it runs, every file it names is there."""
+"""README and the documents that it leads to are true: every command block runs, every file that they name is there."""
 
 import os
 import re
@@ -17,8 +17,11 @@ from labelmill.schemas.training import TrainGeneratorConfig
 from labelmill.schemas.yaml_file import load_config, parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("pipeline/*/README.md"))]
+README = DOCUMENTS[0].read_text(encoding="utf-8")
+TEXTS = [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", "\n".join(TEXTS), flags=re.MULTILINE | re.DOTALL)
+MOST_LINES = 150
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,7 @@ def _commands() -> list[str]:
 def test_there_are_commands() -> None:
     text = "\n".join(_commands())
     assert "make demo" in text and "make test" in text and "labelmill generate" in text
+    assert len(README.splitlines()) <= MOST_LINES and len(DOCUMENTS) == 7
 
 
 @pytest.mark.timeout(900)
@@ -75,10 +79,11 @@ def test_what_blocks_need_is_installed_by_make_demo_or_named_before_them() -> No
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     installed = {project["name"], *(re.split(r"[\[<>=]", line)[0].lower() for line in project["dependencies"])}
     packages = {"cv2": "opencv-python-headless"}
-    blocks = list(re.finditer(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL))
+    text = "\n".join(TEXTS)
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL))
     assert blocks
     for block in blocks:
-        paragraph = README[: block.start()].rstrip().rpartition("\n\n")[2]
+        paragraph = text[: block.start()].rstrip().rpartition("\n\n")[2]
         named = set(" ".join(re.findall(r"`pip install -c constraints\.txt ([^`]+)`", paragraph)).split())
         modules = {line.split()[1].split(".")[0] for line in block[1].splitlines() if re.match(r"(import|from) ", line)}
         needed = {packages.get(module, module) for module in modules - sys.stdlib_module_names}
@@ -88,9 +93,9 @@ def test_what_blocks_need_is_installed_by_make_demo_or_named_before_them() -> No
 
 def test_every_installation_keeps_the_pytorch_that_is_there() -> None:
     """Without the constraints, torchvision's newest version brings its own PyTorch: gigabytes of CUDA."""
-    lines = re.findall(r"pip install [^`\n]+", README)
+    lines = re.findall(r"pip install [^`\n]+", "\n".join(TEXTS))
     assert len([line for line in lines if ".[" in line]) >= 2
-    assert all("-c constraints.txt" in line for line in lines if line != "pip install .")
+    assert all("-c constraints.txt" in line for line in lines)
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert {"torch", "torchvision", "datasets", "pandas"} <= pinned
 
@@ -114,8 +119,11 @@ def test_the_training_file_is_valid() -> None:
     load_config(ROOT / "deploy" / "train.yaml", SegmentationTrainingConfig)
 
 
-def test_every_local_link_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README) for link in link if link]
-    assert links
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, *sorted((ROOT / "deploy").glob("*.md"))], ids=lambda path: str(path.parent)
+)
+def test_every_local_link_leads_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)[)#]|src=\"([^\"]+)\"", text) for link in link if link]
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
