@@ -14,6 +14,7 @@ import typer
 from labelmill.pipeline.commands.annotate import annotate
 from labelmill.pipeline.commands.arguments import HELP_OPTIONS, Output, Overrides, Root, RunFile
 from labelmill.pipeline.commands.benchmark import benchmark
+from labelmill.pipeline.commands.demo import demo
 from labelmill.pipeline.commands.evaluate import evaluate
 from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
@@ -48,6 +49,7 @@ app.add_typer(annotate, name="annotate", help="Label a handful of generated imag
 app.command()(evaluate)
 app.command()(export)
 app.command()(benchmark)
+app.command()(demo)
 app.add_typer(
     nightly,
     name="nightly",
