@@ -237,7 +237,7 @@ class _Bench:
 
     def _other_methods(self, test: _Split) -> Iterator[PhotoRow]:
         """Each through W+, at the photo's edges, all classes but the background as one."""
-        radius = radius_for(self._sampler.generator.spec.image_size)
+        radius, way = radius_for(self._sampler.generator.spec.image_size), "W+, at the photo's edges"
         of_config: dict[str, tuple[str, LabelerConfig]] = {
             "clusters": ("style mixing, `masks_from: clusters`", StyleMixingConfig(masks_from="clusters")),
             "feature_clusters": ("feature clusters, named by domain-supervised prompts", PROMPTED_CLUSTERS),
@@ -245,9 +245,9 @@ class _Bench:
         }
         for name, (title, config) in of_config.items():
             masks_NHW = self._masks(test.ws["w_plus"], self._labeler(config))
-            yield self._row(name, title, self._snapped(test, masks_NHW, radius), test)
+            yield self._row(name, f"{title}, {way}", self._snapped(test, masks_NHW, radius), test)
         masks_NHW = self._masks(test.ws["w_plus"], few_shot_labeler(self._sampler, NUM_ANNOTATED))
-        title = f"few-shot labeler, {NUM_ANNOTATED} images annotated by oracle A"
+        title = f"few-shot labeler, {NUM_ANNOTATED} images annotated by oracle A, {way}"
         yield self._row("few_shot", title, self._snapped(test, masks_NHW, radius), test, "supervised")
 
     def _controls(self, test: _Split, labeler: Labeler) -> list[PhotoRow]:
