@@ -416,17 +416,15 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
         labeler = labeler.absolute() if isinstance(labeler, LocatedSection) else labeler
         promise = quality.promise and quality.promise.absolute()
         quality = quality.model_copy(update={"promise": promise})
-    execution = config.execution
-    if not needs.gpus:
-        # Without GPUs of its own a worker must not use those it happens to see.
-        execution = execution.model_copy(update={"device": "cpu"})
+    # With a GPU of its own a worker must use it, and without one must not use those it happens to see.
+    device = {"device": "cuda" if needs.gpus else "cpu", "gpus_per_worker": needs.gpus}
     return config.model_copy(
         update={
             "output": output if folder is None else str(folder),
             "generator": generator,
             "labeler": labeler,
             "quality": quality,
-            "execution": execution,
+            "execution": config.execution.model_copy(update=device),
         }
     )
 

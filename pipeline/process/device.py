@@ -1,5 +1,7 @@
 """The device that a process computes on, and kernels that repeat to the bit."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,22 @@ def choose_device(name: str = "auto", *, key: str = "device") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= num_gpus:
         raise ConfigError(f"{key}: {name} is not there; this machine has {num_gpus} GPUs, counted from cuda:0")
     return device
+
+
+def promised_gpu(promise: str) -> torch.device:
+    """The process's GPU. Raises ConfigError where PyTorch cannot use one: computing on the CPU would take a hundred
+    times as long and give other bits. promise: what was promised, as a dotted key and its value.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES: {visible!r})"
+    raise ConfigError(
+        f"{promise}, but PyTorch can use no GPU on {socket.gethostname()}{seen}; PyTorch {torch.__version__} {built}. "
+        "Install a build of PyTorch that matches the driver there, see `nvidia-smi`, or set execution.device: cpu and "
+        "execution.gpus_per_worker: 0 to compute on CPUs"
+    )
 
 
 @contextmanager

@@ -37,6 +37,16 @@ def test_a_gpu_that_is_not_there(write_run_file: Callable[..., Path]) -> None:
         open_sampler(config)
 
 
+def test_a_gpu_that_was_promised(write_run_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = load_config(write_run_file(execution={"gpus_per_worker": 0.5}), RunConfig)
+    with pytest.raises(ConfigError, match=r"execution\.gpus_per_worker: 0\.5, but PyTorch can use no GPU on \S+"):
+        open_sampler(config)
+    # The machine that asks a cluster for GPUs needs none itself.
+    on_ray = config.execution.model_copy(update={"executor": "ray"})
+    assert open_sampler(config.model_copy(update={"execution": on_ray}))[0].device.type == "cpu"
+
+
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_needs_a_gpu(write_run_file: Callable[..., Path], precision: str) -> None:
     config = load_config(write_run_file(numerics={"precision": precision}, execution={"device": "cpu"}), RunConfig)

@@ -10,8 +10,8 @@ from labelmill.pipeline.store.store import Store
 from labelmill.schemas.progress import RunState
 from labelmill.workers.progress import PROGRESS_PATH
 
-RAY = {"executor": "ray", "cpus_per_worker": 1}
-"""`execution` for nodes of few cores."""
+RAY = {"executor": "ray", "cpus_per_worker": 1, "device": "cpu"}
+"""`execution` for nodes of few cores, whose GPUs are none."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,13 @@ def watch(folder: Path, images: int, workers: int) -> list[History]:
     }
     values["dataset"] = {"samples": images, "samples_per_shard": SAMPLES_PER_SHARD}
     values["numerics"] = {"batch_size": 50, "threads": 1}
-    values["execution"] = {"executor": "ray", "workers": workers, "cpus_per_worker": 1, "encode_threads": 1}
+    values["execution"] = {
+        "executor": "ray",
+        "workers": workers,
+        "cpus_per_worker": 1,
+        "encode_threads": 1,
+        "device": "cpu",
+    }
     (folder / "run.yaml").write_text(yaml.safe_dump(values))
     histories: dict[int, History] = {}
     with own_ray() as own, environment(**own, RAY_ADDRESS="local"), Driver("generate", folder / "run.yaml") as driver:

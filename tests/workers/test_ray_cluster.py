@@ -1,5 +1,6 @@
 """Runs on a Ray cluster of one node: the local executor's bytes, whoever dies, and workers have what they asked for."""
 
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError, StalledError
 from labelmill.schemas.yaml_file import load_config
 from labelmill.workers.generate import generate
+from labelmill.workers.ray_cluster import RayCluster
+from labelmill.workers.supervisor import Event, Placed
 
 RunFileWriter = Callable[..., Path]
 Shards = dict[str, bytes]
@@ -59,7 +62,7 @@ class Watched:
 def two_workers(
     ray_nodes: RayNodes, write_run_file_in: RunFileWriter, tmp_path_factory: pytest.TempPathFactory
 ) -> Watched:
-    """A run that leaves everything to `auto`."""
+    """A run that leaves the number of workers to `auto`."""
     folder = tmp_path_factory.mktemp("two")
     run_file = write_run_file_in(folder, dataset={"samples": SAMPLES}, execution=RAY)
     with ray_nodes.entered(), Driver("generate", run_file) as driver:
@@ -79,10 +82,6 @@ def test_two_workers_make_what_the_local_executor_makes(two_workers: Watched, ex
     _assert_same(two_workers.output, expected)
     state = state_of(two_workers.output)
     assert (state.state, state.done, state.retries, state.failures) == ("finished", SAMPLES, 0, {})
-
-
-def test_each_worker_has_a_gpu_of_its_own(two_workers: Watched) -> None:
-    assert sorted(str(worker.gpus) for worker in two_workers.workers) == ["0", "1"]
 
 
 def test_workers_start_with_the_process_settings(two_workers: Watched) -> None:
@@ -107,19 +106,41 @@ def test_one_worker_is_enough(
     assert {record.device for record in records} == {"cpu"}
 
 
-def test_two_workers_share_a_gpu(ray_cluster: RayNodes, write_run_file: RunFileWriter) -> None:
-    run_file = write_run_file(dataset={"samples": 600_000}, execution={**RAY, "gpus_per_worker": 0.5})
-    with Driver("generate", run_file) as driver:
-        driver.wait_for(r"\bworker \d+: ", times=2)
-        driver.send(signal.SIGTERM)
-        assert driver.wait() == 75
-    assert [worker.gpus for worker in workers_in(driver.text)] in (["0", "0"], ["1", "1"])
+def _gpus_of_two_workers(write_run_file: RunFileWriter, capfd: pytest.CaptureFixture[str], **execution: object) -> str:
+    """The GPUs of two workers that the cluster starts, in any order, as `0 1`."""
+    capfd.readouterr()
+    with RayCluster(_config(write_run_file, device="auto", **execution)) as cluster:
+        cluster.start(0)
+        cluster.start(1)
+        placed: list[Event] = []
+        while len(placed) < 2:
+            placed += cluster.wait(1)
+    assert sorted(placed, key=lambda event: event.worker) == [Placed(0), Placed(1)]
+    return " ".join(sorted(str(worker.gpus) for worker in workers_in(capfd.readouterr().err)))
+
+
+def test_each_worker_has_a_gpu_of_its_own_or_a_share_of_one(
+    ray_cluster: RayNodes, write_run_file: RunFileWriter, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _gpus_of_two_workers(write_run_file, capfd) == "0 1"
+    assert _gpus_of_two_workers(write_run_file, capfd, gpus_per_worker=0.5) in ("0 0", "1 1")
+
+
+def test_a_worker_with_a_gpu_that_pytorch_cannot_use_is_refused(
+    ray_cluster: RayNodes, write_run_file: RunFileWriter, tmp_path: Path
+) -> None:
+    # The nodes' GPUs are none, as with a build of PyTorch for CPUs, or a driver that does not fit.
+    with Driver("generate", write_run_file(execution={**RAY, "device": "auto", "workers": 1})) as driver:
+        assert driver.wait() == 2
+    assert re.search(r"execution\.gpus_per_worker: 1, but PyTorch can use no GPU on \S+ \(CUDA_VISIBLE", driver.text)
+    assert "set execution.device: cpu" in driver.text
+    assert shards_of(str(tmp_path / "out")) == {}
 
 
 def test_a_cluster_without_room_is_not_waited_for_long(
     ray_cluster: RayNodes, write_run_file: RunFileWriter, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = _config(write_run_file, cpus_per_worker=640, start_timeout_s=2)
+    config = _config(write_run_file, device="auto", cpus_per_worker=640, start_timeout_s=2)
     with pytest.raises(StalledError, match=r"for 4 s .* no node of the cluster has had 1 GPUs, 640 CPU cores"):
         generate(config)
     assert "waiting for a node with 1 GPUs" in capfd.readouterr().err
