@@ -147,7 +147,8 @@ class GeneratorSubject:
             fitted = fit_style_mixing(self._labeler, self.sampler)
             self._chosen = fitted.donors_NLD, fitted.provenance.crossover, fitted.provenance.variant_resolution
         donors_NLD, crossover, resolution = self._chosen
-        passes = mix_in_passes(self.sampler.generator, batch, donors_NLD[:count], crossover, resolution)
+        generator, size = self.sampler.generator, self.sampler.numerics.batch_size
+        passes = mix_in_passes(generator, batch, donors_NLD[:count], crossover, resolution, batch_size=size)
         return torch.cat([variants_BNCHW for _, variants_BNCHW in passes])[: len(batch)]
 
     def _pictures(self, seeds: range) -> list[Pictures]:

@@ -123,7 +123,9 @@ def _mixed(
     resolution: int | None,
 ) -> _Mixed:
     agreements, changes, clusters = [], [], []
-    for positions, variants_BNCHW in mix_in_passes(generator, original.batch, donors_NLD, row, resolution):
+    size = clusterer.batch_size
+    passes = mix_in_passes(generator, original.batch, donors_NLD, row, resolution, batch_size=size)
+    for positions, variants_BNCHW in passes:
         clusters.append(clusterer(variants_BNCHW))
         part, count = slice(positions.start, positions.stop), len(positions)
         agreements.append(_edge_agreement(variants_BNCHW[:count], original.edges_B2HW[part]))

@@ -63,7 +63,7 @@ class _Fit:
 
     def __init__(self, config: StyleMixingConfig, sampler: Sampler) -> None:
         self.config, self.sampler, self.spec = config, sampler, sampler.generator.spec
-        self.clusterer = VariantClusterer(config, sampler.device)
+        self.clusterer = VariantClusterer(config, sampler.device, sampler.numerics.batch_size)
         donor_seeds = range(config.donor_first_seed, config.donor_first_seed + config.variants)
         self.donor_seeds = list(donor_seeds)
         self.donors_NLD, _ = sampler.ws(donor_seeds, psi=config.donor_truncation_psi)

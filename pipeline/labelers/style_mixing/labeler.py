@@ -123,7 +123,7 @@ class StyleMixingLabeler:
         self.donors_NLD = fitted.donors_NLD
         self.crossover = fitted.provenance.crossover
         self.variant_resolution = fitted.provenance.variant_resolution
-        self._clusterer = VariantClusterer(config, sampler.device)
+        self._clusterer = VariantClusterer(config, sampler.device, self.batch_size)
 
     def label(self, batch: Batch) -> Labels:
         """Masks and confidences of the batch's images."""
@@ -136,7 +136,14 @@ class StyleMixingLabeler:
 
     def variants(self, batch: Batch) -> Tensor:
         """The style-mixed variants [B, N, C, H, W] that `masks_from: clusters` looks at, at their resolution."""
-        passes = mix_in_passes(self.generator, batch, self.donors_NLD, self.crossover, self.variant_resolution)
+        passes = mix_in_passes(
+            self.generator,
+            batch,
+            self.donors_NLD,
+            self.crossover,
+            self.variant_resolution,
+            batch_size=self.batch_size,
+        )
         return torch.cat([variants_BNCHW for _, variants_BNCHW in passes])[: len(batch)]
 
     def _by_readout(self, whole: Batch) -> LabeledBatch:

@@ -20,7 +20,7 @@ from labelmill.pipeline.process.device import repeatable_kernels
 # needs a few hundred bytes a pixel). Fixed numbers, because the size of a batch decides bits.
 _MOST_IMAGES = {"cpu": 16, "cuda": 1024}
 _MOST_PIXELS = {"cpu": 2**20, "cuda": 2**24}
-# Bound of a pass in base images, which batches rarely exceed: the last pass is padded, and padding is wasted work.
+# Bound of a pass in base images, beside the size of a batch: the last pass is padded, and padding is wasted work.
 _MOST_BASE_IMAGES = 16
 
 
@@ -30,9 +30,9 @@ def variants_per_pass(size: tuple[int, int], device: torch.device) -> int:
     return max(1, min(_MOST_IMAGES[kind], _MOST_PIXELS[kind] // prod(size)))
 
 
-def images_per_pass(num_variants: int, size: tuple[int, int], device: torch.device) -> int:
+def images_per_pass(num_variants: int, size: tuple[int, int], device: torch.device, batch_size: int) -> int:
     """How many images' variants are synthesised at once: 1 where an image's own take several passes."""
-    return max(1, min(_MOST_BASE_IMAGES, variants_per_pass(size, device) // num_variants))
+    return max(1, min(_MOST_BASE_IMAGES, batch_size, variants_per_pass(size, device) // num_variants))
 
 
 def mix(
@@ -61,15 +61,15 @@ def mix(
 
 
 def mix_in_passes(
-    generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int, resolution: int | None = None
+    generator: Generator, batch: Batch, donors_NLD: Tensor, crossover: int, resolution: int | None, *, batch_size: int
 ) -> Iterator[tuple[range, Tensor]]:
     """Positions in the batch and variants as `mix` makes them, a fixed number of images at a time.
 
     The sizes of a pass choose kernels and thereby bits, so the last one is padded with the last image; its variants
-    are more than its positions.
+    are more than its positions. batch_size: the configured one, which no pass exceeds, whatever this batch holds.
     """
     size = generator.spec.size_at(resolution or generator.spec.resolution)
-    at_once, count = images_per_pass(len(donors_NLD), size, donors_NLD.device), len(batch)
+    at_once, count = images_per_pass(len(donors_NLD), size, donors_NLD.device, batch_size), len(batch)
     for start in range(0, count, at_once):
         positions = [min(position, count - 1) for position in range(start, start + at_once)]
         variants_BNCHW = mix(generator, batch.select(positions), donors_NLD, crossover, resolution)

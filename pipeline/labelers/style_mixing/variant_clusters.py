@@ -10,6 +10,7 @@ from labelmill.pipeline.generator.networks import Generator
 from labelmill.pipeline.generator.sampling import Batch
 from labelmill.pipeline.labelers.common.kmeans import Clusters, KMeans, PixelClusters
 from labelmill.pipeline.labelers.style_mixing.mixing import mix_in_passes
+from labelmill.schemas.config import NumericsConfig
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 
 # Deviations below this share of the image's range are noise; dividing by less would only blow it up.
@@ -29,7 +30,14 @@ def pixel_vectors(variants_BNCHW: Tensor, normalisation: str) -> Tensor:
 class VariantClusterer:
     """Variants of images to clusters of their pixels, with a configuration's settings."""
 
-    def __init__(self, config: StyleMixingConfig, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        config: StyleMixingConfig,
+        device: str | torch.device = "cpu",
+        batch_size: int = NumericsConfig().batch_size,
+    ) -> None:
+        """batch_size: the configured one of the batches that are to be clustered."""
+        self.batch_size = batch_size
         self.normalisation = config.normalisation
         self.kmeans = KMeans(config.clusters, restarts=config.restarts, iterations=config.iterations, device=device)
 
@@ -51,5 +59,5 @@ class VariantClusterer:
 
         resolution: of the variants; None for the images'.
         """
-        passes = mix_in_passes(generator, batch, donors_NLD, crossover, resolution)
+        passes = mix_in_passes(generator, batch, donors_NLD, crossover, resolution, batch_size=self.batch_size)
         return Clusters.joined([self(variants_BNCHW) for _, variants_BNCHW in passes])[: len(batch)]

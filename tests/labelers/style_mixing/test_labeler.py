@@ -209,7 +209,7 @@ def test_each_image_is_clustered_once_however_many_fit_in_a_pass() -> None:
     sampler = make_sampler(batch_size=6)
     clusterer = VariantClusterer(make_config())
     batch, (donors_NLD, _) = sampler.sample(range(6)), sampler.ws(range(10, 14))
-    assert images_per_pass(4, (16, 16), sampler.device) == 4
+    assert images_per_pass(4, (16, 16), sampler.device, 6) == 4
     together = clusterer.of_batch(sampler.generator, batch, donors_NLD, 3)
     assert together.assignment_BP.shape == (6, 256)
     for index in range(6):

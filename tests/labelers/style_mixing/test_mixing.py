@@ -9,6 +9,7 @@ from helpers.random_sampler import make_noisy_sampler
 
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Batch
+from labelmill.pipeline.labelers.style_mixing import mixing
 from labelmill.pipeline.labelers.style_mixing.mixing import images_per_pass, mix, mix_in_passes, variants_per_pass
 from labelmill.schemas.config import NumericsConfig
 
@@ -56,11 +57,13 @@ def test_passes_are_bounded_in_images_and_pixels() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [variants_per_pass((size, size), cpu) for size in (32, 256, 512, 1024)] == [16, 16, 4, 1]
     assert [variants_per_pass((size, size), cuda) for size in (32, 256, 1024)] == [1024, 256, 16]
-    assert [images_per_pass(number, (128, 128), cpu) for number in (2, 16, 256)] == [8, 1, 1]
-    assert images_per_pass(16, (256, 256), cuda) == 16
-    # A batch of the default size is one pass without padding, however small and few its variants are.
     batch_size = NumericsConfig().batch_size
-    assert [images_per_pass(number, (32, 32), cuda) for number in (2, 8, 16, 64)] == [batch_size] * 4
+    assert [images_per_pass(number, (128, 128), cpu, batch_size) for number in (2, 16, 256)] == [8, 1, 1]
+    assert images_per_pass(16, (256, 256), cuda, batch_size) == 16
+    # A batch is one pass without padding, however small and few its variants are.
+    for size in (batch_size, 4, 1):
+        assert [images_per_pass(number, (32, 32), cuda, size) for number in (2, 8, 16, 64)] == [size] * 4
+    assert images_per_pass(2, (32, 32), cuda, 1024) == batch_size
     assert variants_per_pass((1024, 512), cpu) == 2
 
 
@@ -87,7 +90,20 @@ def test_variants_of_a_lower_resolution_are_the_rgb_at_which_synthesis_stops(noi
 def test_passes_cover_a_batch_in_order_and_are_of_one_size() -> None:
     sampler = make_noisy_sampler()
     batch, (donors_NLD, _) = sampler.sample([1, 2, 3]), sampler.ws(range(10, 18))
-    passes = list(mix_in_passes(sampler.generator, batch, donors_NLD, 3))
+    passes = list(mix_in_passes(sampler.generator, batch, donors_NLD, 3, None, batch_size=16))
     assert [(list(positions), len(variants)) for positions, variants in passes] == [([0, 1], 2), ([2], 2)]
     alone = mix(sampler.generator, batch.select([2]), donors_NLD, 3)
     torch.testing.assert_close(passes[1][1][:1], alone)
+
+
+def test_nothing_is_synthesised_beyond_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The bounds of a GPU on a CPU: 8 of these variants would make passes of 16 images.
+    monkeypatch.setitem(mixing._MOST_IMAGES, "cpu", 1024)
+    monkeypatch.setitem(mixing._MOST_PIXELS, "cpu", 2**24)
+    sampler = make_noisy_sampler()
+    batch, (donors_NLD, _) = sampler.sample([1, 2, 3, 4]), sampler.ws(range(10, 18))
+    synthesised = [
+        variants_BNCHW.shape[:2]
+        for _, variants_BNCHW in mix_in_passes(sampler.generator, batch, donors_NLD, 3, None, batch_size=4)
+    ]
+    assert synthesised == [(4, 8)]
