@@ -160,7 +160,7 @@ class ExecutionConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` uses a GPU if there is one."""
     encode_threads: int = Field(2, ge=1, le=64)
-    """Threads per worker that encode images and masks while the device synthesises."""
+    """Threads per worker that judge and encode images and masks while the device synthesises."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Largest number of Ray workers at once. Workers without room in the cluster wait, which makes an autoscaler add
     nodes. `auto` starts as many as the cluster's nodes have room for, and more as nodes join."""

@@ -1,5 +1,6 @@
 """Quality rules: each by its bound, in order, and what a candidate records."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from labelmill.pipeline.quality import RULES, judge_sample, largest_component_share
+from labelmill.pipeline.quality import RULES, count_values, judge_sample, largest_component_share
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.sample import Candidate
 
@@ -121,3 +122,19 @@ def test_turning_the_picture_changes_nothing(mask: NDArray[np.uint8], threshold:
     config = QualityConfig(largest_component_min=threshold)
     turned = np.ascontiguousarray(np.rot90(mask))
     assert judge_sample(mask, 0.7, None, 0, CLASSES, config) == judge_sample(turned, 0.7, None, 0, CLASSES, config)
+
+
+def test_values_are_counted_as_numpy_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    for mask in (random.integers(0, 256, (70, 33), np.uint8), np.full((3, 5), 255, np.uint8), np.eye(40, dtype="u1").T):
+        for block in (2**24, 100, 1):  # float32 has no more whole numbers than the first
+            monkeypatch.setattr("labelmill.pipeline.quality._EXACT_COUNT", block)
+            assert count_values(mask).tolist() == np.bincount(mask.ravel(), minlength=256).tolist()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.45, 0.6])
+def test_the_largest_of_few_and_of_many_components(share: float) -> None:
+    # From one or two to more than 256, which a byte does not tell apart.
+    mask = (np.random.default_rng(1).random((120, 90)) < share).astype(np.uint8)
+    _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    assert largest_component_share(mask) == statistics[1:, cv2.CC_STAT_AREA].max() / mask.sum()

@@ -52,7 +52,7 @@ def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, floa
     promise = checked.promise or calibrate(config, sampler, fitted.labeler, sha256)
     with unpublished_worker(config.keeping(promise), sampler, sha256, fitted.labeler) as worker:
         seconds_to_fit, start = time.perf_counter() - start, time.perf_counter()
-        made = make_shard(trial, worker.loaded)
+        made = make_shard(trial, worker.loaded).finish()
         seconds = time.perf_counter() - start
     return (
         seconds_to_fit,

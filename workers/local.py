@@ -81,11 +81,11 @@ class LocalCluster:
     def _synthesise(self, number: int, task: ShardTask, attempt: int) -> None:
         assert self._worker is not None
         try:
-            made = self._worker.synthesise(task)
+            drawn = self._worker.synthesise(task)
         except Exception as error:
             self._news.append(Failed(number, task.index, error))
             return
-        future = self._publisher.submit(copy_context().run, self._worker.publish, task, made, attempt)
+        future = self._publisher.submit(copy_context().run, self._worker.publish, task, drawn, attempt)
         self._publishing.append((number, task, future))
 
     def _collect(self, number: int, task: ShardTask, future: Future[ShardRecord]) -> None:

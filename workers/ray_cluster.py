@@ -149,9 +149,9 @@ class _RayWorker:
     def make(self, task: ShardTask, attempt: int) -> ShardRecord:
         """Make and publish a shard; the next one is synthesised meanwhile."""
         assert self._worker is not None
-        made = self._device.submit(self._worker.synthesise, task).result()
+        drawn = self._device.submit(self._worker.synthesise, task).result()
         with log_context(self._config.name):
-            return self._worker.publish(task, made, attempt)
+            return self._worker.publish(task, drawn, attempt)
 
 
 class RayCluster:

@@ -7,7 +7,7 @@ from typing import Self
 
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.base import Labeler
-from labelmill.pipeline.make_shard import LoadedRun, MadeShard, make_shard
+from labelmill.pipeline.make_shard import DrawnShard, LoadedRun, make_shard
 from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.shards.publisher import adopt_shard, publish_shard, tar_path
@@ -45,16 +45,17 @@ class ShardWorker:
             self.loaded.labeler.optional_files,
         )
 
-    def synthesise(self, task: ShardTask) -> MadeShard | None:
-        """The shard as bytes, or None where another driver or worker has published it already."""
+    def synthesise(self, task: ShardTask) -> DrawnShard | None:
+        """The shard, whose last samples may still be encoded; None where another driver or worker has published it."""
         if self._store.exists(tar_path(task.name)):
             return None
         return make_shard(task, self.loaded)
 
-    def publish(self, task: ShardTask, made: MadeShard | None, attempt: int) -> ShardRecord:
-        """Publish what `synthesise` made. Another worker may have been faster meanwhile: the first one wins."""
-        if made is None:
+    def publish(self, task: ShardTask, drawn: DrawnShard | None, attempt: int) -> ShardRecord:
+        """Finish and publish what `synthesise` drew. Another worker may have been faster: the first one wins."""
+        if drawn is None:
             return adopt_shard(self._store, task, self._origin)
+        made = drawn.finish()
         if made.rejects_tar is not None:
             self._store.create(f"rejects/{task.name}.tar", made.rejects_tar)
         return publish_shard(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
 from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.pipeline.process.host_copy import to_device
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.secrets import plain_address
@@ -200,10 +201,10 @@ class Sampler:
 
     def _map(self, seeds: Sequence[int], class_ids: Sequence[int | None]) -> Tensor:
         size = self.numerics.batch_size
-        z_BZ = latents(_padded(seeds, size), self.generator.spec.z_dim).to(self.device)
+        z_BZ = to_device(latents(_padded(seeds, size), self.generator.spec.z_dim), self.device)
         classes_BZ = self.choose_class.one_hot(_padded(class_ids, size))
         with repeatable_kernels():
-            ws_BLD = self.generator.map(z_BZ, None if classes_BZ is None else classes_BZ.to(self.device))
+            ws_BLD = self.generator.map(z_BZ, None if classes_BZ is None else to_device(classes_BZ, self.device))
             return ws_BLD[: len(seeds)].contiguous()
 
     def sample(self, seeds: Sequence[int], layers: Collection[str] = (), edit_D: Tensor | None = None) -> Batch:
@@ -249,7 +250,7 @@ class Sampler:
         if self.config.noise != "per_seed":
             return self.config.noise
         drawn = noise_of_seeds(seeds, self.generator.spec)
-        return tuple(noise_B1HW.to(self.device) for noise_B1HW in drawn)
+        return tuple(to_device(noise_B1HW, self.device) for noise_B1HW in drawn)
 
 
 def _padded(items: Sequence[Item], size: int) -> list[Item]:

@@ -1,6 +1,6 @@
 """Probabilities of classes as bytes: a gray map per class, all of them in one picture, one below the other.
 
-Shape suffixes: K classes, H, W height and width.
+Shape suffixes: B batch, K classes, H, W height and width, X anything.
 """
 
 import numpy as np
@@ -17,21 +17,35 @@ _TOLERANCE = 1e-3
 _MOST_VALUES = 2**22
 
 
-def to_levels(probabilities_KHW: Tensor) -> Levels:
-    """Probabilities float32 [K, H, W] as uint8 levels that sum to 255 at each pixel.
+def to_levels(probabilities_KHW: Tensor) -> Tensor:
+    """Probabilities float32 [K, H, W] as uint8 levels [K, H, W] that sum to 255 at each pixel, on the same device.
 
     Each is off by less than one level, and the order of the classes stays: what is left over by rounding down goes to
-    the largest remainders, among equal ones to the first class (Hamilton's method).
+    the largest remainders, among equal ones to the first class (Hamilton's method). What are no probabilities
+    (`sum_to_one`) gives levels that mean nothing.
     """
     rows = max(1, _MOST_VALUES // (probabilities_KHW.shape[0] * probabilities_KHW.shape[2]))
-    return np.concatenate([_to_levels(block_KhW).cpu().numpy() for block_KhW in probabilities_KHW.split(rows, 1)], 1)
+    return torch.cat([_to_levels(block_KhW) for block_KhW in probabilities_KHW.split(rows, 1)], 1)
+
+
+def batch_levels(probabilities_BKHW: Tensor) -> Tensor:
+    """`to_levels` of each image."""
+    return torch.stack([to_levels(probabilities_KHW) for probabilities_KHW in probabilities_BKHW])
+
+
+def are_shares(values_BX: Tensor) -> Tensor:
+    """Which images [B] have values from 0 to 1 alone, bool, on the same device."""
+    return ((values_BX >= 0) & (values_BX <= 1)).flatten(1).all(dim=1)
+
+
+def sum_to_one(probabilities_BKHW: Tensor) -> Tensor:
+    """Which images [B] have probabilities: from 0 to 1, and summing to 1 over the classes at each pixel."""
+    is_one_BHW = (probabilities_BKHW.sum(dim=1) - 1).abs() <= _TOLERANCE
+    return are_shares(probabilities_BKHW) & is_one_BHW.flatten(1).all(dim=1)
 
 
 def _to_levels(probabilities_KHW: Tensor) -> Tensor:
-    sums_HW = probabilities_KHW.sum(dim=0)
-    is_sound = bool(((probabilities_KHW >= 0) & (probabilities_KHW <= 1)).all())
-    assert is_sound and bool(((sums_HW - 1).abs() <= _TOLERANCE).all()), "probabilities are from 0 to 1 and sum to 1"
-    exact_KHW = probabilities_KHW / sums_HW * FULL
+    exact_KHW = probabilities_KHW / probabilities_KHW.sum(dim=0) * FULL
     levels_KHW = exact_KHW.floor()
     left_HW = FULL - levels_KHW.sum(dim=0)
     order_KHW = (exact_KHW - levels_KHW).sort(dim=0, descending=True, stable=True).indices

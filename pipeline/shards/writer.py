@@ -62,7 +62,6 @@ class ShardWriter:
 
         The sample's arrays must not change afterwards. Raises what encoding an earlier sample raised.
         """
-        _check(sample, self._files)
         self._encoding.append(self._threads.submit(_members, sample, self._files, self._image_quality))
         self.num_samples += 1
         most = _most_in_flight(sample)
@@ -127,6 +126,7 @@ def _most_in_flight(sample: Sample) -> int:
 
 
 def _members(sample: Sample, files: Sequence[SampleFile], quality: int) -> _Members:
+    _check(sample, files)
     return [(file.member(sample.key), _content(sample, file, quality)) for file in files]
 
 

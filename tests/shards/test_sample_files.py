@@ -99,7 +99,7 @@ def write_matted(output: Path, labeler: Matting) -> tuple[Store, Manifest]:
     claim(store, config)
     with ThreadPoolExecutor(2) as threads:
         for task in shard_tasks(config):
-            made = make_shard(task, loaded_run_of(config, labeler, threads))
+            made = make_shard(task, loaded_run_of(config, labeler, threads)).finish()
             publish_shard(store, task, made.tar, origin=origin, seconds_by_stage={}, attempts=1, host="here", kind=KIND)
     context = replace(context_of(config, labeler.optional_files), classes=labeler.classes)
     return store, finish_dataset(store, existing_records(store, config, origin, repair=False), context)
@@ -237,8 +237,10 @@ def test_a_labeler_gives_what_it_declares(
     with ThreadPoolExecutor(1) as threads:
         run = loaded_run_of(config, Matting(given), threads)
         [sample] = candidates([100], run, Stopwatch())
+        writer = ShardWriter("png", 95, threads, declared)
         with pytest.raises(AssertionError, match=re.escape(message)):
-            ShardWriter("png", 95, threads, declared).add(sample)
+            writer.add(sample)
+            writer.finish()
 
 
 @pytest.mark.parametrize(

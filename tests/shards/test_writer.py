@@ -154,8 +154,11 @@ def test_what_is_no_sample_is_refused(change: str) -> None:
         "type": Sample(good.key, good.image_HWC, good.mask_HW.astype(np.int64), good.metadata),  # type: ignore[arg-type]
         "key": Sample("0000000001", good.image_HWC, good.mask_HW, good.metadata),
     }[change]
-    with ThreadPoolExecutor(1) as threads, pytest.raises(AssertionError):
-        ShardWriter("png", 95, threads).add(bad)
+    with ThreadPoolExecutor(1) as threads:
+        writer = ShardWriter("png", 95, threads)
+        with pytest.raises(AssertionError):
+            writer.add(bad)
+            writer.finish()
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
