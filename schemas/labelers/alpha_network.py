@@ -44,7 +44,7 @@ class AlphaNetworkConfig(LocatedSection):
     """Truncation psi of the images of `fit`. Masks at lower values profit from the variety of 1."""
     steps: int = Field(200, ge=10, le=100_000)
     """Steps of the training at most. `fit` takes the network of the step whose masks agree best with the images'
-    edges, and stops early when they drift away from there."""
+    edges. Masks that drift away from there are a collapse; fewer steps may stop before."""
     batch_size: int = Field(8, ge=2, le=256)
     """Composites per step."""
     learning_rate: float = Field(1e-3, gt=0)

@@ -14,8 +14,7 @@ _TRY = (
 
 def alpha_findings(provenance: AlphaProvenance) -> LabelerFindings:
     """What `fit` found, in words, and whether it is worth anything."""
-    last = provenance.attempts[-1]
-    look = next(look for look in last.looks if look.step == provenance.step)
+    look = next(look for look in provenance.attempts[-1].looks if look.step == provenance.step)
     words = [
         f"classes: background, foreground; on average {look.coverage:.0%} of an image is foreground; backgrounds by "
         f"{provenance.background}",
@@ -26,6 +25,6 @@ def alpha_findings(provenance: AlphaProvenance) -> LabelerFindings:
     if look.edges < WEAK_EDGES:
         nothing = f"no foreground was found that differs from the background: masks would mean nothing; {_TRY}"
         return LabelerFindings(verdict="weak", words=[*words, f"weak: {nothing}"])
-    if look.edges < DOUBTFUL_EDGES or last.collapse is not None:
+    if look.edges < DOUBTFUL_EDGES:
         return LabelerFindings(verdict="doubtful", words=[*words, f"doubtful: many masks may be wrong; {_TRY}"])
     return LabelerFindings(verdict="sound", words=words)

@@ -149,15 +149,12 @@ class _Fit:
         while (collapse := self._train(attempt)) is not None:
             self._finish(attempt, collapse)
             if attempt.number == self.config.restarts:
-                break
+                raise CollapseError(self.finished)
             weights = adjusted(attempt.trainer.weights, collapse)
             log(f"alpha network: {collapse.words}: starts again with {_changes(attempt.trainer.weights, weights)}")
             attempt = self._begin(attempt.number + 1, weights)
             self._save(attempt)
-        else:
-            self._finish(attempt, None)
-        if collapse is not None and collapse.kind != "drifting":
-            raise CollapseError(self.finished)
+        self._finish(attempt, None)
         return self._fitted(attempt)
 
     def _begin(self, number: int, weights: Weights) -> _Attempt:
@@ -291,10 +288,13 @@ def _complaint(attempts: Sequence[Attempt]) -> str:
         f"training {number}, step {attempt.looks[-1].step}: {attempt.words}"
         for number, attempt in enumerate(attempts, 1)
     ]
+    is_drifting = attempts[-1].collapse == "drifting"
+    remedy = ["Fewer labeler.steps may stop where masks were best, before they drift"] if is_drifting else []
     return "\n  ".join(
         [
             f"labeler: the alpha network collapsed in each of {len(attempts)} trainings:",
             *seen,
+            *remedy,
             "Try other labeler.layers, another labeler.background, a generator that is trained further, or "
             "labeler.method: style_mixing",
         ]

@@ -146,8 +146,8 @@ def collapse_of(looks: Sequence[Look], first_step: int) -> Collapse | None:
     if last.edges < MOST_DRIFT * best:
         return Collapse(
             "drifting",
-            f"masks drifted away from the images' edges, whose strength along boundaries fell from {best:.2f} to "
-            f"{last.edges:.2f}",
+            f"masks, best at step {step_to_take(looks, first_step)}, drifted away from the images' edges, whose "
+            f"strength along boundaries fell from {best:.2f} to {last.edges:.2f}",
         )
     return None
 

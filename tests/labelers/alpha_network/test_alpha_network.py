@@ -1,6 +1,7 @@
 """The alpha network from fit to mattes: on the bundled generator in few steps, and on small random ones."""
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,6 +45,12 @@ QUICK = {
 PLUMBING = {
     "steps": 20, "watch_interval": 5, "batch_size": 2, "width": 4, "discriminator_width": 4, "watch_samples": 8,
     "restarts": 2, **GIVEN_BACKGROUND,
+}  # fmt: skip
+# A fast discriminator rewards blobs of background.
+DRIFTING = {
+    **QUICK, "steps": 30, "batch_size": 3, "learning_rate": 1e-2, "layers": ["b16.conv1", "b32.conv1"],
+    "average_half_life_images": 10, "discriminator_width": 16, "discriminator_learning_rate": 2e-2, "r1_gamma": 0,
+    "watch_samples": 8, "watch_interval": 3, "restarts": 0, "background": "zero", "background_layer": "b4.conv1",
 }  # fmt: skip
 RESTARTED = {**PLUMBING, "seed": 1, "background": "corner_mean"}
 """Two trainings of the small random generator collapse, the third does not."""
@@ -156,8 +163,23 @@ def test_a_training_that_collapses_starts_again_and_says_so(fitted: bytes) -> No
 
 
 def test_a_fit_fails_with_its_figures_where_every_training_collapses() -> None:
-    with pytest.raises(CollapseError, match=r"(?s)each of 3 trainings:.*training 1, step 10: .*training 3, step 10"):
+    with pytest.raises(CollapseError) as raised:
         fit_to_bytes(make_config(**PLUMBING, seed=0), make_sampler())
+    message = str(raised.value)
+    assert re.search(r"(?s)each of 3 trainings:.*training 1, step 10: .*training 3, step 10", message)
+    assert "Fewer labeler.steps" not in message, "none of them drifted"
+
+
+def test_a_fit_whose_last_training_drifts_fails_and_says_when_its_masks_were_best(bundled: Sampler) -> None:
+    with pytest.raises(CollapseError) as raised:
+        fit_to_bytes(make_config(**DRIFTING), bundled)
+    (attempt,) = raised.value.attempts
+    assert attempt.collapse == "drifting"
+    last, best = attempt.looks[-1], max(attempt.looks, key=lambda look: look.edges)
+    message = str(raised.value)
+    assert f"training 1, step {last.step}: masks, best at step {best.step}, drifted" in message
+    assert f"fell from {best.edges:.2f} to {last.edges:.2f}" in message
+    assert "Fewer labeler.steps may stop where masks were best" in message
 
 
 @pytest.mark.parametrize("num_steps", [7, 27])

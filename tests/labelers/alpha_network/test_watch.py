@@ -97,7 +97,7 @@ def test_masks_that_drift_away_from_their_best_are_a_collapse() -> None:
     assert collapse_of(course(2.0, 2.6, 2.5, 2.3), 20) is None
     collapse = collapse_of(course(2.0, 2.6, 2.5, 2.2), 20)
     assert collapse is not None and collapse.kind == "drifting"
-    assert "from 2.60 to 2.20" in collapse.words
+    assert "best at step 30" in collapse.words and "from 2.60 to 2.20" in collapse.words
     assert collapse_of(course(3.0, 2.0, 1.9), 20) is None, "what came before is not judged"
 
 
