@@ -19,6 +19,7 @@ from labelmill.pipeline.commands.evaluate import evaluate
 from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.commands.photos import invert, segment
+from labelmill.pipeline.commands.reproduce import reproduce
 from labelmill.pipeline.process.interruption import (
     Interrupted,
     end_soon_after_signals,
@@ -34,9 +35,9 @@ from labelmill.schemas.yaml_file import load_config
 
 HELP = """Labeled segmentation datasets from a StyleGAN2 generator.
 
-Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards or photos failed; 4 verification failed; 5 a
-nightly gate failed; 6 locked by another nightly run; 75 interrupted, or no worker available; rerun the same command to
-resume.
+Exit status: 0 done; 2 unusable run file, checkpoint or output; 3 shards or photos failed; 4 verification failed, or a
+sample came out otherwise; 5 a nightly gate failed; 6 locked by another nightly run; 75 interrupted, or no worker
+available; rerun the same command to resume.
 """
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,6 +59,7 @@ app.add_typer(
 
 app.command()(invert)
 app.command()(segment)
+app.command()(reproduce)
 
 
 def _print_version(asked: bool) -> None:

@@ -35,7 +35,7 @@ class StalledError(LabelmillError):
 
 
 class VerificationError(LabelmillError):
-    """A dataset is not what its manifest says."""
+    """A dataset is not what its manifest says, or a sample does not come out the same again."""
 
     exit_code = 4
 

@@ -40,7 +40,7 @@ def fingerprint(run_identity: Mapping[str, Any], labeler_sha256: str) -> str:
 
 def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Dotted keys at which two identities differ, as `key: ours (here) / theirs (there)` lines."""
-    flat_ours, flat_theirs = dict(_flatten(ours)), dict(_flatten(theirs))
+    flat_ours, flat_theirs = dict(flattened(ours)), dict(flattened(theirs))
     keys = sorted(flat_ours.keys() | flat_theirs.keys())
     absent = "absent"
     return [
@@ -50,10 +50,11 @@ def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
     ]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Values of nested mappings by dotted key, in order."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

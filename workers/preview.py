@@ -22,6 +22,7 @@ from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import CheckpointError, ConfigError, OutputError
 from labelmill.schemas.fingerprint import differing_keys, identity
+from labelmill.schemas.manifest import Manifest
 from labelmill.schemas.sample import Sample
 from labelmill.schemas.yaml_file import validate
 from labelmill.workers.shard_worker import ShardWorker
@@ -58,23 +59,61 @@ def redrawing(store: Store) -> Iterator[Redraw | None]:
     Raises OutputError where the output's labeler is not the one that the dataset was made with.
     """
     manifest = read_manifest(store)
-    config = validate({**manifest.config, "output": store.url}, "manifest.json", RunConfig)
+    config = dataset_config(store, manifest)
     try:
-        sampler, checkpoint = open_sampler(config)
+        sampler = open_dataset_generator(config, manifest)
     except (CheckpointError, ConfigError):  # the latter: it was made on a GPU, and there is none here
         yield None
         return
-    path = labeler_path(config)
-    if checkpoint.sha256 != manifest.checkpoint.sha256 or not store.exists(path):
+    if not store.exists(labeler_path(config)):
         yield None
         return
-    fitted = store.read(path)
+    with dataset_worker(store, config, manifest, sampler) as worker:
+        yield lambda seeds: _draw(worker, seeds)
+
+
+def dataset_config(store: Store, manifest: Manifest) -> RunConfig:
+    """The run that made a dataset, as its manifest keeps it."""
+    return validate({**manifest.config, "output": store.url}, "manifest.json", RunConfig)
+
+
+def open_dataset_generator(config: RunConfig, manifest: Manifest, checkpoint: str | None = None) -> Sampler:
+    """The generator that a dataset was drawn from.
+
+    config: of `dataset_config`. checkpoint: where it is now; None for the place that the manifest names. Raises
+    CheckpointError where it is not there, or another one, and ConfigError where it needs a device that is not here.
+    """
+    if checkpoint is not None:
+        generator = config.generator.model_copy(update={"checkpoint": checkpoint})
+        config = config.model_copy(update={"generator": generator})
+    sampler, source = open_sampler(config)
+    if source.sha256 != manifest.checkpoint.sha256:
+        raise CheckpointError(
+            f"{source.reference}: is not the generator that the dataset was made with (sha256 {source.sha256[:12]} "
+            f"instead of {manifest.checkpoint.sha256[:12]}); name a file of that content"
+        )
+    return sampler
+
+
+def dataset_worker(store: Store, config: RunConfig, manifest: Manifest, sampler: Sampler) -> ShardWorker:
+    """A worker whose samples are those of a dataset, to the byte. Raises OutputError where its labeler is missing or
+    another one."""
+    path = labeler_path(config)
+    try:
+        fitted = store.read(path)
+    except FileNotFoundError:
+        raise OutputError(f"{store.url}/{path}: is missing; restore it") from None
     if hashlib.sha256(fitted).hexdigest() != manifest.labeler_sha256:
         raise OutputError(f"{store.url}/{path}: is not the labeler that the dataset was made with; restore it")
-    opened = open_output_labeler(config, sampler, fitted, checkpoint.sha256)
-    config = config.keeping(manifest.promise)
-    with unpublished_worker(config, sampler, checkpoint.sha256, opened.labeler) as worker:
-        yield lambda seeds: _draw(worker, seeds)
+    sha256 = manifest.checkpoint.sha256
+    labeler = open_output_labeler(config, sampler, fitted, sha256).labeler
+    return ShardWorker(
+        config.keeping(manifest.promise),
+        sampler,
+        checkpoint_sha256=sha256,
+        labeler=labeler,
+        fingerprint=manifest.fingerprint,
+    )
 
 
 def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> FittedLabeler:
