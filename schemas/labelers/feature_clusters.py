@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from labelmill.schemas.cluster_mapping import ClassName, ClusterMapping, check_class_names, load_mapping
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, Section, check_seed_range, folder_of
 from labelmill.schemas.user_path import expand_user
 
@@ -86,6 +87,15 @@ class FeatureClustersConfig(LocatedSection):
     """Path of a `clusters.yaml`, relative to the run file, which names clusters instead of `names`. `names` still
     decides k of a list and the new clusters that `discover` keeps, so leave it unchanged. The file is read once: its
     content, not its path, is part of the run."""
+    foreground: Literal["label_free", "clusters", "auto"] = "auto"
+    """What decides between background (the first class) and the rest: the clusters, or the foreground that style mixing
+    finds without labels (`label_free`), within which clusters then compete. `auto`: the latter where clusters have
+    names, and it agrees with their foreground."""
+    least_agreement: float = Field(0.7, ge=0, le=1)
+    """Least IoU (mean of foreground and background) of both foregrounds for `foreground: auto`. Clusters of the bundled
+    generators, whose backgrounds mix with clothes, give .8 and less."""
+    style_mixing: StyleMixingConfig = StyleMixingConfig()
+    """How style mixing looks for that foreground."""
     discover: list[DiscoverConfig] = Field(default_factory=list)
     """Rare classes for which images are edited, so that each class gets its own clusters."""
     discovery_samples: int = Field(2000, ge=100)
@@ -100,6 +110,11 @@ class FeatureClustersConfig(LocatedSection):
     """Samples also get {key}.probabilities.png: how likely each pixel is of each class. What ignored clusters have is
     shared by the others. With names from prompts, on the bundled generator, the likeliest class has 92.5 % on average
     and is right in 88.5 %: prompts may name clusters wrongly, which no probability knows of."""
+
+    @property
+    def wants_foreground(self) -> bool:
+        """Whether style mixing looks for a foreground."""
+        return self.foreground != "clusters" and (self.names is not None or self.mapping is not None)
 
     @field_validator("clusters")
     @classmethod
@@ -134,6 +149,16 @@ class FeatureClustersConfig(LocatedSection):
     def _check_together(self) -> "FeatureClustersConfig":
         check_seed_range("fit_first_seed", self.fit_first_seed, self.fit_samples)
         check_seed_range("discovery_first_seed", self.discovery_first_seed, self.discovery_samples)
+        if self.foreground == "label_free" and self.names is None and self.mapping is None:
+            raise ValueError(
+                "foreground: label_free, but clusters without names have no background; set labeler.names or "
+                "labeler.mapping, or foreground: auto"
+            )
+        if self.style_mixing.parts != 1 or self.style_mixing.masks_from != "readout":
+            raise ValueError(
+                "style_mixing: only the foreground as a whole, read from features, is of use here; leave out parts and "
+                "masks_from"
+            )
         asking = [name for name in ("names", "discover") if getattr(self, name)]
         if asking and self.prompt_model is None:
             raise ValueError(

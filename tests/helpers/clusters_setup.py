@@ -13,7 +13,8 @@ COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, 
 
 
 def make_config(**settings: object) -> FeatureClustersConfig:
-    return FeatureClustersConfig.model_validate({**SMALL, "naming_samples": 8, **settings})
+    """Clusters alone decide, unless settings say otherwise."""
+    return FeatureClustersConfig.model_validate({**SMALL, "naming_samples": 8, "foreground": "clusters", **settings})
 
 
 class ColourPrompts:

@@ -273,7 +273,7 @@ def _renamed(labeler: FeatureClustersLabeler, truth_K: Masks, sampler: Sampler) 
         for record, truth in zip(fitted.provenance.clusters, truth_K, strict=True)
     ]
     provenance = fitted.provenance.model_copy(update={"clusters": records})
-    return FeatureClustersLabeler(sampler, type(fitted)(provenance, fitted.model, fitted.edits_QD))
+    return FeatureClustersLabeler(sampler, replace(fitted, provenance=provenance))
 
 
 def _cluster_results(

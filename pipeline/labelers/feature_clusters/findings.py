@@ -24,11 +24,12 @@ def cluster_findings(provenance: ClustersProvenance) -> LabelerFindings:
         f"{len(provenance.clusters)} clusters of {', '.join(provenance.layers)}, between which {explained:.0%} of the "
         f"variance of images' colours lies (untrained generators: 5% to 45%; the bundled one: 68% to 83%)"
     )
-    words = [found, *findings(provenance)]
+    doubts = findings(provenance)
+    words = [found, *_foreground(provenance), *doubts]
     if explained < WEAK_EXPLAINED:
         weak = f"weak: clusters do not follow what images show: masks would mean nothing; {_TRY}"
         return LabelerFindings(verdict="weak", words=[*words, weak])
-    if explained < DOUBTFUL_EXPLAINED or len(words) > 1:
+    if explained < DOUBTFUL_EXPLAINED or doubts:
         return LabelerFindings(verdict="doubtful", words=[*words, f"doubtful: some masks will be wrong; {_TRY}"])
     return LabelerFindings(verdict="sound", words=words)
 
@@ -40,6 +41,13 @@ def findings(provenance: ClustersProvenance) -> list[str]:
         *_without_clusters(provenance),
         *(_rarely_seen(record) for record in provenance.discoveries if record.num_nearer < record.num_positive),
     ]
+
+
+def _foreground(provenance: ClustersProvenance) -> Iterator[str]:
+    agreed = provenance.foreground_agreement
+    if agreed is not None:
+        use = "decides" if provenance.mixing else "is not used: clusters decide"
+        yield f"style mixing's foreground agrees with that of the clusters (mean IoU {agreed:.2f}) and {use}"
 
 
 def _unsure(clusters: list[ClusterRecord]) -> Iterator[str]:

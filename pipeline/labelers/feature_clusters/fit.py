@@ -38,7 +38,12 @@ from labelmill.pipeline.labelers.feature_clusters.discovery import (
     starts_of_rare,
 )
 from labelmill.pipeline.labelers.feature_clusters.fitted import ClusterRecord, ClustersProvenance, FittedFeatureClusters
-from labelmill.pipeline.labelers.feature_clusters.labeler import check_feature_clusters, check_mapping, layer_candidates
+from labelmill.pipeline.labelers.feature_clusters.labeler import (
+    FeatureClustersLabeler,
+    check_feature_clusters,
+    check_mapping,
+    layer_candidates,
+)
 from labelmill.pipeline.labelers.feature_clusters.naming import (
     ClusterPool,
     ClusterShares,
@@ -49,6 +54,9 @@ from labelmill.pipeline.labelers.feature_clusters.naming import (
     of_sample,
 )
 from labelmill.pipeline.labelers.feature_clusters.streamed_kmeans import StreamedKMeans, mean_distance
+from labelmill.pipeline.labelers.style_mixing.fit import fit_style_mixing
+from labelmill.pipeline.labelers.style_mixing.label_free import foreground_probability
+from labelmill.pipeline.labelers.style_mixing.readout import Readout
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.pipeline.prompt_models.base import PromptModel
 from labelmill.schemas.cluster_mapping import ClusterMapping
@@ -149,9 +157,36 @@ class _Fit:
             prompt_model_sha256=self.prompt_model.sha256 if self.prompt_model else None,
             clusters=records,
             discoveries=discoveries,
+            mixing=None,
+            foreground_agreement=None,
         )
         edits_QD = torch.stack([edit.edit_D for edit in edits]) if edits else torch.empty(0, spec.w_dim)
-        return FittedFeatureClusters(provenance, model, edits_QD)
+        alone = FittedFeatureClusters(provenance, model, edits_QD, mixing=None)
+        return self._with_foreground(alone) if config.wants_foreground else alone
+
+    def _with_foreground(self, alone: FittedFeatureClusters) -> FittedFeatureClusters:
+        """The same with the label-free foreground where it is to be used, and how far it agrees."""
+        config = self.config
+        mixing = fit_style_mixing(config.style_mixing, self.sampler, alone.provenance.checkpoint_sha256)
+        agreed = self._agreement(FeatureClustersLabeler(self.sampler, alone), mixing.readout)
+        trusted = config.foreground == "label_free" or agreed >= config.least_agreement
+        update = {"foreground_agreement": round(agreed, 4), "mixing": mixing.provenance if trusted else None}
+        return replace(alone, provenance=alone.provenance.model_copy(update=update), mixing=mixing if trusted else None)
+
+    def _agreement(self, labeler: FeatureClustersLabeler, readout: Readout) -> float:
+        """Mean IoU of foreground and background, by the clusters and label-free, where the clusters say something."""
+        counts_22 = torch.zeros(2, 2, dtype=torch.int64, device=self.sampler.device)
+        layers = tuple(dict.fromkeys([*labeler.layers, *readout.layers]))
+        for batch in self._images(layers, self.config.naming_samples):
+            maps_BNhw = labeler.class_maps(batch)
+            found_Bhw = foreground_probability(readout, batch.features, tuple(maps_BNhw.shape[2:])) > 0.5
+            known_Bhw = maps_BNhw.argmax(dim=1) != len(labeler.classes)
+            said_Bhw = maps_BNhw[:, 0] < maps_BNhw[:, 1:-1].sum(dim=1)
+            counts_22 += torch.stack(
+                [torch.stack([(known_Bhw & (said_Bhw == a) & (found_Bhw == b)).sum() for b in (False, True)])
+                 for a in (False, True)]
+            )  # fmt: skip
+        return sum(float(counts_22[i, i] / (counts_22[i].sum() + counts_22[1 - i, i]).clamp_min(1)) for i in (0, 1)) / 2
 
     def _choose(self) -> _Chosen:
         candidates = layer_candidates(self.config, self.spec)

@@ -20,9 +20,12 @@ from labelmill.pipeline.labelers.fitted_file import (
     read_fitted_for,
     write_fitted,
 )
+from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing, MixingProvenance
 from labelmill.schemas.cluster_mapping import IGNORED, MOST_CLASSES, ClusterMapping
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.sample import IGNORE
+
+_MIXING = "style_mixing."
 
 
 class _Record(BaseModel):
@@ -92,6 +95,10 @@ class ClustersProvenance(FileProvenance):
     prompt_model_sha256: str | None
     clusters: list[ClusterRecord]
     discoveries: list[DiscoveryRecord]
+    mixing: MixingProvenance | None
+    """Of the label-free foreground; null where clusters alone decide."""
+    foreground_agreement: float | None
+    """IoU of the label-free foreground with that of the clusters; null where nothing was compared."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ class FittedFeatureClusters:
     model: ClusterModel
     edits_QD: Tensor
     """What is added to every row of w to give an image each rare class; [0, w_dim] without `discover`."""
+    mixing: FittedStyleMixing | None
+    """Where the label-free foreground is of use."""
 
     @property
     def class_of_cluster(self) -> list[int]:
@@ -115,6 +124,8 @@ class FittedFeatureClusters:
         tensors = {"centroids": model.centroids_KD, "scales": model.scales_D, "temperature": model.temperature}
         if len(self.edits_QD):
             tensors["edits"] = self.edits_QD
+        if self.mixing is not None:
+            tensors |= {f"{_MIXING}{name}": tensor for name, tensor in self.mixing.tensors().items()}
         return write_fitted(self.provenance, tensors)
 
     @staticmethod
@@ -128,7 +139,11 @@ class FittedFeatureClusters:
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
         provenance, tensors = read_fitted_for(content, ClustersProvenance, config, spec, checkpoint_sha256)
         _check_meaning(provenance, config, spec)
+        mixing = {name.removeprefix(_MIXING): tensors.pop(name) for name in list(tensors) if name.startswith(_MIXING)}
         check_shapes(tensors, _expected_shapes(provenance, spec))
+        found = None
+        if provenance.mixing is not None:
+            found = FittedStyleMixing.from_tensors(provenance.mixing, mixing, config.style_mixing, spec, device)
         if float(tensors["temperature"]) <= 0:
             raise FittedLabelerError(f"fitted labeler: temperature {float(tensors['temperature'])}. {REMEDY}")
         on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -136,7 +151,7 @@ class FittedFeatureClusters:
             tuple(provenance.layers), on_device["centroids"], on_device["scales"], on_device["temperature"]
         )
         edits_QD = on_device.get("edits", torch.empty(0, spec.w_dim, device=device))
-        return FittedFeatureClusters(provenance, model, edits_QD)
+        return FittedFeatureClusters(provenance, model, edits_QD, found)
 
 
 def _check_meaning(provenance: ClustersProvenance, config: FeatureClustersConfig, spec: GeneratorSpec) -> None:

@@ -15,6 +15,9 @@ Differences from the paper and its code:
 - k is 24 unless told. The code takes 9 or 10 for people, 25 where prompts name, 7 to 12 for animals.
 - Assignment is soft; classes add up their clusters, and edges are snapped to the image's. The paper takes the nearest
   centroid, upsampled. On the bundled generator softness and snapping raise mIoU by .6 points.
+- Where style mixing finds a foreground without labels that agrees with the clusters', it decides, and clusters compete
+  within it (`foreground`): clusters of one layer mix what looks alike, such as light clothes and a light ground. On dev
+  images of the bundled generators the weighted IoU rises by .05 to .1, and mIoU by .02 to .03.
 - A pixel is background unless the other classes together pass a half, and then the likeliest of those (decision.py):
   .4 background, .3 skin and .3 hair are skin or hair, not the likeliest class.
 - Which cluster is which class comes from prompts or from a saved mapping; the code's are numbers in a notebook.
@@ -36,6 +39,9 @@ from labelmill.pipeline.labelers.common.decision import decide, shares
 from labelmill.pipeline.labelers.feature_clusters.choose import START_POINTS, sample_plan
 from labelmill.pipeline.labelers.feature_clusters.clusters import layer_channels, layer_resolutions
 from labelmill.pipeline.labelers.feature_clusters.fitted import FittedFeatureClusters
+from labelmill.pipeline.labelers.style_mixing.label_free import foreground_probability, within_foreground
+from labelmill.pipeline.labelers.style_mixing.labeler import check_style_mixing
+from labelmill.pipeline.labelers.style_mixing.readout import readout_layers
 from labelmill.pipeline.process.memory import free_bytes
 from labelmill.schemas.cluster_mapping import MOST_CLASSES, ClusterMapping
 from labelmill.schemas.errors import ConfigError
@@ -86,6 +92,8 @@ def check_mapping(config: FeatureClustersConfig, number: int) -> None:
 def check_feature_clusters(config: FeatureClustersConfig, sampler: Sampler) -> None:
     """Raises ConfigError, before any work, where configuration, generator and memory do not go together."""
     spec, most = sampler.generator.spec, num_clusters_at_most(config)
+    if config.wants_foreground:
+        check_style_mixing(config.style_mixing, spec)
     num_extra = most - num_clusters_asked(config)
     number = f"{most - num_extra} clusters" + (f" and {num_extra} for discover" if num_extra else "")
     candidates = layer_candidates(config, spec)
@@ -146,7 +154,9 @@ def bytes_needed(
     num_pixels = prod(spec.size_at(max(resolutions[name] for name in layers)))
     num_classes = 1 + _num_classes(config, num_clusters)
     maps = (2 * (spec.img_channels + 1) + (3 if config.probabilities else 0)) * num_classes
-    labeling = 4 * batch_size * (4 * num_clusters * num_pixels + maps * prod(spec.image_size))
+    names = readout_layers(spec) if config.wants_foreground else ()
+    tapped = sum(channels[name] * prod(spec.size_at(resolutions[name])) for name in names)
+    labeling = 4 * batch_size * (4 * num_clusters * num_pixels + maps * prod(spec.image_size) + tapped)
     num_features = sum(channels[name] for name in layers)
     num_read = min(32768, 2**26 // num_features)
     starts = num_clusters * config.restarts
@@ -168,7 +178,9 @@ class FeatureClustersLabeler:
         self.optional_files: tuple[OptionalFile, ...] = ("probabilities.png",) if gives_probabilities else ()
         self.batch_size = sampler.numerics.batch_size
         self.classes = tuple(fitted.provenance.classes)
-        self.layers = fitted.model.layers
+        self._readout = None if fitted.mixing is None else fitted.mixing.readout
+        tapped = {*fitted.model.layers, *(self._readout.layers if self._readout else ())}
+        self.layers = tuple(name for name in sampler.generator.spec.conv_names if name in tapped)
         values = torch.tensor(fitted.class_of_cluster)
         # Clusters that mean nothing are a class of their own until the end.
         self._num_maps = len(self.classes) + 1
@@ -207,4 +219,8 @@ class FeatureClustersLabeler:
         probabilities_BhwK = self.fitted.model.probabilities(batch.features)
         weights_BKN = self._membership_KN.expand(len(probabilities_BhwK), -1, -1)
         maps_BSN = torch.bmm(probabilities_BhwK.flatten(1, 2), weights_BKN)
-        return maps_BSN.transpose(1, 2).unflatten(2, probabilities_BhwK.shape[1:3]).contiguous()
+        maps_BNhw = maps_BSN.transpose(1, 2).unflatten(2, probabilities_BhwK.shape[1:3]).contiguous()
+        if self._readout is None:
+            return maps_BNhw
+        size = tuple(maps_BNhw.shape[2:])
+        return within_foreground(maps_BNhw, foreground_probability(self._readout, batch.features, size))

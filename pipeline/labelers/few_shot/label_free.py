@@ -5,29 +5,23 @@ Both depend on generator and settings alone, so that fits of other annotations m
 Shape suffixes: B batch, K classes, M members, H height, W width, N images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Sampler
-from labelmill.pipeline.labelers.common.joint_upsampling import resize
 from labelmill.pipeline.labelers.few_shot.features import layer_widths, layers_of, map_size
 from labelmill.pipeline.labelers.few_shot.shots import Shots
 from labelmill.pipeline.labelers.few_shot.statistics import FeatureStatistics, StatisticsCollector, variant_features
 from labelmill.pipeline.labelers.style_mixing.fit import fit_style_mixing
 from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing
+from labelmill.pipeline.labelers.style_mixing.label_free import foreground_probability
 from labelmill.pipeline.labelers.style_mixing.readout import Readout
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.schemas.labelers.few_shot import FewShotConfig
 from labelmill.schemas.sample import IGNORE
-
-# The read-out gives the foreground's probability as a regression does, mostly within .1 of 0 or 1; log odds of a pixel
-# that it puts at .6 are then 2.
-_WIDTH = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,20 +65,6 @@ def _statistics(config: FewShotConfig, sampler: Sampler, mixing: FittedStyleMixi
             )
             number += 1
     return collector.statistics()
-
-
-def foreground_probability(readout: Readout, features: Mapping[str, Tensor], size: tuple[int, ...]) -> Tensor:
-    """Of each pixel [B, H, W] float32. size: of the maps."""
-    parts_B1HW, _ = readout(features)
-    return torch.sigmoid((resize(parts_B1HW, tuple(size))[:, 0] - 0.5) / _WIDTH)
-
-
-def with_foreground(probabilities_MBKHW: Tensor, foreground_BHW: Tensor) -> Tensor:
-    """A head's probabilities times those of the foreground, as if both had looked at other evidence; sums are 1."""
-    background, others = probabilities_MBKHW[:, :, :1], probabilities_MBKHW[:, :, 1:]
-    foreground_BKHW = foreground_BHW[:, None]
-    both = torch.cat([background * (1 - foreground_BKHW), others * foreground_BKHW], dim=2)
-    return both / both.sum(dim=2, keepdim=True).clamp_min(1e-12)
 
 
 def agreement(readout: Readout, shots: Shots) -> float | None:

@@ -18,9 +18,9 @@ from labelmill.pipeline.labelers.common.joint_upsampling import resize, snap_to_
 from labelmill.pipeline.labelers.common.pixel_reading import MOST_PIXELS
 from labelmill.pipeline.labelers.few_shot.features import layer_resolutions, layer_widths, layers_of, map_size
 from labelmill.pipeline.labelers.few_shot.heads import Head
-from labelmill.pipeline.labelers.few_shot.label_free import foreground_probability, with_foreground
 from labelmill.pipeline.labelers.few_shot.networks import CNN_WIDTH
 from labelmill.pipeline.labelers.few_shot.uncertainty import uncertainty
+from labelmill.pipeline.labelers.style_mixing.label_free import foreground_probability, with_foreground
 from labelmill.pipeline.labelers.style_mixing.labeler import check_style_mixing
 from labelmill.pipeline.labelers.style_mixing.readout import Readout, readout_layers
 from labelmill.pipeline.process.device import repeatable_kernels

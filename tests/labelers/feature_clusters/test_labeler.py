@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from labelmill.pipeline.cli import app
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.generator.spec import GeneratorSpec, channels_by_resolution
-from labelmill.pipeline.labelers.common.joint_upsampling import snap_to_edges
+from labelmill.pipeline.labelers.common.joint_upsampling import resize, snap_to_edges
 from labelmill.pipeline.labelers.common.pixel_reading import some_pixels
 from labelmill.pipeline.labelers.feature_clusters import choose as choose_clustering
 from labelmill.pipeline.labelers.feature_clusters import labeler as feature_clusters
@@ -401,6 +401,56 @@ def test_ignored_clusters_become_255_and_classes_add_up_their_clusters(fitted: b
     ours, theirs = labeler.class_maps(batch), plain.class_maps(batch)
     expected = torch.stack([theirs[:, 0] + theirs[:, 4], theirs[:, 2] + theirs[:, 3], theirs[:, 1]], dim=1)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+def test_a_label_free_foreground_decides_with_the_clusters() -> None:
+    clusters = {"0": "background", "1": "ignore", "2": "thing", "3": "other", "4": "background"}
+    values = {
+        "mapping": {"classes": ["background", "thing", "other"], "clusters": clusters},
+        "style_mixing": {
+            "variants": 4,
+            "crossover": 2,
+            "clusters": 4,
+            "restarts": 2,
+            "iterations": 4,
+            "fit_samples": 16,
+        },
+    }
+    sampler, config = make_sampler(), make_config(**values, foreground="label_free")
+    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
+    plain = open_fitted(make_config(**values), sampler, fit_to_bytes(make_config(**values), sampler)).labeler
+    assert isinstance(labeler, FeatureClustersLabeler) and isinstance(plain, FeatureClustersLabeler)
+    fitted = labeler.fitted
+    assert fitted.mixing is not None and set(labeler.layers) >= {*plain.layers, *fitted.mixing.readout.layers}
+    batch = sampler.sample([1, 2, 3, 4], labeler.layers)
+    parts_B1hw, _ = fitted.mixing.readout(batch.features)
+    foreground_Bhw = torch.sigmoid((resize(parts_B1hw, (16, 16))[:, 0] - 0.5) / 0.05)
+    ours_BNhw, theirs_BNhw = labeler.class_maps(batch), plain.class_maps(batch)
+    torch.testing.assert_close(ours_BNhw[:, 0], 1 - foreground_Bhw)
+    # Within it each pair of classes is as it was.
+    for one, other in ((1, 2), (2, 3)):
+        pairs = ours_BNhw[:, one] * theirs_BNhw[:, other], ours_BNhw[:, other] * theirs_BNhw[:, one]
+        torch.testing.assert_close(*pairs, atol=1e-6, rtol=1e-4)
+    has_class_Bhw = theirs_BNhw[:, 1:].sum(dim=1) > 1e-6
+    assert has_class_Bhw.float().mean() > 0.9
+    sums_S = ours_BNhw.sum(dim=1)[has_class_Bhw]
+    torch.testing.assert_close(sums_S, torch.ones_like(sums_S))
+    assert not torch.equal(labeler.label(batch).masks_BHW, plain.label(batch).masks_BHW)
+    # It is used of itself only where it agrees.
+    agreed = fitted.provenance.foreground_agreement
+    assert agreed is not None and 0 < agreed < 1
+    for least, is_used in ((agreed + 0.01, False), (agreed - 0.01, True)):
+        auto = make_config(**values, foreground="auto", least_agreement=least)
+        found = open_fitted(auto, sampler, fit_to_bytes(auto, sampler)).labeler
+        same = labeler if is_used else plain
+        assert torch.equal(found.label(batch).masks_BHW, same.label(batch).masks_BHW)
+
+
+def test_clusters_without_names_have_no_foreground() -> None:
+    with pytest.raises(ValueError, match="clusters without names have no background"):
+        make_config(foreground="label_free")
+    with pytest.raises(ValueError, match="style_mixing: only the foreground as a whole"):
+        make_config(style_mixing={"parts": 2})
 
 
 def test_confidence_is_of_what_is_not_ignored(fitted: bytes) -> None:

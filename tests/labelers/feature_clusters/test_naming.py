@@ -17,6 +17,7 @@ from labelmill.pipeline.labelers.feature_clusters.clusters import ClusterModel
 from labelmill.pipeline.labelers.feature_clusters.findings import findings
 from labelmill.pipeline.labelers.feature_clusters.fit import fit_feature_clusters, needs_prompt_model
 from labelmill.pipeline.labelers.feature_clusters.guide import cluster_guide
+from labelmill.pipeline.labelers.feature_clusters.labeler import FeatureClustersLabeler
 from labelmill.pipeline.labelers.feature_clusters.naming import (
     ClusterPool,
     ClusterShares,
@@ -326,9 +327,13 @@ def test_the_bundled_model_names_the_parts_of_portraits() -> None:
             "names": {word: [word] for word in words},
             "prompt_model": "bundled:avatars-prompts",
             "min_margin": 0.08,
+            "style_mixing": {"fit_samples": 32, "crossover": 3},
         }
     )
-    labeler = open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
+    opened = open_fitted(config, sampler, fit_to_bytes(config, sampler))
+    labeler = opened.labeler
+    assert any("style mixing's foreground agrees with that of the clusters" in line for line in opened.findings.words)
+    assert isinstance(labeler, FeatureClustersLabeler) and labeler.fitted.mixing is not None
     labels = labeler.label(sampler.sample(range(16), labeler.layers))
     mask_BHW = labels.masks_BHW
     assert (mask_BHW[:, :4, :4] == 0).float().mean() > 0.9, "corners are background"
