@@ -114,6 +114,7 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
 
     Writes nothing. Raises LabelmillError kinds.
     """
+    config = config.computing(sampler.numerics)
     method = method_of(config.labeler)
     method.check(config.labeler, sampler)
     store = Store.open(config.output)

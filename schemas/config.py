@@ -144,8 +144,10 @@ class NumericsConfig(Section):
 
     batch_size: int = Field(16, ge=1, le=1024)
     """Candidates per batch of synthesis."""
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Arithmetic of synthesis. Half precisions need a GPU."""
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Arithmetic of synthesis. Half precisions, of the top four resolutions, need a GPU; convolutions of the other
+    resolutions then use TF32. `auto` is float16 on GPUs of compute capability 7.0 or newer (Volta), else float32; the
+    fingerprint holds what it was."""
     threads: int = Field(2, ge=1, le=256)
     """CPU threads within one operation. The number decides how matrix products are split and thereby the last bits of
     a pixel, so it is set here instead of following the machine."""
@@ -211,6 +213,10 @@ class RunConfig(Section):
     quality: QualityConfig = QualityConfig()
     numerics: NumericsConfig = NumericsConfig()
     execution: ExecutionConfig = ExecutionConfig()
+
+    def computing(self, numerics: NumericsConfig) -> "RunConfig":
+        """The same run with the numerics that `auto` means on the device that makes it."""
+        return self.model_copy(update={"numerics": numerics})
 
     def keeping(self, promise: Promise | None) -> "RunConfig":
         """The same run with the confidence limit that keeps a promise: for labeling, never for the run's identity."""

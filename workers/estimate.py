@@ -8,6 +8,7 @@ from labelmill.pipeline.dataset.claim import shard_splits
 from labelmill.pipeline.dataset.plan import held_out_first_seed, remaining_tasks, shard_tasks
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.make_shard import make_shard
+from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.promise.calibrate import calibrate
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
@@ -32,6 +33,8 @@ def estimate(config: RunConfig) -> list[str]:
         f"{config.dataset.seeds_per_shard} per shard; for a dataset of other images to score on, set "
         f"dataset.first_seed: {held_out_first_seed(config.dataset)}",
         f"existing: {len(tasks) - len(missing)} shards; to make: {len(missing)} shards, {num_missing} samples",
+        f"numerics.precision: {checked.sampler.numerics.precision} on this machine's device, "
+        f"{machine_kind(checked.sampler.device).device}",
         f"measured on this machine: {1000 * seconds:.1f} ms and {num_bytes / 1000:.1f} kB per sample, "
         f"{kept_share:.0%} of the candidates kept",
         f"estimate: {_duration(seconds_to_fit + num_missing * seconds)} "

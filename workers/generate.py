@@ -66,7 +66,7 @@ def generate(config: RunConfig) -> list[ShardRecord]:
         records = sorted([*done, *_make_missing(config, cluster, store, done)], key=lambda record: record.index)
         assert len(records) == config.dataset.num_shards
         context = DatasetContext(
-            config=config,
+            config=config.computing(run.numerics),
             checkpoint=run.checkpoint,
             labeler_sha256=run.labeler_sha256,
             fingerprint=run.fingerprint,

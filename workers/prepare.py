@@ -17,7 +17,7 @@ from labelmill.pipeline.promise.calibrate import calibrate
 from labelmill.pipeline.promise.standing import keep_promise, standing_promise
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.store.store import Store
-from labelmill.schemas.config import RunConfig
+from labelmill.schemas.config import NumericsConfig, RunConfig
 from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.fingerprint import fingerprint
 from labelmill.schemas.labeler_findings import LabelerFindings
@@ -47,6 +47,8 @@ class PreparedRun:
     findings: LabelerFindings
     promise: Promise | None
     """How the run's promise is kept; None where it makes none."""
+    numerics: NumericsConfig
+    """The run's, with the precision that `auto` means where it was prepared: all workers compute in it."""
 
     def origin(self, config: RunConfig) -> ShardOrigin:
         """What every shard of the run must say of itself."""
@@ -74,6 +76,9 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
     Raises OutputError where the output is another run's, or its labeler is not the one that it was claimed for.
     """
     store = Store.open(config.output)
+    precision = sampler.numerics.precision
+    if config.numerics.precision == "auto" and precision != "float32":
+        log(f"numerics.precision: auto is {precision} on this device, {machine_kind(sampler.device).device}")
     output = check_output(config, sampler, checkpoint.sha256)
     claim_output(store, output.identity)
     if output.labeler is None:
@@ -93,6 +98,7 @@ def prepare(config: RunConfig, sampler: Sampler, checkpoint: CheckpointSource) -
         optional_files=labeler.opened.labeler.optional_files,
         findings=labeler.opened.findings,
         promise=promise,
+        numerics=sampler.numerics,
     )
     return OpenRun(run, labeler.opened.labeler)
 
@@ -142,7 +148,7 @@ def _promise(config: RunConfig, sampler: Sampler, fitted: FittedLabeler, checkpo
 
 def open_prepared_worker(config: RunConfig, run: PreparedRun) -> ShardWorker:
     """A worker of a run that was prepared elsewhere. Raises ConfigError where this machine sees other files."""
-    sampler, checkpoint = open_sampler(config)
+    sampler, checkpoint = open_sampler(config.computing(run.numerics))
     if checkpoint.sha256 != run.checkpoint.sha256:
         raise ConfigError(
             f"generator.checkpoint: {plain_address(config.generator.checkpoint)} holds other content on this machine "

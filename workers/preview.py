@@ -39,6 +39,7 @@ def preview_sheet(config: RunConfig, num_samples: int) -> bytes:
     """
     check_settings(config)
     sampler, checkpoint = open_sampler(config)
+    config = config.computing(sampler.numerics)
     fitted = labeler_for(config, sampler, checkpoint.sha256)
     dataset = config.dataset
     num_seeds = min(num_samples, dataset.num_shards * dataset.seeds_per_shard)
@@ -118,6 +119,7 @@ def dataset_worker(store: Store, config: RunConfig, manifest: Manifest, sampler:
 
 def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> FittedLabeler:
     """The output's fitted labeler if it is of this very run, else one that is fitted now and kept nowhere."""
+    config = config.computing(sampler.numerics)
     method = method_of(config.labeler)
     method.check(config.labeler, sampler)
     published = _published_labeler(config, sampler, checkpoint_sha256)

@@ -11,6 +11,7 @@ Shape suffixes: B batch, C channels, H height, W width, Z latent or classes, D s
 import math
 from collections.abc import Callable, Collection, Sequence
 from collections.abc import Mapping as MappingType
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,6 +37,7 @@ from labelmill.pipeline.generator.spec import (
     num_rows,
     row_resolution,
 )
+from labelmill.pipeline.process.device import tf32_convolutions
 
 __all__ = [
     "ARCHITECTURES",
@@ -169,7 +171,8 @@ class SynthesisBlock(nn.Module):
 class Generator(nn.Module):
     """mapping (z to w) and synthesis (w to image). `compute_dtype` sets the precision of the top four resolutions.
 
-    float16 needs a GPU; everything else, the RGB sum included, stays float32.
+    float16 needs a GPU; everything else, the RGB sum included, stays float32, with convolutions in TF32 beside a half
+    precision.
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
@@ -280,6 +283,14 @@ class Generator(nn.Module):
         self, state: Trunk, ws_BLD: Tensor, noise: Noise, num_steps: int, taps: frozenset[str], *, last: bool
     ) -> Trunk:
         """Run rows state.row to num_steps - 1; with `last`, the final row is RGB only."""
+        # Beside half precision, float32 blocks would be most of the time at 1024 px.
+        is_half = self.compute_dtype != torch.float32
+        with tf32_convolutions() if is_half else nullcontext():
+            return self._walk_rows(state, ws_BLD, noise, num_steps, taps, last=last)
+
+    def _walk_rows(
+        self, state: Trunk, ws_BLD: Tensor, noise: Noise, num_steps: int, taps: frozenset[str], *, last: bool
+    ) -> Trunk:
         x_BCHW, images_BCHW, shortcut_BCHW = state.x_BCHW, state.images_BCHW, state.shortcut_BCHW
         features = dict(state.features)
         for row in range(state.row, num_steps):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
-from labelmill.pipeline.process.device import repeatable_kernels
+from labelmill.pipeline.process.device import best_precision, repeatable_kernels
 from labelmill.pipeline.process.host_copy import to_device
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.errors import ConfigError
@@ -168,6 +168,8 @@ class Sampler:
         device: str | torch.device,
     ) -> None:
         self.device = torch.device(device)
+        if numerics.precision == "auto":
+            numerics = numerics.model_copy(update={"precision": best_precision(self.device)})
         num_ws, cutoff = generator.spec.num_ws, config.truncation_cutoff
         if cutoff is not None and cutoff > num_ws:
             raise ConfigError(
@@ -179,7 +181,9 @@ class Sampler:
                 f"numerics.precision: {numerics.precision} needs a GPU, this run is on the "
                 f"{self.device.type.upper()}; use float32"
             )
-        self.config, self.numerics = config, numerics
+        self.config = config
+        self.numerics = numerics
+        """With the precision that `auto` means on the device."""
         self.choose_class = ClassChooser(config, generator.spec.c_dim)
         self.generator = generator.eval().requires_grad_(False).to(self.device)
         self.generator.compute_dtype = getattr(torch, numerics.precision)

@@ -52,7 +52,7 @@ class Inversion:
         """Raises CheckpointError and ConfigError where they do not go together."""
         loaded = open_checkpoint(located_reference(generator.checkpoint, generator.folder), device)
         torch.set_num_threads(settings.threads)
-        numerics = NumericsConfig(batch_size=settings.batch_size, threads=settings.threads)
+        numerics = NumericsConfig(batch_size=settings.batch_size, precision="float32", threads=settings.threads)
         self.sampler = Sampler(loaded.generator, generator, numerics, device)
         self.settings, self.output = settings, output
         self.claim = InversionClaim(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from labelmill.pipeline.process.device import choose_device, repeatable_kernels
+from labelmill.pipeline.process.device import best_precision, choose_device, repeatable_kernels
 from labelmill.schemas.errors import ConfigError
 
 
@@ -76,3 +76,19 @@ def test_kernels_repeat_whatever_a_library_has_asked_for(
         assert not torch.is_grad_enabled() and torch.backends.cudnn.deterministic
         raise ZeroDivisionError
     assert precisions() == asked and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "precision"),
+    [
+        ("cpu", (9, 0), "float32"),
+        ("cuda", (6, 1), "float32"),
+        ("cuda:1", (7, 0), "float16"),
+        ("cuda", (9, 0), "float16"),
+    ],
+)
+def test_the_best_precision_of_a_device(
+    device: str, capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert best_precision(torch.device(device)) == precision

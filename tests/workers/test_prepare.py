@@ -3,22 +3,26 @@
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from labelmill.pipeline.dataset.claim import FINGERPRINT_PATH, read_claim
+from labelmill.pipeline.dataset.manifest import read_manifest, read_run_file
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.labelers.style_mixing.method import METHOD
 from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.shards.sealed import seal
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
-from labelmill.schemas.errors import OutputError
+from labelmill.schemas.errors import ConfigError, OutputError
 from labelmill.schemas.fingerprint import fingerprint, identity
 from labelmill.schemas.yaml_file import load_config
-from labelmill.workers.prepare import PreparedRun, prepare
+from labelmill.workers.estimate import estimate
+from labelmill.workers.generate import generate
+from labelmill.workers.prepare import PreparedRun, open_prepared_worker, prepare
 
 LABELER = "labeler/style_mixing.safetensors"
 
@@ -54,7 +58,8 @@ def test_a_labeler_that_comes_out_otherwise_is_not_published(config: RunConfig) 
     store = Store.open(config.output)
     claim = read_claim(store)
     assert claim is not None
-    ours = identity(config, open_sampler(config)[1].sha256, {})
+    sampler, checkpoint = open_sampler(config)
+    ours = identity(config.computing(sampler.numerics), checkpoint.sha256, {})
     theirs = {"labeler_sha256": "0" * 64, "fingerprint": fingerprint(ours, "0" * 64)}
     store.replace(FINGERPRINT_PATH, seal(claim.model_copy(update=theirs)))
     store.delete(LABELER)
@@ -97,3 +102,22 @@ def test_who_loses_the_race_to_fit_takes_the_winners_labeler(
     monkeypatch.setattr(METHOD, "fit", fit_and_lose)
     run = _prepare(config)
     assert run.labeler_sha256 == hashlib.sha256(winner).hexdigest() and store.read(LABELER) == winner
+
+
+def test_what_auto_precision_means_is_decided_once_and_written_down(config: RunConfig) -> None:
+    store = Store.open(config.output)
+    assert config.numerics.precision == "auto"
+    run = _prepare(config)
+    assert run.numerics.precision == read_run_file(store).identity["numerics"]["precision"] == "float32"
+    assert "numerics.precision: float32 on this machine's device, cpu" in estimate(config)
+    generate(config)
+    assert read_manifest(store).config["numerics"]["precision"] == "float32"
+    # A worker computes as the run was prepared, whatever `auto` would mean on its own device.
+    half = run.numerics.model_copy(update={"precision": "float16"})
+    with pytest.raises(ConfigError, match=r"numerics\.precision: float16 needs a GPU"):
+        open_prepared_worker(config, replace(run, numerics=half))
+    # Half of a dataset from a GPU and half from a CPU would not be one dataset.
+    sampler, checkpoint = open_sampler(config)
+    sampler.numerics = half
+    with pytest.raises(OutputError, match=r"numerics\.precision: float16 in the run file, float32 in the output"):
+        prepare(config, sampler, checkpoint)
