@@ -161,16 +161,18 @@ class ExecutionConfig(Section):
     `ray start` started on this machine, or one started for this run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` uses a GPU if there is one."""
-    encode_threads: int = Field(2, ge=1, le=64)
-    """Threads per worker that judge and encode images and masks while the device synthesises."""
+    encode_threads: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    """Threads per worker that judge and encode images and masks while the device synthesises. `auto`: the cores of the
+    worker (on Ray `cpus_per_worker`) less 2, and 2 at least."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Largest number of Ray workers at once. Workers without room in the cluster wait, which makes an autoscaler add
     nodes. `auto` starts as many as the cluster's nodes have room for, and more as nodes join."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs per Ray worker: 1, or a fraction, such as 0.5 for two workers per GPU. `auto` is 1, but 0 with
     `device: cpu` or if no node of the cluster has a GPU when the run starts."""
-    cpus_per_worker: int = Field(2, ge=1)
-    """CPU cores reserved per Ray worker: for encoding with a GPU, for synthesis without one."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """CPU cores reserved per Ray worker: for encoding with a GPU, for synthesis without one. `auto`: with a GPU the
+    node's cores divided by its GPUs, 16 at most; 2 without one, or if no node has a GPU yet when the run starts."""
     node_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that Ray workers may use, e.g. {ray.io/accelerator-type: H200} on a mixed cluster."""
     shard_timeout_s: float = Field(3600, gt=0)

@@ -63,6 +63,8 @@ _CALL_SECONDS, _INIT_SECONDS, _SHUTDOWN_SECONDS = 45.0, 55.0, 20.0
 # Longer than the watchdog's, which forgives a driver that was frozen and has better last words.
 _LAST_RESORT_SECONDS = 90
 _LOOK_SECONDS = 2.0
+# Cores of a worker, unless the configuration names a number: what encodes 1,000 images of 1024 px per second at most.
+_FEWEST_CPUS, _MOST_CPUS = 2, 16
 # Between lines that say that no node can take a worker.
 _NO_ROOM_SECONDS = 60.0
 # What Ray says of an actor whose machine went down, in ActorDiedError.
@@ -388,11 +390,25 @@ def _disconnect() -> None:
 
 
 def _needs(execution: ExecutionConfig) -> _Needs:
-    gpus = execution.gpus_per_worker
+    gpus, cpus, labels = execution.gpus_per_worker, execution.cpus_per_worker, execution.node_labels
+    nodes = ray.nodes()
     if gpus == "auto":
-        has_gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in ray.nodes())
+        has_gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) > 0 for node in nodes)
         gpus = 1.0 if execution.device != "cpu" and (has_gpus or execution.device == "cuda") else 0.0
-    return _Needs(gpus, execution.cpus_per_worker, execution.node_labels)
+    if cpus == "auto":
+        cpus = _cpus_beside(gpus, labels, nodes) if gpus else _FEWEST_CPUS
+    return _Needs(gpus, cpus, labels)
+
+
+def _cpus_beside(gpus: float, labels: dict[str, str], nodes: list[dict[str, Any]]) -> int:
+    """Cores for each worker such that every node there is takes as many workers as its GPUs allow."""
+    one_core = _Needs(gpus, 1, labels)
+    shares = [
+        int(node["Resources"].get("CPU", 0) * gpus / node["Resources"]["GPU"])
+        for node in nodes
+        if one_core.fit_into(node)
+    ]
+    return max(1, min(*shares, _MOST_CPUS)) if shares else _FEWEST_CPUS
 
 
 def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
@@ -417,7 +433,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
         promise = quality.promise and quality.promise.absolute()
         quality = quality.model_copy(update={"promise": promise})
     # With a GPU of its own a worker must use it, and without one must not use those it happens to see.
-    device = {"device": "cuda" if needs.gpus else "cpu", "gpus_per_worker": needs.gpus}
+    device = {"device": "cuda" if needs.gpus else "cpu", "gpus_per_worker": needs.gpus, "cpus_per_worker": needs.cpus}
     return config.model_copy(
         update={
             "output": output if folder is None else str(folder),

@@ -1,5 +1,6 @@
 """A worker: has the generator and the fitted labeler open, makes shards and publishes them."""
 
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -12,8 +13,10 @@ from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.shards.check import ShardOrigin
 from labelmill.pipeline.shards.publisher import adopt_shard, publish_shard, tar_path
 from labelmill.pipeline.store.store import Store
-from labelmill.schemas.config import RunConfig
+from labelmill.schemas.config import ExecutionConfig, RunConfig
 from labelmill.schemas.shard import ShardRecord, ShardTask
+
+_MOST_ENCODERS = 64
 
 
 class ShardWorker:
@@ -26,7 +29,7 @@ class ShardWorker:
         self, config: RunConfig, sampler: Sampler, *, checkpoint_sha256: str, labeler: Labeler, fingerprint: str
     ) -> None:
         self._store = Store.open(config.output)
-        self._encoders = ThreadPoolExecutor(config.execution.encode_threads, thread_name_prefix="encode")
+        self._encoders = ThreadPoolExecutor(num_encoders(config.execution), thread_name_prefix="encode")
         self.loaded = LoadedRun(
             config=config,
             sampler=sampler,
@@ -76,3 +79,16 @@ class ShardWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._encoders.shutdown(wait=True, cancel_futures=True)
+
+
+def num_encoders(execution: ExecutionConfig) -> int:
+    """Threads that a worker judges and encodes with: its cores without those that feed the device and publish."""
+    if execution.encode_threads != "auto":
+        return execution.encode_threads
+    cores = execution.cpus_per_worker if execution.executor == "ray" else "auto"
+    return max(2, min(_MOST_ENCODERS, (_cores_of_process() if cores == "auto" else cores) - 2))
+
+
+def _cores_of_process() -> int:
+    # Linux knows what a process may use of a machine.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
