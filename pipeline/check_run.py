@@ -13,7 +13,7 @@ from labelmill.pipeline.dataset.claim import check_claim, check_labeler_claim, c
 from labelmill.pipeline.dataset.existing_shards import check_strangers, existing_records
 from labelmill.pipeline.dataset.splits import check_splits, empty_splits
 from labelmill.pipeline.generator.open import open_sampler
-from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.generator.sampling import Sampler, check_memory
 from labelmill.pipeline.labelers.base import FittedLabeler
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
 from labelmill.pipeline.labelers.methods import method_of, open_fitted
@@ -115,6 +115,7 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
     Writes nothing. Raises LabelmillError kinds.
     """
     config = config.computing(sampler.numerics)
+    check_memory(sampler)
     method = method_of(config.labeler)
     method.check(config.labeler, sampler)
     store = Store.open(config.output)

@@ -19,6 +19,7 @@ from torch import Tensor
 from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, row_resolution
 from labelmill.pipeline.process.device import best_precision, repeatable_kernels
 from labelmill.pipeline.process.host_copy import to_device
+from labelmill.pipeline.process.memory import free_bytes
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.secrets import plain_address
@@ -255,6 +256,19 @@ class Sampler:
             return self.config.noise
         drawn = noise_of_seeds(seeds, self.generator.spec)
         return tuple(to_device(noise_B1HW, self.device) for noise_B1HW in drawn)
+
+
+def check_memory(sampler: Sampler) -> None:
+    """Raises ConfigError where a batch does not fit into the device's memory."""
+    spec, size = sampler.generator.spec, sampler.numerics.batch_size
+    per_image, free = spec.bytes_to_synthesize(spec.resolution), free_bytes(sampler.device)
+    if size * per_image <= free:
+        return
+    fits = f"{free // per_image} fit" if free >= per_image else "not even one image fits"
+    raise ConfigError(
+        f"numerics.batch_size: {size} images of {spec.size_in_words} need {size * per_image / 1e9:.1f} GB beside the "
+        f"generator, and the {sampler.device.type.upper()} has {free / 1e9:.1f} GB left; {fits}"
+    )
 
 
 def _padded(items: Sequence[Item], size: int) -> list[Item]:

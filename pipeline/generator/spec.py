@@ -1,11 +1,14 @@
 """What fixes a StyleGAN2 generator's shape, and how rows of w map to its layers (Karras et al. 2020)."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from labelmill.schemas.sample import ImageShape
 
 NUM_HALF_RESOLUTIONS = 4
+# Of a convolution's size at once: what goes in, scaled by the styles, what comes out, and the sum with noise and bias.
+_ACTIVATIONS_ALIVE = 4
 
 Architecture = Literal["skip", "orig", "resnet"]
 ARCHITECTURES: tuple[Architecture, ...] = ("skip", "orig", "resnet")
@@ -90,6 +93,12 @@ class GeneratorSpec:
         """Height and width of the activations of block b{resolution}."""
         height, width = self.const_size
         return height * resolution // 4, width * resolution // 4
+
+    def bytes_to_synthesize(self, resolution: int) -> int:
+        """Memory that the synthesis of one image up to a resolution takes at least, beside the weights: float32
+        activations of its largest convolution, several at once."""
+        widths = (channels * prod(self.size_at(size)) for size, channels in self.channels if size <= resolution)
+        return 4 * _ACTIVATIONS_ALIVE * max(widths)
 
     @property
     def size_in_words(self) -> str:

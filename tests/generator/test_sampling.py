@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labelmill.pipeline.generator.networks import Generator, GeneratorSpec, channels_by_resolution
-from labelmill.pipeline.generator.sampling import Batch, ClassChooser, Sampler, latents, noise_of_seeds, to_uint8
+from labelmill.pipeline.generator.sampling import (
+    Batch,
+    ClassChooser,
+    Sampler,
+    check_memory,
+    latents,
+    noise_of_seeds,
+    to_uint8,
+)
 from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.errors import ConfigError
@@ -246,3 +254,18 @@ def test_kernels_that_repeat() -> None:
         cudnn = torch.backends.cudnn
         assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (False, True, False)
         assert not torch.is_grad_enabled()
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = make_sampler()
+    spec = sampler.generator.spec
+    per_image = spec.bytes_to_synthesize(spec.resolution)
+    assert per_image == 4 * 4 * max(channels * size**2 for size, channels in spec.channels)
+    size = sampler.numerics.batch_size
+    for num_fit, words in ((size, None), (size - 1, f"{size - 1} fit"), (0, "not even one image fits")):
+        monkeypatch.setattr("labelmill.pipeline.generator.sampling.free_bytes", lambda device, n=num_fit: n * per_image)
+        if words is None:
+            check_memory(sampler)
+            continue
+        with pytest.raises(ConfigError, match=rf"batch_size: {size} images of .* the CPU has .* left; {words}"):
+            check_memory(sampler)

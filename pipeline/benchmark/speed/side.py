@@ -169,7 +169,7 @@ class _Side:
             ],
             dim=1,
         )
-        at_once = variants_per_pass(generator.spec.image_size, self.device)
+        at_once = variants_per_pass(generator.spec, generator.spec.resolution, self.device)
         with repeatable_kernels():
             parts = [
                 generator.synthesize(some_NLD).images_BCHW

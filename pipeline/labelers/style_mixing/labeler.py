@@ -29,10 +29,11 @@ from labelmill.pipeline.labelers.style_mixing.foreground import (
     familiarity,
     on_pixels,
 )
-from labelmill.pipeline.labelers.style_mixing.mixing import mix_in_passes
+from labelmill.pipeline.labelers.style_mixing.mixing import bytes_per_pass, mix_in_passes
 from labelmill.pipeline.labelers.style_mixing.parts import PartsModel, part_maps
 from labelmill.pipeline.labelers.style_mixing.readout import Readout, readout_layers
 from labelmill.pipeline.labelers.style_mixing.variant_clusters import VariantClusterer, pixel_vectors
+from labelmill.pipeline.process.memory import free_bytes
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.sample import OptionalFile
@@ -63,6 +64,26 @@ def check_style_mixing(config: StyleMixingConfig, spec: GeneratorSpec) -> None:
             f"labeler.variant_resolution: at {size} px synthesis ends with row {num_rows(size) - 1} of w, and "
             f"labeler.crossover is {config.crossover}; raise the one or lower the other"
         )
+
+
+def check_memory(config: StyleMixingConfig, sampler: Sampler) -> None:
+    """Raises ConfigError where the largest variants that `fit` or a label may make do not fit into memory."""
+    spec, device = sampler.generator.spec, sampler.device
+    wanted = config.variant_resolution if isinstance(config.variant_resolution, int) else spec.resolution
+
+    def needed(resolution: int) -> int:
+        return bytes_per_pass(config.variants, spec, resolution, device, sampler.numerics.batch_size)
+
+    free = free_bytes(device)
+    if needed(wanted) <= free:
+        return
+    sizes = [size for size, _ in spec.channels if 8 <= size < wanted and needed(size) <= free]
+    fits = f"labeler.variant_resolution: {sizes[-1]} fits" if sizes and spec.architecture == "skip" else ""
+    raise ConfigError(
+        f"labeler.variants: {config.variants} variants of {wanted} px need {needed(wanted) / 1e9:.1f} GB beside the "
+        f"generator, and the {device.type.upper()} has {free / 1e9:.1f} GB left; "
+        f"{fits or 'fewer variants or a lower numerics.batch_size need less'}"
+    )
 
 
 def mixing_classes(num_parts: int) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.labelers.style_mixing.findings import mixing_findings
 from labelmill.pipeline.labelers.style_mixing.fit import fit_style_mixing
 from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing
-from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler, check_style_mixing
+from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler, check_memory, check_style_mixing
 from labelmill.schemas.config import QualityConfig
 from labelmill.schemas.labeler_findings import LabelerFindings
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
@@ -31,6 +31,7 @@ class _StyleMixing:
 
     def check(self, config: StyleMixingConfig, sampler: Sampler) -> None:
         check_style_mixing(config, sampler.generator.spec)
+        check_memory(config, sampler)
 
     def check_inputs(self, config: StyleMixingConfig, sampler: Sampler, checkpoint_sha256: str | None) -> None:
         """It reads the generator alone."""

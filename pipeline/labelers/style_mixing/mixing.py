@@ -12,27 +12,41 @@ from math import prod
 import torch
 from torch import Tensor
 
-from labelmill.pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.networks import Generator, GeneratorSpec
 from labelmill.pipeline.generator.sampling import Batch, BatchNoise
 from labelmill.pipeline.process.device import repeatable_kernels
 
-# Bounds of one synthesis: in images, past which a CPU gains nothing, and in pixels, for memory (a full-width generator
-# needs a few hundred bytes a pixel). Fixed numbers, because the size of a batch decides bits.
+# Bounds of one synthesis: in images and in pixels, past which a CPU gains nothing and a GPU is full, and in bytes, so
+# that it fits beside a batch on a GPU of 8 GB. Fixed numbers, because the size of a batch decides bits.
 _MOST_IMAGES = {"cpu": 16, "cuda": 1024}
 _MOST_PIXELS = {"cpu": 2**20, "cuda": 2**24}
+_MOST_BYTES = 2**32
 # Bound of a pass in base images, beside the size of a batch: the last pass is padded, and padding is wasted work.
 _MOST_BASE_IMAGES = 16
 
 
-def variants_per_pass(size: tuple[int, int], device: torch.device) -> int:
-    """How many variants are synthesised at once. size: their height and width."""
+def variants_per_pass(spec: GeneratorSpec, resolution: int, device: torch.device) -> int:
+    """How many variants are synthesised at once, up to a resolution."""
     kind = device.type if device.type in _MOST_IMAGES else "cpu"
-    return max(1, min(_MOST_IMAGES[kind], _MOST_PIXELS[kind] // prod(size)))
+    by_pixels = _MOST_PIXELS[kind] // prod(spec.size_at(resolution))
+    return max(1, min(_MOST_IMAGES[kind], by_pixels, _MOST_BYTES // spec.bytes_to_synthesize(resolution)))
 
 
-def images_per_pass(num_variants: int, size: tuple[int, int], device: torch.device, batch_size: int) -> int:
+def images_per_pass(
+    num_variants: int, spec: GeneratorSpec, resolution: int, device: torch.device, batch_size: int
+) -> int:
     """How many images' variants are synthesised at once: 1 where an image's own take several passes."""
-    return max(1, min(_MOST_BASE_IMAGES, batch_size, variants_per_pass(size, device) // num_variants))
+    at_once = variants_per_pass(spec, resolution, device)
+    return max(1, min(_MOST_BASE_IMAGES, batch_size, at_once // num_variants))
+
+
+def bytes_per_pass(
+    num_variants: int, spec: GeneratorSpec, resolution: int, device: torch.device, batch_size: int
+) -> int:
+    """Memory that a pass takes at least, beside the weights and the batch."""
+    num_images = images_per_pass(num_variants, spec, resolution, device, batch_size)
+    at_once = min(num_images * num_variants, variants_per_pass(spec, resolution, device))
+    return at_once * spec.bytes_to_synthesize(resolution)
 
 
 def mix(
@@ -43,8 +57,7 @@ def mix(
     What depends on earlier rows only is computed once an image. Call it with `images_per_pass` images at a time.
     resolution: where synthesis stops; None for the whole image. Raises SynthesisError where it cannot.
     """
-    size = generator.spec.size_at(resolution or generator.spec.resolution)
-    at_once = variants_per_pass(size, donors_NLD.device)
+    at_once = variants_per_pass(generator.spec, resolution or generator.spec.resolution, donors_NLD.device)
     with repeatable_kernels():
         trunk = generator.trunk(batch.ws_BLD, crossover, batch.noise)
         parts = []
@@ -68,8 +81,8 @@ def mix_in_passes(
     The sizes of a pass choose kernels and thereby bits, so the last one is padded with the last image; its variants
     are more than its positions. batch_size: the configured one, which no pass exceeds, whatever this batch holds.
     """
-    size = generator.spec.size_at(resolution or generator.spec.resolution)
-    at_once, count = images_per_pass(len(donors_NLD), size, donors_NLD.device, batch_size), len(batch)
+    spec, count = generator.spec, len(batch)
+    at_once = images_per_pass(len(donors_NLD), spec, resolution or spec.resolution, donors_NLD.device, batch_size)
     for start in range(0, count, at_once):
         positions = [min(position, count - 1) for position in range(start, start + at_once)]
         variants_BNCHW = mix(generator, batch.select(positions), donors_NLD, crossover, resolution)

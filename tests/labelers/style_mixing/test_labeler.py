@@ -15,7 +15,8 @@ from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
 from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
 from labelmill.pipeline.labelers.style_mixing.fit import resolution_candidates
 from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler
-from labelmill.pipeline.labelers.style_mixing.mixing import images_per_pass
+from labelmill.pipeline.labelers.style_mixing.method import METHOD
+from labelmill.pipeline.labelers.style_mixing.mixing import bytes_per_pass, images_per_pass
 from labelmill.pipeline.labelers.style_mixing.variant_clusters import VariantClusterer, pixel_vectors
 from labelmill.schemas.errors import ConfigError, LabelmillError
 from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
@@ -209,7 +210,7 @@ def test_each_image_is_clustered_once_however_many_fit_in_a_pass() -> None:
     sampler = make_sampler(batch_size=6)
     clusterer = VariantClusterer(make_config())
     batch, (donors_NLD, _) = sampler.sample(range(6)), sampler.ws(range(10, 14))
-    assert images_per_pass(4, (16, 16), sampler.device, 6) == 4
+    assert images_per_pass(4, sampler.generator.spec, 16, sampler.device, 6) == 4
     together = clusterer.of_batch(sampler.generator, batch, donors_NLD, 3)
     assert together.assignment_BP.shape == (6, 256)
     for index in range(6):
@@ -354,3 +355,18 @@ def test_on_a_gpu(mode: str) -> None:
     assert torch.equal(together.confidence_B[1], alone.confidence_B[0])
     on_cpu = open_fitted(config, sampler, fitted).labeler.label(sampler.sample([1, 2, 3], labeler.layers))
     assert (on_cpu.masks_BHW == together.masks_BHW.cpu()).float().mean() > 0.97
+
+
+def test_variants_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, config = make_sampler(batch_size=4), make_config(variant_resolution="auto")
+    spec, device = sampler.generator.spec, sampler.device
+    needed = {size: bytes_per_pass(config.variants, spec, size, device, 4) for size in (8, 16)}
+    assert needed[8] < needed[16]
+    METHOD.check(config, sampler)
+    for free, remedy in (
+        (needed[8], r"labeler\.variant_resolution: 8 fits"),
+        (0, "fewer variants or a lower"),
+    ):
+        monkeypatch.setattr("labelmill.pipeline.labelers.style_mixing.labeler.free_bytes", lambda device, n=free: n)
+        with pytest.raises(ConfigError, match=rf"labeler\.variants: 4 variants of 16 px need .* left; {remedy}"):
+            METHOD.check(config, sampler)

@@ -1,5 +1,6 @@
 """Variants by mixing rows of w."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,24 @@ import torch
 from helpers.random_sampler import make_noisy_sampler
 
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
+from labelmill.pipeline.generator.networks import GeneratorSpec, channels_by_resolution
 from labelmill.pipeline.generator.sampling import Batch
 from labelmill.pipeline.labelers.style_mixing import mixing
-from labelmill.pipeline.labelers.style_mixing.mixing import images_per_pass, mix, mix_in_passes, variants_per_pass
+from labelmill.pipeline.labelers.style_mixing.mixing import (
+    bytes_per_pass,
+    images_per_pass,
+    mix,
+    mix_in_passes,
+    variants_per_pass,
+)
 from labelmill.schemas.config import NumericsConfig
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
+
+
+def _spec(channel_base: int) -> GeneratorSpec:
+    channels = channels_by_resolution(1024, channel_base=channel_base, channel_max=512)
+    return GeneratorSpec(resolution=1024, z_dim=512, w_dim=512, c_dim=0, mapping_layers=8, channels=channels)
 
 
 @pytest.mark.parametrize("noise", ["const", "none", "per_seed"])
@@ -55,16 +68,28 @@ def test_more_variants_than_a_pass_holds() -> None:
 
 def test_passes_are_bounded_in_images_and_pixels() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert [variants_per_pass((size, size), cpu) for size in (32, 256, 512, 1024)] == [16, 16, 4, 1]
-    assert [variants_per_pass((size, size), cuda) for size in (32, 256, 1024)] == [1024, 256, 16]
-    batch_size = NumericsConfig().batch_size
-    assert [images_per_pass(number, (128, 128), cpu, batch_size) for number in (2, 16, 256)] == [8, 1, 1]
-    assert images_per_pass(16, (256, 256), cuda, batch_size) == 16
+    narrow, batch_size = _spec(8192), NumericsConfig().batch_size
+    assert [variants_per_pass(narrow, size, cpu) for size in (32, 256, 512, 1024)] == [16, 16, 4, 1]
+    assert [variants_per_pass(narrow, size, cuda) for size in (8, 256, 1024)] == [1024, 128, 16]
+    assert [images_per_pass(number, narrow, 128, cpu, batch_size) for number in (2, 16, 256)] == [8, 1, 1]
+    assert images_per_pass(8, narrow, 256, cuda, batch_size) == 16
     # A batch is one pass without padding, however small and few its variants are.
     for size in (batch_size, 4, 1):
-        assert [images_per_pass(number, (32, 32), cuda, size) for number in (2, 8, 16, 64)] == [size] * 4
-    assert images_per_pass(2, (32, 32), cuda, 1024) == batch_size
-    assert variants_per_pass((1024, 512), cpu) == 2
+        assert [images_per_pass(number, narrow, 32, cuda, size) for number in (2, 8, 16, 32)] == [size] * 4
+    assert images_per_pass(2, narrow, 32, cuda, 1024) == batch_size
+    assert variants_per_pass(replace(narrow, const_size=(4, 2)), 1024, cpu) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("base", [16384, 32768])
+def test_a_pass_fits_beside_a_batch_on_a_small_gpu(device: str, base: int) -> None:
+    # Widths of StyleGAN2's configurations E and F; 256 variants of 256 px were 34 GB.
+    spec = _spec(base)
+    for size, _ in spec.channels:
+        for num_variants in (1, 8, 16, 64, 256):
+            needed = bytes_per_pass(num_variants, spec, size, torch.device(device), 16)
+            assert needed <= max(mixing._MOST_BYTES, spec.bytes_to_synthesize(size))
+    assert spec.bytes_to_synthesize(1024) == 4 * 4 * 1024**2 * base // 1024
 
 
 def test_mixing_an_image_with_itself_gives_the_image() -> None:
