@@ -14,9 +14,10 @@ from labelmill.pipeline.dataset.existing_shards import check_strangers, existing
 from labelmill.pipeline.dataset.splits import check_splits, empty_splits
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler, check_memory
+from labelmill.pipeline.instances.run_labeler import check_instances, instance_inputs, open_run_labeler
 from labelmill.pipeline.labelers.base import FittedLabeler
 from labelmill.pipeline.labelers.fitted_file import FittedLabelerError
-from labelmill.pipeline.labelers.methods import method_of, open_fitted
+from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.process.log import log
 from labelmill.pipeline.promise.calibrate import check_promise, promise_inputs
 from labelmill.pipeline.promise.standing import standing_promise
@@ -118,6 +119,7 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
     check_memory(sampler)
     method = method_of(config.labeler)
     method.check(config.labeler, sampler)
+    check_instances(config, sampler)
     store = Store.open(config.output)
     run_identity = claimed_identity(store, identity(config, checkpoint_sha256, read_inputs(config)))
     check_claim(store, run_identity)
@@ -140,13 +142,13 @@ def check_output(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) ->
 
 def read_inputs(config: RunConfig) -> dict[str, str]:
     """Content hashes of what the run reads beside its generator, by name. Raises LabelmillError kinds."""
-    return {**method_of(config.labeler).inputs(config.labeler), **promise_inputs(config)}
+    return {**method_of(config.labeler).inputs(config.labeler), **instance_inputs(config), **promise_inputs(config)}
 
 
 def open_output_labeler(config: RunConfig, sampler: Sampler, fitted: bytes, checkpoint_sha256: str) -> FittedLabeler:
     """The labeler that the output holds. Raises OutputError naming its file where it cannot be used."""
     try:
-        return open_fitted(config.labeler, sampler, fitted, checkpoint_sha256)
+        return open_run_labeler(config, sampler, fitted, checkpoint_sha256)
     except FittedLabelerError as error:
         raise OutputError(
             f"{config.output}/{labeler_path(config)}: {error}; or delete it and run `labelmill generate` again"

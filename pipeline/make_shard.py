@@ -25,6 +25,7 @@ from labelmill.pipeline.quality import judge_sample
 from labelmill.pipeline.shards.writer import ShardWriter
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ShardError
+from labelmill.schemas.instances import Instance
 from labelmill.schemas.sample import Candidate, Sample, SampleMetadata, sample_key
 from labelmill.schemas.shard import ShardTask
 
@@ -149,6 +150,7 @@ class _Row:
     is_uncertain: bool
     pixels: dict[str, NDArray[Any]]
     """By the field of Sample that they become."""
+    instances: tuple[Instance, ...] | None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class _Launched:
     pixels: HostCopy
     """By the field of Sample that they become."""
     values: HostCopy
+    instances: tuple[tuple[Instance, ...] | None, ...]
 
     def rows(self, stopwatch: Stopwatch) -> list[_Row]:
         """What the device gave, as soon as it is there. Raises ShardError for images that are none."""
@@ -170,10 +173,8 @@ class _Launched:
         assert values["has_sound_probabilities"].all(), "probabilities are from 0 to 1 and sum to 1"
         confidences, are_uncertain = values["confidence"].tolist(), values["is_uncertain"].tolist()
         return [
-            _Row(seed, class_id, confidence, is_uncertain, {field: arrays[row] for field, arrays in pixels.items()})
-            for row, (seed, class_id, confidence, is_uncertain) in enumerate(
-                zip(self.seeds, self.class_ids, confidences, are_uncertain, strict=True)
-            )
+            _Row(*known, {field: arrays[row] for field, arrays in pixels.items()}, self.instances[row])
+            for row, known in enumerate(zip(self.seeds, self.class_ids, confidences, are_uncertain, strict=True))
         ]
 
 
@@ -185,7 +186,8 @@ def _launch(seeds: Sequence[int], run: LoadedRun, stopwatch: Stopwatch) -> _Laun
         labels = run.labeler.label(batch)
     with stopwatch.stage("copy"):
         pixels, values = _pixels(batch, labels), _values(batch, labels)
-        return _Launched(batch.seeds, batch.class_ids, HostCopy(pixels), HostCopy(values))
+        instances = labels.instances_B or (None,) * len(batch)
+        return _Launched(batch.seeds, batch.class_ids, HostCopy(pixels), HostCopy(values), instances)
 
 
 def _pixels(batch: Batch, labels: Labels) -> dict[str, Tensor]:
@@ -250,6 +252,7 @@ def _judged(run: LoadedRun, row: _Row) -> Sample:
         method=run.config.labeler.method,
         checkpoint_sha256=run.checkpoint_sha256,
         fingerprint=run.fingerprint,
+        instances=row.instances,
     )
     pixels = dict(row.pixels)
     if "instances_HW" in pixels:

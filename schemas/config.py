@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from labelmill.schemas.instances import InstancesConfig
 from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 from labelmill.schemas.labelers.feature_clusters import FeatureClustersConfig
 from labelmill.schemas.labelers.few_shot import FewShotConfig
@@ -211,6 +212,8 @@ class RunConfig(Section):
     environment."""
     generator: GeneratorConfig
     labeler: LabelerConfig = StyleMixingConfig()
+    instances: InstancesConfig | None = Field(None, exclude_if=lambda instances: instances is None)
+    """Things in an image one by one, beside the labeler's mask. null: none."""
     dataset: DatasetConfig
     quality: QualityConfig = QualityConfig()
     numerics: NumericsConfig = NumericsConfig()

@@ -25,6 +25,8 @@ def identity(config: RunConfig, checkpoint_sha256: str, inputs: Mapping[str, str
     values["generator"]["checkpoint"] = f"sha256:{checkpoint_sha256}"
     for name in inputs.keys() & values["labeler"].keys():
         del values["labeler"][name]
+    if config.instances is not None:
+        del values["instances"]["detector"]["path"]  # its content is among the inputs
     if config.quality.promise is not None:
         del values["quality"]["promise"]["annotations"]  # its content is among the inputs
     if inputs:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_serializer, field_validator
 
+from labelmill.schemas.instances import Instance
+
 ChannelValues = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
 """One number per channel: red, green and blue, or gray."""
 IGNORE = 255
@@ -87,6 +89,7 @@ class Candidate(BaseModel):
 
 
 _CANDIDATES = TypeAdapter(tuple[Candidate, ...])
+_INSTANCES = TypeAdapter(tuple[Instance, ...])
 
 
 class SampleMetadata(BaseModel):
@@ -112,6 +115,18 @@ class SampleMetadata(BaseModel):
     fingerprint: str
     synthetic: bool = True
     """The image was made by a trained algorithm (IPTC trainedAlgorithmicMedia)."""
+    instances: tuple[Instance, ...] | None = Field(None, exclude_if=lambda instances: instances is None)
+    """What its instances are: `id` (the pixels' value in instances.png), `class`, `score`, and `box` [x, y, width,
+    height]. In JSON a string that holds JSON, for the reason above. Absent where a run finds none."""
+
+    @field_serializer("instances", when_used="json")
+    def _instances_as_text(self, instances: tuple[Instance, ...] | None) -> str | None:
+        return None if instances is None else _INSTANCES.dump_json(instances, by_alias=True).decode()
+
+    @field_validator("instances", mode="before")
+    @classmethod
+    def _instances_of_text(cls, value: object) -> object:
+        return _INSTANCES.validate_json(value) if isinstance(value, str) else value
 
     @field_serializer("dropped_before", when_used="json")
     def _as_text(self, dropped: tuple[Candidate, ...]) -> str:

@@ -223,15 +223,20 @@ def _explain(mistake: Any, model: type[BaseModel]) -> str:
         return f"{key}: is required"
     if mistake["type"] == "union_tag_invalid":
         allowed, found = mistake["ctx"]["expected_tags"], shown(mistake["ctx"]["tag"])
-        name = "type" if "type" in mistake["ctx"]["discriminator"] else "method"
-        return f"{key}.{name}: input should be one of {allowed}, found {found}"
+        return f"{key}.{_telling_key(mistake)}: input should be one of {allowed}, found {found}"
     if mistake["type"] == "union_tag_not_found":
-        return f"{key}: input should be a section with a method of its own, found {shown(mistake['input'])}"
+        found = shown(mistake["input"])
+        return f"{key}: input should be a section with a {_telling_key(mistake)} of its own, found {found}"
     message = mistake["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     is_shown = not isinstance(mistake["input"], dict) and (field is None or field.repr)
     found = f", found {shown(mistake['input'])}" if is_shown else ""
     return f"{key}: {message}{found}" if key else message
+
+
+def _telling_key(mistake: Any) -> str:
+    """The key that tells the kinds of a section apart."""
+    return next((name for name in ("type", "kind") if name in mistake["ctx"]["discriminator"]), "method")
 
 
 def _as_written(model: type[BaseModel], location: Iterable[str | int]) -> tuple[list[str], type[BaseModel] | None]:

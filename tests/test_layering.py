@@ -15,6 +15,7 @@ FLOORS = (
     ("generator", "shards"),
     ("dataset", "prompt_models", "annotations", "networks"),
     ("labelers", "report", "segmentation"),
+    ("instances",),
     ("photos",),
     ("promise", "annotate"),
     ("benchmark", "nightly", "make_shard", "check_run"),

@@ -6,7 +6,7 @@ from collections import Counter
 from labelmill.pipeline.check_run import CheckedRun, check_run, check_strength
 from labelmill.pipeline.dataset.claim import shard_splits
 from labelmill.pipeline.dataset.plan import held_out_first_seed, remaining_tasks, shard_tasks
-from labelmill.pipeline.labelers.methods import fit_to_bytes, open_fitted
+from labelmill.pipeline.instances.run_labeler import fit_run_to_bytes, open_run_labeler
 from labelmill.pipeline.make_shard import make_shard
 from labelmill.pipeline.process.machine_kind import machine_kind
 from labelmill.pipeline.promise.calibrate import calibrate
@@ -47,7 +47,7 @@ def _measure(config: RunConfig, checked: CheckedRun) -> tuple[float, float, floa
     start = time.perf_counter()
     sampler, sha256, fitted = checked.sampler, checked.checkpoint.sha256, checked.labeler
     if fitted is None:
-        fitted = open_fitted(config.labeler, sampler, fit_to_bytes(config.labeler, sampler, sha256), sha256)
+        fitted = open_run_labeler(config, sampler, fit_run_to_bytes(config, sampler, sha256), sha256)
         check_strength(config, fitted.findings)
     first = shard_tasks(config)[0]
     num_samples = min(TRIAL_BATCHES * config.numerics.batch_size, first.num_samples)

@@ -10,6 +10,7 @@ from typing import Literal
 from labelmill.pipeline.check_run import check_opened_run, check_settings
 from labelmill.pipeline.generator.checkpoints.source import located_reference, read_bytes
 from labelmill.pipeline.generator.open import open_sampler
+from labelmill.pipeline.instances.run_labeler import instance_inputs
 from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.nightly.clock import check_has_come, check_live_has_come, those_that_have_come
 from labelmill.pipeline.nightly.judge import failures, judge_snapshot
@@ -146,7 +147,7 @@ def check_night(config: NightlyConfig, night: date, clock: Clock = time.time) ->
 
 def _name_of(run: RunConfig, night: date, snapshots: list[Snapshot], checkpoint_sha256: str) -> str:
     """The snapshot that a night makes, or goes on with."""
-    inputs = method_of(run.labeler).inputs(run.labeler)
+    inputs = {**method_of(run.labeler).inputs(run.labeler), **instance_inputs(run)}
     return tonights_name(snapshots, night, snapshot_digest(run, checkpoint_sha256, inputs))
 
 

@@ -9,6 +9,7 @@ from labelmill.pipeline.check_run import OutputLabeler, check_output, labeler_pa
 from labelmill.pipeline.dataset.claim import check_labeler_claim, claim_fingerprint, claim_output
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.instances.run_labeler import fit_run_labeler
 from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
 from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.process.log import log
@@ -107,7 +108,7 @@ def _fit(config: RunConfig, sampler: Sampler, checkpoint_sha256: str, run_identi
     """Fit and publish, and open what is published then: another driver may have been faster."""
     store, path = Store.open(config.output), labeler_path(config)
     with fit_folder(store, run_identity) as work:
-        fitted = method_of(config.labeler).fit(config.labeler, sampler, checkpoint_sha256, work)
+        fitted = fit_run_labeler(config, sampler, checkpoint_sha256, work)
         if not _publish_labeler(store, run_identity, path, fitted):
             fitted = store.read(path)
     opened = open_output_labeler(config, sampler, fitted, checkpoint_sha256)

@@ -10,8 +10,9 @@ from labelmill.pipeline.dataset.claim import check_labeler_claim, claimed_identi
 from labelmill.pipeline.dataset.manifest import RUN_PATH, read_manifest, read_run_file
 from labelmill.pipeline.generator.open import open_sampler
 from labelmill.pipeline.generator.sampling import Sampler
+from labelmill.pipeline.instances.run_labeler import check_instances, fit_run_to_bytes, open_run_labeler
 from labelmill.pipeline.labelers.base import FittedLabeler, Labeler
-from labelmill.pipeline.labelers.methods import fit_to_bytes, method_of, open_fitted
+from labelmill.pipeline.labelers.methods import method_of
 from labelmill.pipeline.make_shard import candidates
 from labelmill.pipeline.pictures.overlay import contact_sheet
 from labelmill.pipeline.pictures.png import encode_picture
@@ -122,13 +123,14 @@ def labeler_for(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> 
     config = config.computing(sampler.numerics)
     method = method_of(config.labeler)
     method.check(config.labeler, sampler)
+    check_instances(config, sampler)
     published = _published_labeler(config, sampler, checkpoint_sha256)
     if published is not None:
         return published
     method.check_inputs(config.labeler, sampler, checkpoint_sha256)
     check_promise(config, checkpoint_sha256)
-    fitted = fit_to_bytes(config.labeler, sampler, checkpoint_sha256)
-    return open_fitted(config.labeler, sampler, fitted, checkpoint_sha256)
+    fitted = fit_run_to_bytes(config, sampler, checkpoint_sha256)
+    return open_run_labeler(config, sampler, fitted, checkpoint_sha256)
 
 
 def _published_labeler(config: RunConfig, sampler: Sampler, checkpoint_sha256: str) -> FittedLabeler | None:

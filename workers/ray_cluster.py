@@ -417,6 +417,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
     Raises ConfigError for an output in the copy of a job's working directory, which Ray deletes when it likes.
     """
     output, generator, labeler, quality = config.output, config.generator, config.labeler, config.quality
+    instances = config.instances
     folder = Store.open(output).folder
     if ray.get_runtime_context().runtime_env.get("working_dir"):
         # Each worker stands in a copy of the same folder.
@@ -430,6 +431,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
         checkpoint = located_reference(generator.checkpoint, generator.folder.absolute())
         generator = generator.model_copy(update={"checkpoint": checkpoint})
         labeler = labeler.absolute() if isinstance(labeler, LocatedSection) else labeler
+        instances = instances and instances.absolute()
         promise = quality.promise and quality.promise.absolute()
         quality = quality.model_copy(update={"promise": promise})
     # With a GPU of its own a worker must use it, and without one must not use those it happens to see.
@@ -439,6 +441,7 @@ def _for_workers(config: RunConfig, needs: _Needs) -> RunConfig:
             "output": output if folder is None else str(folder),
             "generator": generator,
             "labeler": labeler,
+            "instances": instances,
             "quality": quality,
             "execution": config.execution.model_copy(update=device),
         }

@@ -22,6 +22,7 @@ from labelmill.pipeline.process.host_copy import to_device
 from labelmill.pipeline.process.memory import free_bytes
 from labelmill.schemas.config import GeneratorConfig, NumericsConfig
 from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.sample import sample_key
 from labelmill.schemas.secrets import plain_address
 from labelmill.schemas.section import SEED_LIMIT
 
@@ -47,9 +48,16 @@ class Batch:
     noise: BatchNoise
     features: dict[str, Tensor] = field(default_factory=dict)
     """Tapped activations [B, C, h, w] by convolution name."""
+    names: tuple[str, ...] | None = None
+    """Of what came from no seed, such as photos; None where seeds name samples."""
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What each sample is called."""
+        return tuple(map(sample_key, self.seeds)) if self.names is None else self.names
 
     def rgb(self) -> Tensor:
         """The images [B, 3, H, W] float32, gray ones with three equal channels: for models that know RGB alone."""
@@ -70,6 +78,7 @@ class Batch:
             images_BCHW=self.images_BCHW[index],
             noise=self.noise if isinstance(self.noise, str) else tuple(n_B1HW[index] for n_B1HW in self.noise),
             features={name: tensor[index] for name, tensor in self.features.items()},
+            names=None if self.names is None else tuple(self.names[i] for i in indices),
         )
 
 
@@ -233,9 +242,9 @@ class Sampler:
         size = self.numerics.batch_size
         return (self.sample(seeds[start : start + size], layers, edit_D) for start in range(0, len(seeds), size))
 
-    def of_ws(self, ws_BLD: Tensor, layers: Collection[str] = ()) -> Batch:
+    def of_ws(self, ws_BLD: Tensor, layers: Collection[str] = (), names: Sequence[str] | None = None) -> Batch:
         """Synthesise 1 to batch_size ws [B, num_ws, w_dim] float32 as they are, which came from no seed, tapping
-        `layers`. The batch's seeds number its samples; noise per seed is a ValueError."""
+        `layers`. The batch's seeds number its samples; noise per seed is a ValueError. names: of the samples."""
         size, count = self.numerics.batch_size, len(ws_BLD)
         if not 1 <= count <= size:
             raise ValueError(f"a batch takes 1 to {size} rows of ws, got {count}")
@@ -246,7 +255,13 @@ class Sampler:
             synthesis = self.generator.synthesize(padded_BLD, self.config.noise, taps=tuple(layers))
         images_BCHW = synthesis.images_BCHW
         whole = Batch(
-            tuple(range(size)), (None,) * size, padded_BLD, images_BCHW, self.config.noise, synthesis.features
+            tuple(range(size)),
+            (None,) * size,
+            padded_BLD,
+            images_BCHW,
+            self.config.noise,
+            synthesis.features,
+            None if names is None else tuple(_padded(names, size)),
         )
         return whole if count == size else whole.select(range(count))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.schemas.config import QualityConfig
+from labelmill.schemas.instances import Instance
 from labelmill.schemas.labeler_findings import LabelerFindings
 from labelmill.schemas.sample import OptionalFile
 from labelmill.schemas.section import Section
@@ -33,6 +34,8 @@ class Labels:
     pixels to be ignored as well. None where the method gives none."""
     uncertain_B: Tensor | None = None
     """bool: which masks the method is too unsure of to be kept (drop reason `uncertain`); None where it never says."""
+    instances_B: tuple[tuple[Instance, ...], ...] | None = None
+    """What each image's instances are, by index; None where nothing is known of them."""
 
 
 class Labeler(Protocol):

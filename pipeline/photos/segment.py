@@ -7,7 +7,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -80,15 +80,17 @@ class PhotoLabeler:
         """Labels of photos, one at a time: large ones would fill the memory."""
         labels: dict[str, Labels] = {}
         for space in self.inversion.settings.spaces:
-            labels[space] = self.labels([each.ws[space] for each in batch])
+            names = [PurePosixPath(each.photo.name).name for each in batch]
+            labels[space] = self.labels([each.ws[space] for each in batch], names)
         for position, latents in enumerate(batch):
             yield self._on_photo(latents, labels, position, reject_below)
 
-    def labels(self, ws: Sequence[Tensor]) -> Labels:
-        """Labels at the generator's resolution of any number of latents [L, D]."""
+    def labels(self, ws: Sequence[Tensor], names: Sequence[str] | None = None) -> Labels:
+        """Labels at the generator's resolution of any number of latents [L, D]. names: of the photos."""
         size, parts = self.sampler.numerics.batch_size, []
         for start in range(0, len(ws), size):
-            batch = self.sampler.of_ws(torch.stack(list(ws[start : start + size])), self.labeler.layers)
+            some_BLD, some_names = torch.stack(list(ws[start : start + size])), names and names[start : start + size]
+            batch = self.sampler.of_ws(some_BLD, self.labeler.layers, some_names)
             parts.append(self.labeler.label(batch))
         return _joined(parts)
 

@@ -13,6 +13,7 @@ from labelmill.pipeline.pictures.png import GRAY, Gray, decode_gray, read_png_he
 from labelmill.pipeline.shards.reader import DamagedTarError, Member, members_in, parse_metadata
 from labelmill.pipeline.shards.sample_files import (
     IMAGE,
+    INSTANCES,
     MASK,
     METADATA,
     OPTIONAL_FILES,
@@ -148,6 +149,10 @@ def _gray_problems(file: SampleFile, sample: _PackedSample, origin: ShardOrigin)
         yield f"{member.name}: is no {depths} gray PNG of {maps}{shape.size_in_words}"
     elif file == MASK:
         yield from _mask_problems(pixels_HW, sample, origin)
+    elif file == INSTANCES and sample.metadata.instances is not None:
+        listed = [instance.id for instance in sample.metadata.instances]
+        if [int(number) for number in np.unique(pixels_HW) if number] != listed:
+            yield f"{member.name}: its numbers are not those that {METADATA.member(sample.metadata.key)} lists"
     elif file == PROBABILITIES:
         problem = sum_problem(unstacked(pixels_HW.astype(np.uint8, copy=False), num_maps))
         if problem is not None:

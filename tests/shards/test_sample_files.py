@@ -129,6 +129,7 @@ def test_the_table_names_fields_and_files_that_exist() -> None:
     assert {file.labels_field for file in SAMPLE_FILES if file.bit_depths} == of_labels - {
         "confidence_B",
         "uncertain_B",
+        "instances_B",
     }
     assert tuple(file.ending for file in OPTIONAL_FILES) == get_args(OptionalFile) == optional_endings({*ALL, "txt"})
     assert all((of_sample[file.field] is None) == file.is_optional for file in SAMPLE_FILES)

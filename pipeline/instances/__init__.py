@@ -1,0 +1,1 @@
+"""Boxes to instances: pixels inside a box that change together under style mixing."""

@@ -1,0 +1,86 @@
+"""A run file with instances, from seeds to a dataset."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labelmill.pipeline.check_run import check_run
+from labelmill.pipeline.dataset.manifest import read_manifest
+from labelmill.pipeline.dataset.verify import verify
+from labelmill.pipeline.pictures.png import decode_gray
+from labelmill.pipeline.shards.reader import members_in
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.config import RunConfig
+from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.sample import SampleMetadata
+from labelmill.schemas.yaml_file import load_config
+from labelmill.workers.generate import generate
+
+LINES = [
+    {
+        "key": "0000000000",
+        "instances": [
+            {"class": "person", "score": 0.9, "box": [2, 2, 12, 20]},
+            {"class": "hat", "score": 0.8, "box": [14, 4, 15, 22]},
+        ],
+    },
+    {"key": "0000000001", "instances": [{"class": "hat", "score": 0.8, "box": [2, 2, 0, 5]}]},
+    {"key": "0000000003", "instances": [{"class": "hat", "score": 0.7, "box": [3, 1, 25, 30]}]},
+]
+SECTION = {"detector": {"kind": "file", "path": "boxes.jsonl"}, "clusters": [4], "variants": 4, "fit_samples": 2}
+
+
+def run_with(write: Callable[..., Path], folder: Path, **section: object) -> RunConfig:
+    (folder / "boxes.jsonl").write_text("\n".join(map(json.dumps, LINES)))
+    path = write(instances={**SECTION, **section}, dataset={"samples": 6, "samples_per_shard": 6})
+    return load_config(path, RunConfig)
+
+
+@pytest.mark.parametrize("masks_from", ["clusters", "labeler"])
+def test_samples_have_instances(
+    write_run_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], masks_from: str
+) -> None:
+    config = run_with(write_run_file, tmp_path, masks_from=masks_from)
+    generate(config)
+    assert capsys.readouterr().err.count("0000000001: box 1 [2, 2, 0, 5] is empty") == 1
+    store = Store.open(config.output)
+    assert read_manifest(store).optional_files == ("instances.png",)
+    assert not verify(store, deep=True).problems
+    numbers, said = {}, {}
+    for member in members_in(store.read("shards/tiny-000000.tar")):
+        if member.ending == "instances.png":
+            numbers[member.key] = decode_gray(member.data)
+        elif member.ending == "json":
+            said[member.key] = SampleMetadata.model_validate_json(bytes(member.data)).instances
+    assert len(numbers) == 6
+    for key, numbers_HW in numbers.items():
+        assert numbers_HW is not None and numbers_HW.dtype == np.uint8 and numbers_HW.shape == (32, 32)
+        assert [number for number in np.unique(numbers_HW) if number] == [each.id for each in said[key] or ()]
+    assert not said["0000000001"] and not said["0000000002"]
+    assert {each.label for each in (*(said["0000000000"] or ()), *(said["0000000003"] or ()))} >= {"hat"}
+
+
+def test_what_cannot_be_is_refused_before_work(write_run_file: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"instances\.crossover: 8, but this generator has 8 rows of w; 1 to 7"):
+        check_run(run_with(write_run_file, tmp_path, crossover=8))
+    config = run_with(write_run_file, tmp_path)
+    (tmp_path / "boxes.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"instances\.detector\.path: .*boxes\.jsonl: cannot be read"):
+        check_run(config)
+    with pytest.raises(ConfigError, match=r"instances\.detector\.kind: input should be one of 'file', 'transformers'"):
+        run_with(write_run_file, tmp_path, detector={"kind": "function", "path": "os:system"})
+
+
+def test_boxes_are_part_of_a_runs_identity(write_run_file: Callable[..., Path], tmp_path: Path) -> None:
+    from labelmill.pipeline.check_run import read_inputs
+    from labelmill.schemas.fingerprint import identity
+
+    config = run_with(write_run_file, tmp_path)
+    before = identity(config, "c" * 64, read_inputs(config))
+    assert "path" not in before["instances"]["detector"]
+    (tmp_path / "boxes.jsonl").write_text("")
+    assert identity(config, "c" * 64, read_inputs(config)) != before
+    assert "instances" not in identity(config.model_copy(update={"instances": None}), "c" * 64, {})
