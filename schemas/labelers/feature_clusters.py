@@ -55,12 +55,14 @@ class FeatureClustersConfig(LocatedSection):
     second convolution of block b64, or of the generator's highest block if that is lower. `auto` compares the second
     convolutions of all blocks from b16 to b128 in `fit`, by how stable their clusters are and how well the clusters
     follow the images' colours (pipeline/labelers/feature_clusters/choose.py)."""
-    normalisation: Literal["none", "standardised"] = "none"
+    normalisation: Literal["none", "standardised"] = "standardised"
     """`standardised` divides every channel by its standard deviation; the paper does not."""
-    clusters: Annotated[int, Field(ge=2, le=4096)] | list[Annotated[int, Field(ge=2, le=4096)]] = 24
-    """k of k-means. From a list with `names`, `fit` chooses the k whose clusters show most classes, among equals one
-    with few pixels in unsure clusters, and among these the smallest; without names, the k with the most clusters found
-    in both halves of the images, minus those that are not (pipeline/labelers/feature_clusters/choose.py)."""
+    clusters: Annotated[int, Field(ge=2, le=4096)] | list[Annotated[int, Field(ge=2, le=4096)]] = 96
+    """k of k-means. Many more than there are classes: small parts get clusters of their own, and names join those of
+    one class. On dev images of the bundled generators 24 give a mIoU of .29 to .37, 96 .44 to .49, and 192 .01 more.
+    From a list with `names`, `fit` chooses the k whose clusters show most classes, among equals one with few pixels in
+    unsure clusters, and among these the smallest; without names, the k with the most clusters found in both halves of
+    the images, minus those that are not (pipeline/labelers/feature_clusters/choose.py)."""
     restarts: int = Field(4, ge=1, le=64)
     """k-means starts; the start with the least inertia is kept."""
     iterations: int = Field(20, ge=1, le=200)

@@ -43,6 +43,7 @@ TINY = benchmark.ClassesExtent(
         "restarts": 1,
         "edited_samples": 16,
         "discovery_samples": 400,
+        "style_mixing": {"variants": 4, "fit_samples": 16, "restarts": 1, "crossover": 3},
     },
     students=StudentsExtent(
         Regime(SegmentationModelConfig(architecture="resnet18_8s"), steps=3, batch_size=4),
@@ -57,7 +58,7 @@ TINY = benchmark.ClassesExtent(
             }
         ),
     ),
-    only=("other-judge", "default", "clusters-8"),
+    only=("other-judge", "default", "clusters-12"),
 )
 CIRCUMSTANCES = MasksSettings(
     checkpoint="bundled:avatars-32",
@@ -89,7 +90,7 @@ def test_each_row_differs_from_the_default_in_one_setting() -> None:
             continue
         ours, theirs = row.labeler.model_dump(), default.model_dump()
         differing = [key for key in ours if ours[key] != theirs[key]]
-        assert len(differing) == (0 if row.name in (DEFAULT, "untruncated") else 1), row.name
+        assert len(differing) == {DEFAULT: 0, "untruncated": 0, "few": 3}.get(row.name, 1), row.name
         assert (row.truncation_psi == 1.0) == (row.group == "untruncated")
     everything = next(row for row in rows if row.name == "discover-all").labeler
     assert everything is not None and [rare.prompt.split()[-1] for rare in everything.discover] == list(RARE)
@@ -99,7 +100,7 @@ def test_rows_are_measured_once_and_say_what_they_say(sampler: Sampler, tmp_path
     store, told = Store.open(str(tmp_path / "out")), []
     sweep = benchmark.ClassSweep(store, sampler, CIRCUMSTANCES, TINY)
     results = {result.row.name: result for result in sweep.run(told.append)}
-    assert [line.split(":")[0] for line in told] == ["other-judge", "default", "clusters-8"]
+    assert [line.split(":")[0] for line in told] == ["other-judge", "default", "clusters-12"]
 
     # By hand: the default's masks against the oracle's, on the test seeds.
     result = results["default"]

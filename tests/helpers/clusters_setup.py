@@ -13,8 +13,9 @@ COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, 
 
 
 def make_config(**settings: object) -> FeatureClustersConfig:
-    """Clusters alone decide, unless settings say otherwise."""
-    return FeatureClustersConfig.model_validate({**SMALL, "naming_samples": 8, "foreground": "clusters", **settings})
+    """Clusters of features as they are alone decide, unless settings say otherwise."""
+    simple = {"naming_samples": 8, "normalisation": "none", "foreground": "clusters"}
+    return FeatureClustersConfig.model_validate({**SMALL, **simple, **settings})
 
 
 class ColourPrompts:

@@ -1,6 +1,6 @@
 """What the class benchmark measures: rows, and what each gave."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,8 @@ PROMPTED_CLUSTERS = FeatureClustersConfig(
     unsure="background",
 )
 RARE = ("hat", "glasses", "beard")
+_FEW: dict[str, Any] = {"clusters": 24, "normalisation": "none", "foreground": "clusters"}
+"""As in the paper."""
 DEFAULT = "default"
 
 
@@ -142,9 +144,12 @@ def class_rows(default: FeatureClustersConfig, layers: tuple[str, ...], truncati
         row("layers-two", f"{layers[-3]} + {layers[-1]}", "layers", layers=[layers[-3], layers[-1]]),
         row("layers-all", " + ".join(layers[1:]), "layers", layers=list(layers[1:])),
         row("layers-auto", "auto", "layers", layers="auto"),
-        row("standardised", f"{layers[-1]}, standardised", "layers", normalisation="standardised"),
-        *(row(f"clusters-{k}", f"k {k}", "clusters", clusters=k) for k in (8, 12, 16, 32, 48)),
-        row("clusters-chosen", "k chosen from 8 to 48", "clusters", clusters=[8, 12, 16, 24, 32, 48]),
+        row("plain", f"{layers[-1]}, not standardised", "layers", normalisation="none"),
+        *(row(f"clusters-{k}", f"k {k}", "clusters", clusters=k) for k in (12, 24, 48, 192)),
+        row("clusters-chosen", "k chosen from 24 to 192", "clusters", clusters=[24, 48, 96, 192]),
+        row("foreground-of-clusters", "clusters alone decide on the foreground", "clusters", foreground="clusters"),
+        row("few", "k 24, not standardised, clusters alone", "clusters", **_FEW),
+        *(row(f"fit-{n}", f"another fit, {n}", "clusters", fit_first_seed=4_100_000_000 - n * 1000) for n in (1, 2)),
         *(row(f"margin-{margin:g}", f"margin {margin:g}", "naming", min_margin=margin) for margin in (0.0, 0.1, 0.3)),
     ]
     other = ClassRow(

@@ -62,7 +62,7 @@ class ClassesExtent:
     num_dev: int
     num_test: int
     timed_batches: int
-    fit: dict[str, int]
+    fit: dict[str, object]
     """Settings of the labeler that are not the defaults."""
     students: StudentsExtent
     only: tuple[str, ...] | None = None
@@ -76,7 +76,7 @@ QUICK = ClassesExtent(
     num_test=64,
     timed_batches=3,
     fit={"fit_samples": 64, "naming_samples": 32, "edited_samples": 32, "discovery_samples": 400},
-    only=("other-judge", "default", "discover-hat", "layer-b16.conv1", "clusters-8"),
+    only=("other-judge", "default", "discover-hat", "layer-b16.conv1", "clusters-12"),
     students=StudentsExtent(replace(ON_CPU, steps=20), num_exact=64, num_test=64),
 )
 
