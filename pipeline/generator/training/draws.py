@@ -24,7 +24,8 @@ class Latents:
 
 @dataclass(frozen=True)
 class Draws:
-    """All of them follow from (seed, step, purpose)."""
+    """All of them follow from (seed, step, purpose). Large ones are drawn on the device: a training on a GPU takes
+    other steps than one on a CPU, and the same ones each time."""
 
     seed: int
     step: int
@@ -32,11 +33,14 @@ class Draws:
 
     def source(self, purpose: str) -> torch.Generator:
         """On the CPU."""
-        return torch.Generator().manual_seed(seed_of(self.seed, self.step, purpose))
+        return self._source_on("cpu", purpose)
+
+    def _source_on(self, device: torch.device | str, purpose: str) -> torch.Generator:
+        return torch.Generator(device).manual_seed(seed_of(self.seed, self.step, purpose))
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Standard normal numbers."""
-        return torch.randn(*shape, generator=self.source(purpose)).to(self.device)
+        return torch.randn(*shape, generator=self._source_on(self.device, purpose), device=self.device)
 
     def latents(self, purpose: str, batch_size: int, spec: GeneratorSpec, mixing_probability: float) -> Latents:
         """Random latents; with this probability a sample takes its last rows of w from a second one."""
@@ -48,6 +52,6 @@ class Draws:
 
     def noise(self, purpose: str, batch_size: int, spec: GeneratorSpec) -> list[Tensor]:
         """[B, 1, h, w] for each convolution of a generator of square images, in the order of rows."""
-        random = self.source(f"{purpose}/noise")
+        random = self._source_on(self.device, f"{purpose}/noise")
         sizes = [row_resolution(row) for row in range(spec.num_ws - 1)]
-        return [torch.randn(batch_size, 1, size, size, generator=random).to(self.device) for size in sizes]
+        return [torch.randn(batch_size, 1, size, size, generator=random, device=self.device) for size in sizes]

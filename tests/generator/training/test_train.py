@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.random_sampler import make_sampler
 from helpers.small_trainings import RESOLUTION, discs, losses, make_config, open_trainer, write_discs
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.networks import Generator
+from labelmill.pipeline.generator.training.draws import Draws
 from labelmill.pipeline.generator.training.growth import TrainingFailedError
 from labelmill.pipeline.generator.training.images import TrainingImages
 from labelmill.pipeline.generator.training.optimiser import SecondMomentAdam
@@ -28,6 +31,7 @@ from labelmill.pipeline.generator.training.saving import save
 from labelmill.pipeline.generator.training.start import find_start, spec_of
 from labelmill.pipeline.generator.training.train import train_generator
 from labelmill.pipeline.generator.training.trainer import GeneratorTrainer
+from labelmill.pipeline.training.randomness import seed_of
 from labelmill.pipeline.training.state import (
     TrainingStateError,
     latest_state,
@@ -306,3 +310,21 @@ class TestState:
         sizes = [path.stat().st_size for path in state.iterdir()]
         assert max(sizes) < 16 * 2**20
         assert sum(sizes) < 34 * 2**20
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_noise_is_drawn_on_the_device_and_follows_from_its_place(device: str) -> None:
+    spec = make_sampler(16).generator.spec
+
+    def drawn(seed: int, step: int, purpose: str) -> list[Tensor]:
+        return Draws(seed, step, torch.device(device)).noise(purpose, 2, spec)
+
+    noise = drawn(1, 2, "generator")
+    assert [tuple(part.shape) for part in noise] == [(2, 1, size, size) for size in (4, 8, 8, 16, 16)]
+    assert {part.device.type for part in noise} == {device}
+    for seed, step, purpose in ((1, 2, "generator"), (1, 3, "generator"), (2, 2, "generator"), (1, 2, "path_length")):
+        is_same = (seed, step, purpose) == (1, 2, "generator")
+        assert all(torch.equal(*pair) == is_same for pair in zip(noise, drawn(seed, step, purpose), strict=True))
+    if device == "cpu":  # as ever, so that trainings resume
+        random = torch.Generator().manual_seed(seed_of(1, 2, "generator/noise"))
+        assert all(torch.equal(part, torch.randn(part.shape, generator=random)) for part in noise)
