@@ -3,15 +3,17 @@
 Shape suffixes: H height, W width, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from labelmill.pipeline.networks.segmenter import Segmenter
 from labelmill.pipeline.pictures.photos import PhotoError, Pixels, find_photos, read_photo
 from labelmill.pipeline.segmentation.evaluate import Mask, MaskSide
 from labelmill.pipeline.segmentation.mask_source import open_masks
 from labelmill.pipeline.segmentation.metrics import MaskEvaluator
-from labelmill.pipeline.segmentation.predict import predict
+from labelmill.pipeline.segmentation.predict import predict_batch
 from labelmill.pipeline.segmentation.reading import Split, open_split, read_samples
 from labelmill.schemas.scores import Scores
 from labelmill.schemas.segmentation import DatasetSplit, PhotoFolder
@@ -20,20 +22,39 @@ Classes = tuple[str, ...]
 
 # Of many offenders a message names so many.
 _NUM_NAMED = 5
+_MOST_PIXELS = 2**22
+
+_Pair = tuple[str, Pixels, Mask]
+"""Name, image, true mask."""
 
 
 def score(segmenter: Segmenter, held_out: DatasetSplit | PhotoFolder, classes: Classes, side: int) -> Scores:
-    """How well a network, in eval mode, labels what it has not seen, one image at a time.
+    """How well a network, in eval mode, labels what it has not seen, some images of one size at a time.
 
     side: photos' shorter side in the network. Raises LabelmillError kinds naming the file that does not fit.
     """
     evaluator = MaskEvaluator(classes)
-    for name, image_HWC, truth_HW in _pairs(held_out, classes):
-        try:
-            evaluator.add(predict(segmenter, image_HWC, side), truth_HW)
-        except ValueError as error:
-            raise PhotoError(f"{name}: {error}") from error
+    for pairs in _batches(_pairs(held_out, classes)):
+        masks_BHW = predict_batch(segmenter, np.stack([image_HWC for _, image_HWC, _ in pairs]), side)
+        for (name, _, truth_HW), mask_HW in zip(pairs, masks_BHW, strict=True):
+            try:
+                evaluator.add(mask_HW, truth_HW)
+            except ValueError as error:
+                raise PhotoError(f"{name}: {error}") from error
     return evaluator.scores()
+
+
+def _batches(pairs: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+    """Runs of images of one size, of as many pixels at once as a batch of 16 has at 512 px."""
+    batch: list[_Pair] = []
+    for pair in pairs:
+        _, image_HWC, _ = pair
+        if batch and (batch[0][1].shape != image_HWC.shape or (len(batch) + 1) * image_HWC[..., 0].size > _MOST_PIXELS):
+            yield batch
+            batch = []
+        batch.append(pair)
+    if batch:
+        yield batch
 
 
 def open_held_out_split(held_out: DatasetSplit, classes: Classes) -> Split:
@@ -76,8 +97,8 @@ def _check_size(photo: Path, mask_HW: Mask, mask: str) -> None:
         )
 
 
-def _pairs(held_out: DatasetSplit | PhotoFolder, classes: Classes) -> Iterator[tuple[str, Pixels, Mask]]:
-    """(name, image, true mask), one at a time."""
+def _pairs(held_out: DatasetSplit | PhotoFolder, classes: Classes) -> Iterator[_Pair]:
+    """One at a time."""
     if isinstance(held_out, DatasetSplit):
         for sample in read_samples(open_held_out_split(held_out, classes).reading()):
             yield sample.key, sample.image_HWC, sample.mask_HW

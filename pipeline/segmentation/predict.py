@@ -1,6 +1,6 @@
 """Photos to masks: what `labelmill predict` does.
 
-Shape suffixes: H height, W width, C channels, K classes; 1 a batch of one.
+Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from labelmill.pipeline.pictures.checked_photos import check_photos
 from labelmill.pipeline.pictures.photos import Pixels, read_photo
 from labelmill.pipeline.pictures.png import encode_gray
 from labelmill.pipeline.process.files import write_atomically
+from labelmill.pipeline.process.host_copy import to_device
 from labelmill.pipeline.process.log import warn
 from labelmill.schemas.errors import OutputError
 
@@ -23,21 +24,29 @@ from labelmill.schemas.errors import OutputError
 _MOST_ELONGATED = 8
 
 
-@torch.no_grad()
 def predict(segmenter: Segmenter, image_HWC: Pixels, side: int) -> Pixels:
-    """Class of each pixel [H, W] uint8 of an RGB image [H, W, 3] uint8.
+    """Class of each pixel [H, W] uint8 of an RGB image [H, W, 3] uint8; see `predict_batch`."""
+    mask_HW: Pixels = predict_batch(segmenter, image_HWC[None], side)[0]
+    return mask_HW
 
-    The image is resized so that its shorter side is `side`, and less where the longer one would pass 8 times that;
+
+@torch.no_grad()
+def predict_batch(segmenter: Segmenter, images_BHWC: Pixels, side: int) -> Pixels:
+    """Class of each pixel [B, H, W] uint8 of RGB images [B, H, W, 3] uint8.
+
+    The images are resized so that their shorter side is `side`, and less where the longer one would pass 8 times that;
     the logits are resized back before the classes are chosen. segmenter: in eval mode.
     """
-    height, width = image_HWC.shape[:2]
-    device = segmenter.mean_C11.device
-    image_1CHW = torch.from_numpy(np.ascontiguousarray(image_HWC)).to(device).permute(2, 0, 1)[None].float() / 255
+    height, width = images_BHWC.shape[1:3]
+    pixels_BHWC = torch.from_numpy(np.ascontiguousarray(images_BHWC))
+    # Permuted bytes are channels-last, as the network's weights are.
+    images_BCHW = to_device(pixels_BHWC, segmenter.mean_C11.device).permute(0, 3, 1, 2).float() / 255
     scale = min(side / min(height, width), _MOST_ELONGATED * side / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     if size != (height, width):
-        image_1CHW = functional.interpolate(image_1CHW, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-    return _classes(segmenter(image_1CHW)[0], height, width).cpu().numpy()
+        images_BCHW = functional.interpolate(images_BCHW, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+    masks = [_classes(logits_KHW, height, width) for logits_KHW in segmenter(images_BCHW)]
+    return np.asarray(torch.stack(masks).cpu().numpy())
 
 
 def _classes(logits_KHW: Tensor, height: int, width: int) -> Tensor:

@@ -25,17 +25,19 @@ class Ranks:
     rank: int
     count: int
     device: torch.device
+    words: distributed.ProcessGroup | None = None
+    """What ranks tell each other from CPU to CPU goes through this group; None: through the one that gradients take."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank. Every rank asks at the same point."""
+        """Whether it is so on any rank. Every rank asks at the same point. No GPU is waited for."""
         if self.count == 1:
             return mine
-        flag = torch.tensor(int(mine), device=self.device)
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        flag = torch.tensor(int(mine))
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.words)
         return bool(flag.item())
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -62,9 +64,11 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(0, 1, chosen)
         return
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    on_gpus = chosen.type == "cuda"
+    distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_TIMEOUT)
     try:
-        yield Ranks(rank, count, chosen)
+        # NCCL knows GPUs alone, and an answer from there would wait for all that the GPU has yet to do.
+        yield Ranks(rank, count, chosen, distributed.new_group(backend="gloo", timeout=_TIMEOUT) if on_gpus else None)
     finally:
         distributed.destroy_process_group()
 

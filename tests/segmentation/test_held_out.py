@@ -62,6 +62,21 @@ def test_scores_on_a_split_are_those_of_its_samples(segmenter: Segmenter, tmp_pa
     assert found.accuracy == pytest.approx(1 - 2 * (1 - right / total) / 3)
 
 
+def test_images_of_one_size_are_labeled_together(
+    segmenter: Segmenter, held_out: PhotoFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    segmenter.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    split = DatasetSplit(dataset=write_discs(tmp_path / "out", samples=12), split=None)
+    together = score(segmenter, split, CLASSES, 12)
+    assert sizes == [12]
+    monkeypatch.setattr("labelmill.pipeline.segmentation.held_out._MOST_PIXELS", 5 * 16 * 16)
+    assert score(segmenter, split, CLASSES, 12) == together
+    assert sizes == [12, 5, 5, 2]
+    score(segmenter, held_out, CLASSES, 12)  # three sizes, and none has a place in another's batch
+    assert sizes[4:] == [1, 1, 1]
+
+
 def test_masks_of_two_values_need_their_positive_one(segmenter: Segmenter, held_out: PhotoFolder) -> None:
     rewrite_masks(held_out, (0, 255, 255))
     scores = score(segmenter, with_positive(held_out, 255), CLASSES, 16)
