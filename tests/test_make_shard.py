@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,19 @@ import torch
 from helpers.random_sampler import make_sampler
 from helpers.small_dataset import config_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from labelmill.pipeline import make_shard as make_shard_module
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.base import Labeler, Labels
+from labelmill.pipeline.labelers.methods import fit_to_bytes
+from labelmill.pipeline.labelers.style_mixing.fitted import FittedStyleMixing
+from labelmill.pipeline.labelers.style_mixing.labeler import StyleMixingLabeler
 from labelmill.pipeline.make_shard import LoadedRun, candidates, make_shard
 from labelmill.pipeline.process.stopwatch import Stopwatch
 from labelmill.pipeline.shards.reader import members_in, metadata_in
 from labelmill.schemas.errors import ShardError
+from labelmill.schemas.labelers.style_mixing import StyleMixingConfig
 from labelmill.schemas.sample import Sample
 from labelmill.schemas.shard import ShardTask
 
@@ -152,3 +158,38 @@ def test_the_thread_that_feeds_the_device_does_little_else(tmp_path: Path) -> No
         drawn.finish()
         everything = time.process_time() - start_of_all
     assert feeding < everything / 5
+
+
+class CopiesToDevice(TorchDispatchMode):
+    """Counts tensors that go from the host to a device of the kind meta, where every read by the host raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        sources = [value for value in args if isinstance(value, Tensor)]
+        is_copy = any(value.device.type == "cpu" and value.dim() for value in sources)
+        self.count += is_copy and isinstance(result, Tensor) and result.device.type == "meta"
+        return result
+
+
+@pytest.mark.parametrize("masks_from", ["readout", "clusters"])
+def test_a_batch_is_asked_for_without_a_look_at_the_device(masks_from: str) -> None:
+    config = StyleMixingConfig.model_validate(
+        {"variants": 4, "crossover": 3, "clusters": 4, "restarts": 2, "iterations": 3, "masks_from": masks_from}
+        | {"fit_samples": 16}
+    )
+    on_cpu = make_sampler(16)
+    fitted = fit_to_bytes(config, on_cpu)
+    sampler = Sampler(make_sampler(16).generator, on_cpu.config, on_cpu.numerics, "meta")
+    mixing = FittedStyleMixing.from_bytes(fitted, config, sampler.generator.spec, sampler.device, None)
+    labeler = StyleMixingLabeler(config, sampler, mixing)
+    with CopiesToDevice() as copies:
+        batch = sampler.sample(range(4), labeler.layers)
+        assert copies.count == 1  # z
+        labels = labeler.label(batch)
+        assert masks_from == "clusters" or copies.count == 1
+        found = make_shard_module._pixels(batch, labels) | make_shard_module._values(batch, labels)
+    assert {tensor.device.type for tensor in found.values()} == {"meta"}
