@@ -4,13 +4,15 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from labelmill.schemas.section import SEED_LIMIT, LocatedSection, check_seed_range
+from labelmill.schemas.section import PRINTABLE, SEED_LIMIT, LocatedSection, check_seed_range
 from labelmill.schemas.training import TrainingData
 
 BackgroundKind = Literal["corner_blend", "corner_mean", "zero"]
 
 _ROLES = 3
 """A step takes a batch of foregrounds, one of backgrounds and one of real images."""
+_WITH_WEIGHTS = frozenset({"method", "weights", "truncation_psi", "watch_samples", "snap_radius", "fit_first_seed"})
+"""Settings of a network that was trained before; all others are of a training."""
 
 
 class AlphaNetworkConfig(LocatedSection):
@@ -25,6 +27,10 @@ class AlphaNetworkConfig(LocatedSection):
 
     method: Literal["alpha_network"]
     """Name of the labeling method."""
+    weights: str | None = Field(None, pattern=PRINTABLE, exclude_if=lambda weights: weights is None)
+    """A network that Labels4Free's authors, or their code, trained on this very generator (`bg_extractor`, 256 px and
+    more): a path relative to the run file, or an https://, s3://, gs:// or az:// URL. `fit` trains nothing then, looks
+    once at the network's masks, and copies it into the output; settings of a training are refused beside it."""
     layers: list[str] | None = None
     """Convolutions whose features the network reads, such as [b16.conv1, b32.conv1]. null: all convolutions from 8
     pixels, or a thirty-second of the resolution if that is more."""
@@ -90,7 +96,7 @@ class AlphaNetworkConfig(LocatedSection):
     @property
     def num_fit_seeds(self) -> int:
         """Seeds that `fit` takes: those of the watched images, then those of every step."""
-        return self.watch_samples + self.steps * self.batch_size * _ROLES
+        return self.watch_samples + (0 if self.weights else self.steps * self.batch_size * _ROLES)
 
     @field_validator("layers")
     @classmethod
@@ -98,6 +104,17 @@ class AlphaNetworkConfig(LocatedSection):
         if layers is not None and (not layers or len(set(layers)) != len(layers)):
             raise ValueError(f"a list of layers must name at least one layer and each only once, got {layers}")
         return layers
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        fields = type(self).model_fields
+        unused = [key for key in fields if key not in _WITH_WEIGHTS and getattr(self, key) != fields[key].default]
+        if self.weights is not None and unused:
+            raise ValueError(
+                f"weights give a network that was trained before, and {', '.join(unused)} would train one; leave out "
+                f"either weights or these"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -8,7 +8,7 @@ import hashlib
 import torch
 
 from labelmill.pipeline.generator.checkpoints.assemble import ReadNetworks
-from labelmill.pipeline.generator.checkpoints.contents import list_contents
+from labelmill.pipeline.generator.checkpoints.contents import Contents, list_contents
 from labelmill.pipeline.generator.checkpoints.inert import (
     FETCH_AGAIN,
     Budget,
@@ -44,6 +44,7 @@ __all__ = [
     "bundled_names",
     "open_checkpoint",
     "parse_checkpoint",
+    "parse_contents",
 ]
 
 _PICKLE_MAGIC = b"\x80"
@@ -81,6 +82,18 @@ def parse_checkpoint(name: str, content: bytes, *, discriminator: bool = False) 
     info = CheckpointInfo(name, networks.format, networks.provenance, networks.has_discriminator)
     digest = hashlib.sha256(content).hexdigest()
     return LoadedCheckpoint(networks.generator, digest, info, networks.discriminator)
+
+
+def parse_contents(name: str, content: bytes) -> Contents:
+    """All tensors of a file, by their paths, whatever network they are of; `name` is for messages.
+
+    Raises CheckpointError.
+    """
+    try:
+        _refuse_non_checkpoints(content)
+        return list_contents(_read_root(content, Budget.of(len(content))))
+    except UnreadableError as error:
+        raise CheckpointError(f"{name}: {error.sentence()}") from error
 
 
 def _read_foreign(content: bytes, discriminator: bool) -> ReadNetworks:

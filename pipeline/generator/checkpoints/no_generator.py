@@ -21,7 +21,7 @@ def describe_missing_generator(contents: Contents) -> NoGeneratorError:
         return NoGeneratorError(
             "a Labels4Free alpha network (bg_extractor) without its generator: it only works on top of the StyleGAN2 "
             "it was trained with",
-            "Give that generator's file",
+            "Give that generator's file, and this one as labeler.weights of labeler.method: alpha_network",
         )
     for signs, what in _OTHERS:
         if any(sign in f".{name}" for name in names for sign in signs):

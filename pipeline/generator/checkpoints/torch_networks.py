@@ -76,7 +76,7 @@ def read_torch_networks(contents: Contents, num_file_bytes: int, *, discriminato
         _check_square_mapping(named)
     generator, filled_in = build_generator(named, conv_clamp=conv_clamp, num_file_bytes=num_file_bytes)
     if any(path.split(".")[0] in ("bg_extractor", "bg_extractor_ema") for path in contents.entries):
-        provenance["alpha network"] = "the file's Labels4Free bg_extractor, not used"
+        provenance["alpha network"] = "the file's Labels4Free bg_extractor; labeler.weights may name it"
     found = find_discriminator(contents)
     return ReadNetworks(
         format_,

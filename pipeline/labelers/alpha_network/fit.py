@@ -13,7 +13,6 @@ from math import prod
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Batch, Sampler
@@ -24,6 +23,7 @@ from labelmill.pipeline.labelers.alpha_network.background import (
     measure_switches,
 )
 from labelmill.pipeline.labelers.alpha_network.fitted import AlphaProvenance, Attempt, FittedAlphaNetwork
+from labelmill.pipeline.labelers.alpha_network.labels4free_network import READ_CHANNELS, published_layers
 from labelmill.pipeline.labelers.alpha_network.network import AlphaNetwork, default_layers
 from labelmill.pipeline.labelers.alpha_network.reals import Reals, check_reals
 from labelmill.pipeline.labelers.alpha_network.restarts import adjusted
@@ -31,10 +31,11 @@ from labelmill.pipeline.labelers.alpha_network.trainer import AlphaTrainer, Weig
 from labelmill.pipeline.labelers.alpha_network.watch import (
     Collapse,
     Look,
-    Looking,
     collapse_of,
     first_judged,
+    look_at,
     step_to_take,
+    watched,
 )
 from labelmill.pipeline.labelers.common.decision import images_at_once
 from labelmill.pipeline.process.device import repeatable_kernels
@@ -71,24 +72,27 @@ def check_alpha_network(config: AlphaNetworkConfig, sampler: Sampler) -> None:
         )
     check_background(config, spec)
     check_reals(config, spec)
-    batch_size = max(config.batch_size, sampler.numerics.batch_size)
+    training = 0 if config.weights is not None else config.batch_size
+    batch_size = max(training, sampler.numerics.batch_size)
     needed, free = bytes_needed(config, spec, batch_size), free_bytes(sampler.device)
     if needed > free:
         raise ConfigError(
             f"labeler.layers: features of {batch_size} images need {needed / 2**30:.1f} GiB beside the generator, and "
-            f"the {sampler.device.type.upper()} has {free / 2**30:.1f} GiB left; lower numerics.batch_size and "
-            f"labeler.batch_size, or take lower layers"
+            f"the {sampler.device.type.upper()} has {free / 2**30:.1f} GiB left; lower numerics.batch_size"
+            f"{' and labeler.batch_size, or take lower layers' if training else ''}"
         )
 
 
 def bytes_needed(config: AlphaNetworkConfig, spec: GeneratorSpec, batch_size: int) -> int:
     """What a batch holds at least beside the generator: the network's features at their own resolutions, and for the
     images that are decided together three of its maps at theirs."""
-    widths, names = dict(spec.channels), config.layers or default_layers(spec)
+    names = config.layers or (default_layers(spec) if config.weights is None else published_layers(spec))
+    width = config.width if config.weights is None else 4 * READ_CHANNELS
+    widths = dict(spec.channels)
     resolutions = [row_resolution(spec.conv_names.index(name)) for name in names]
     features = sum(widths[resolution] * prod(spec.size_at(resolution)) for resolution in resolutions)
     at_once = images_at_once(spec.image_size, batch_size)
-    return 4 * (batch_size * features + at_once * 3 * config.width * prod(spec.image_size))
+    return 4 * (batch_size * features + at_once * 3 * width * prod(spec.image_size))
 
 
 def fit_alpha_network(
@@ -100,10 +104,14 @@ def fit_alpha_network(
 ) -> FittedAlphaNetwork:
     """Train an alpha network. Raises CollapseError where the last restart collapsed, too."""
     check_alpha_network(config, sampler)
-    generator_config = sampler.config.model_copy(update={"truncation_psi": config.truncation_psi})
-    sampler = Sampler(sampler.generator, generator_config, sampler.numerics, sampler.device)
     with repeatable_kernels(gradients=True):
-        return _Fit(config, sampler, work, checkpoint_sha256, on_look).run()
+        return _Fit(config, at_psi_of_fit(config, sampler), work, checkpoint_sha256, on_look).run()
+
+
+def at_psi_of_fit(config: AlphaNetworkConfig, sampler: Sampler) -> Sampler:
+    """The same generator for the images of `fit`."""
+    generator_config = sampler.config.model_copy(update={"truncation_psi": config.truncation_psi})
+    return Sampler(sampler.generator, generator_config, sampler.numerics, sampler.device)
 
 
 @dataclass
@@ -172,12 +180,9 @@ class _Fit:
                 self._save(attempt)
         return attempt.collapse()
 
-    @torch.no_grad()
     def _look(self, attempt: _Attempt) -> None:
-        network, looking = attempt.trainer.average, Looking()
-        for batch in self._watched(self.config.watch_samples):
-            looking.add(torch.sigmoid(network(batch.features)), batch.images_BCHW)
-        look = looking.finish(attempt.trainer.num_steps)
+        network = attempt.trainer.average
+        look = look_at(network, self._watched(self.config.watch_samples), attempt.trainer.num_steps)
         attempt.looks.append(look)
         if self.on_look is not None:
             self.on_look(look.step, network)
@@ -216,8 +221,7 @@ class _Fit:
         return FittedAlphaNetwork(provenance, network)
 
     def _watched(self, count: int) -> Iterator[Batch]:
-        first = self.config.fit_first_seed
-        return self.sampler.batches(range(first, first + min(count, self.config.watch_samples)), self.layers)
+        return watched(self.config, self.sampler, self.layers, count)
 
     def _deviations(self) -> dict[str, float]:
         """Standard deviation of each layer's features, over images and channels."""

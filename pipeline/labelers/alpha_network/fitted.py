@@ -69,7 +69,10 @@ class FittedAlphaNetwork:
         checkpoint_sha256: str | None = None,
     ) -> "FittedAlphaNetwork":
         """Read a file for this configuration and generator. Raises FittedLabelerError; executes nothing."""
-        provenance, tensors = read_fitted_for(content, AlphaProvenance, config, spec, checkpoint_sha256)
+        # The run's identity holds the content of `reals`, wherever it lies now.
+        provenance, tensors = read_fitted_for(
+            content, AlphaProvenance, config, spec, checkpoint_sha256, ignoring=("reals",)
+        )
         unknown = set(provenance.layers) - set(spec.conv_names)
         if unknown or not provenance.layers or not provenance.attempts:
             raise FittedLabelerError(f"fitted labeler: layers {list(provenance.layers)}, which are not there. {REMEDY}")

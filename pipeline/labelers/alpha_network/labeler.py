@@ -8,6 +8,7 @@ from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.pipeline.labelers.alpha_network.fitted import FittedAlphaNetwork
+from labelmill.pipeline.labelers.alpha_network.given import FittedGivenNetwork
 from labelmill.pipeline.labelers.base import Labels
 from labelmill.pipeline.labelers.common.agreement import soft_iou
 from labelmill.pipeline.labelers.common.decision import decide, images_at_once
@@ -17,14 +18,15 @@ from labelmill.schemas.sample import OptionalFile
 
 
 class AlphaNetworkLabeler:
-    """Labels batches with what `fit` trained."""
+    """Labels batches with what `fit` trained, or was given."""
 
     classes = ("background", "foreground")
     optional_files: tuple[OptionalFile, ...] = ("alpha.png",)
 
-    def __init__(self, config: AlphaNetworkConfig, sampler: Sampler, fitted: FittedAlphaNetwork) -> None:
-        self.fitted = fitted
-        self.layers = fitted.provenance.layers
+    def __init__(
+        self, config: AlphaNetworkConfig, sampler: Sampler, fitted: FittedAlphaNetwork | FittedGivenNetwork
+    ) -> None:
+        self.layers = fitted.network.layers
         self._network, self._batch_size = fitted.network, sampler.numerics.batch_size
         self._at_once = images_at_once(sampler.generator.spec.image_size, self._batch_size)
         self._radius = config.snap_radius or default_radius(sampler.generator.spec.image_size)

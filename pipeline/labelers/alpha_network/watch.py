@@ -9,7 +9,7 @@ says which step to take.
 Shape suffixes: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from labelmill.pipeline.generator.sampling import Batch, Sampler
 from labelmill.schemas.labelers.alpha_network import AlphaNetworkConfig
 
 CollapseKind = Literal["all_foreground", "all_background", "flat", "inverted", "drifting"]
@@ -104,6 +105,24 @@ class Looking:
             **{name: sums[name] / count for name in ("opacity", "border", "centre", "softness")},
         }
         return Look(step=step, **{name: round(float(value), 4) for name, value in figures.items()})
+
+
+def watched(config: AlphaNetworkConfig, sampler: Sampler, layers: Collection[str], count: int) -> Iterator[Batch]:
+    """The first of the images that every look is at, with features. sampler: at the psi of `fit`."""
+    first = config.fit_first_seed
+    return sampler.batches(range(first, first + min(count, config.watch_samples)), layers)
+
+
+@torch.no_grad()
+def look_at(network: Callable[[Mapping[str, Tensor]], Tensor], batches: Iterable[Batch], step: int) -> Look:
+    """The figures of a network's masks of some images.
+
+    network: from features to logits [B, H, W]. batches: with the features that it reads.
+    """
+    looking = Looking()
+    for batch in batches:
+        looking.add(torch.sigmoid(network(batch.features)), batch.images_BCHW)
+    return looking.finish(step)
 
 
 def _edges(masks_BHW: Tensor, images_BCHW: Tensor) -> dict[str, Tensor]:

@@ -245,6 +245,8 @@ def test_files_of_others_are_refused(fitted: bytes) -> None:
         open_fitted(config, sampler, fitted, "b" * 64)
     with pytest.raises(FittedLabelerError, match=r"seed: 0 here, 1 in the file"):
         open_fitted(make_config(**{**RESTARTED, "seed": 0}), sampler, fitted)
+    moved = make_config(**RESTARTED, reals={"kind": "folder", "path": "elsewhere"})
+    assert open_fitted(moved, sampler, fitted).findings, "a run's identity holds what reals are, wherever they lie"
     tensors = load(fitted)
     tensors["bias"][0] = float("nan")
     with pytest.raises(FittedLabelerError, match="bias is not finite"):
