@@ -71,10 +71,12 @@ class InstanceSettings(Section):
     crossover: int | Literal["auto"] = "auto"
     """First row of w taken from the donor. `auto` chooses it in `fit`, apart from the labeler's: the lowest row from
     which on variants keep what the detector saw."""
-    min_kept: float = Field(0.7, ge=0, le=1)
-    """How much of it they keep, for `crossover: auto`: of a model, the mean IoU of its boxes on images and variants, of
-    the class that keeps least; of a file, the mean agreement of edges inside the boxes, 0 as between different images,
-    1 as with itself."""
+    min_box_iou: float = Field(0.95, ge=0, le=1)
+    """Least mean IoU of a model's boxes on images and on their variants, of the class that keeps least, for
+    `crossover: auto`."""
+    min_layout_agreement: float = Field(0.5, ge=0, le=1)
+    """The same for boxes of a file, which knows nothing of variants: least agreement between the edges of image and
+    variants inside the boxes, 0 as between two different images, 1 as between an image and itself."""
     normalisation: Literal["none", "centred", "standardised"] = "none"
     """Normalisation of each pixel's vector over the variants before clustering, as in style mixing."""
     restarts: int = Field(4, ge=1, le=64)

@@ -43,6 +43,9 @@ def benchmark(
     network: Annotated[
         bool, typer.Option("--network", help="A supervised network as labeler, and as judge of others' masks.")
     ] = False,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Masks inside boxes: people side by side, and parts of portraits.")
+    ] = False,
     out: Annotated[str, typer.Option(help="Folder for tables and pictures; rerun to resume.")] = "out/benchmark",
     quick: Annotated[
         bool,
@@ -63,6 +66,7 @@ def benchmark(
         "promise": promise,
         "photos": photos,
         "network": network,
+        "instances": instances,
         "speed": speed,
         "masks": masks,
         "downstream": downstream,
@@ -118,6 +122,14 @@ def _network(asked: _Asked) -> None:
     benchmark_network(Path(asked.out), asked.checkpoint, choose_device(), extent, tell=print)
 
 
+def _instances(asked: _Asked) -> None:
+    from labelmill.pipeline.benchmark.instances.run import FULL, QUICK, benchmark_instances
+    from labelmill.pipeline.process.device import choose_device
+
+    extent = QUICK if asked.quick else FULL
+    benchmark_instances(Path(asked.out), asked.checkpoint, choose_device(), extent, tell=print)
+
+
 def _speed(asked: _Asked) -> None:
     from labelmill.pipeline.benchmark.speed.run import benchmark_speed, speed_plan
     from labelmill.pipeline.process.device import choose_device
@@ -158,6 +170,7 @@ _BENCHMARKS: dict[str, Callable[[_Asked], None]] = {
     "promise": _promise,
     "photos": _photos,
     "network": _network,
+    "instances": _instances,
     "speed": _speed,
     "masks": _masks,
     "downstream": _downstream,

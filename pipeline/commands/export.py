@@ -14,14 +14,28 @@ def export(
     cutouts: Annotated[
         bool, typer.Option("--cutouts", help="KEY.png for each sample: RGB, and alpha.png as the alpha channel.")
     ] = False,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="coco: images/ and annotations.json with an annotation per instance, or per class."
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only the samples of this split, such as train.")] = None,
 ) -> None:
     """Write a dataset's samples as files for other programs."""
     from labelmill.pipeline.dataset.export import export_cutouts
+    from labelmill.pipeline.dataset.export_coco import export_coco
     from labelmill.pipeline.store.store import Store
 
-    if not cutouts:
-        raise typer.BadParameter("choose what to export: --cutouts")
+    if file_format not in (None, "coco"):
+        raise typer.BadParameter(f"--format {file_format}: there is coco")
+    if cutouts == (file_format is not None):
+        raise typer.BadParameter("choose what to export: --cutouts or --format coco")
+    if file_format is not None:
+        with writing_to(out):
+            counts = export_coco(Store.open(output), out, split)
+        print(f"{out}: {counts.images} images, {counts.annotations} annotations")
+        return
     with writing_to(out):
         count = export_cutouts(Store.open(output), out, split)
     print(f"{out}: {count} cutouts")

@@ -27,18 +27,13 @@ def export_cutouts(store: Store, folder: Path, split: str | None) -> int:
     The folder appears when all files are in it; a shard is in memory at a time. Raises OutputError for a dataset
     without alpha, a shard that is not what the index says, and a folder that is there already.
     """
-    manifest, index = read_manifest(store), read_index(store)
+    manifest = read_manifest(store)
     if ALPHA.ending not in manifest.optional_files:
         raise OutputError(
             f"{store.url}: its samples have no {ALPHA.ending}, which cutouts need; label with labeler.method: "
             f"alpha_network"
         )
-    shards = [shard for shard in index.shardlist if split in (None, shard.split) and shard.nsamples]
-    if not shards:
-        raise OutputError(f"{store.url}: no sample in split {split!r}; it has {', '.join(index.splits)}")
-    if folder.exists():
-        raise OutputError(f"{folder}: is there already; choose a new folder, or remove it")
-    count = 0
+    shards, count = shards_to_export(store, folder, split), 0
     with made_whole(folder) as unfinished:
         unfinished.mkdir()
         for shard in shards:
@@ -48,14 +43,31 @@ def export_cutouts(store: Store, folder: Path, split: str | None) -> int:
     return count
 
 
-def _cutouts(store: Store, shard: IndexedShard, manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Keys and pixels [H, W, 4] of a shard's samples."""
+def shards_to_export(store: Store, folder: Path, split: str | None) -> list[IndexedShard]:
+    """Shards with samples of a split (None: of all). Raises OutputError where there are none, and for a folder that is
+    there already."""
+    index = read_index(store)
+    shards = [shard for shard in index.shardlist if split in (None, shard.split) and shard.nsamples]
+    if not shards:
+        raise OutputError(f"{store.url}: no sample in split {split!r}; it has {', '.join(index.splits)}")
+    if folder.exists():
+        raise OutputError(f"{folder}: is there already; choose a new folder, or remove it")
+    return shards
+
+
+def checked_tar(store: Store, shard: IndexedShard) -> bytes:
+    """A shard's tar. Raises OutputError where it is not the one that the index lists."""
     tar = store.read(shard.url)
     if hashlib.sha256(tar).hexdigest() != shard.sha256:
         raise OutputError(f"{store.url}/{shard.url}: is not the shard that the index lists; run `labelmill verify`")
+    return tar
+
+
+def _cutouts(store: Store, shard: IndexedShard, manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Keys and pixels [H, W, 4] of a shard's samples."""
     image_ending = image_file(manifest.image_format).ending
     images: dict[str, Member] = {}
-    for member in members_in(tar):
+    for member in members_in(checked_tar(store, shard)):
         if member.ending == image_ending:
             images[member.key] = member
         elif member.ending == ALPHA.ending:

@@ -9,9 +9,12 @@ Shape suffixes: B batch, N variants, C channels, H height, W width.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmill.pipeline.generator.networks import Generator
@@ -29,7 +32,7 @@ Looked = Sequence[tuple[Batch, list[tuple[Box, ...]]]]
 """Images and their boxes."""
 
 
-def choose_row(kept: dict[int, float], min_kept: float) -> int:
+def choose_row(kept: Mapping[int, float], min_kept: float) -> int:
     """The lowest row from which on no row keeps less. The last row if it keeps less itself: that one changes colour
     only."""
     rows = sorted(kept, reverse=True)
@@ -42,14 +45,32 @@ def kept_by_detector(sampler: Sampler, looked: Looked, donors_NLD: Tensor, detec
     kept: dict[int, float] = {}
     for row in _rows(sampler.generator):
         ious: dict[str, list[float]] = defaultdict(list)
-        for boxes, variants_NCHW in _variants(sampler, looked, donors_NLD, row):
-            for image_HWC in to_uint8(variants_NCHW).cpu().numpy():
-                seen = detector.look(image_HWC, f"a variant from row {row} on")
-                for box in boxes:
-                    same = (box.iou(other) for other in seen if other.label == box.label)
-                    ious[box.label].append(max(same, default=0.0))
+        for each in looked:
+            found = [
+                (boxes, to_uint8(variants_NCHW).cpu().numpy())
+                for boxes, variants_NCHW in _variants(sampler, [each], donors_NLD, row)
+            ]
+            _compare(found, detector, f"a variant from row {row} on", ious)
         kept[row] = round(min(sum(each) / len(each) for each in ious.values()), 4)
     return kept
+
+
+def _compare(
+    found: Sequence[tuple[tuple[Box, ...], NDArray[np.uint8]]],
+    detector: FromFunction,
+    name: str,
+    ious: dict[str, list[float]],
+) -> None:
+    """Add, by class, the IoU of images' boxes with the best ones on each of their variants [N, H, W, C]."""
+    if not found:
+        return
+    images_BHWC = np.concatenate([variants_NHWC for _, variants_NHWC in found])
+    seen_B = iter(detector.look(images_BHWC, [name] * len(images_BHWC)))
+    for boxes, variants_NHWC in found:
+        for seen in islice(seen_B, len(variants_NHWC)):
+            for box in boxes:
+                same = (box.iou(other) for other in seen if other.label == box.label)
+                ious[box.label].append(max(same, default=0.0))
 
 
 def kept_by_edges(sampler: Sampler, looked: Looked, donors_NLD: Tensor) -> dict[int, float]:

@@ -11,9 +11,9 @@ from labelmill.pipeline.instances.boxes import Box, FoundBox, usable_boxes
 from labelmill.pipeline.process.log import warn
 from labelmill.schemas.errors import ConfigError
 
-Detect = Callable[[NDArray[np.uint8]], Iterable[Mapping[str, Any]]]
-"""From an image [H, W, C] uint8, RGB or gray, to its boxes: {"class": "person", "score": 0.9, "box": [x, y, width,
-height]}, in the image's pixels from its upper left corner."""
+Detect = Callable[[NDArray[np.uint8]], Sequence[Iterable[Mapping[str, Any]]]]
+"""From images [B, H, W, C] uint8, RGB or gray, to the boxes of each: {"class": "person", "score": 0.9, "box": [x, y,
+width, height]}, in the image's pixels from its upper left corner."""
 
 
 class Detector(Protocol):
@@ -35,19 +35,23 @@ class FromFile:
 
 
 class FromFunction:
-    """Boxes that a function sees in an image."""
+    """Boxes that a function sees in images."""
 
     def __init__(self, detect: Detect) -> None:
         self._detect = detect
 
     def __call__(self, batch: Batch) -> list[tuple[Box, ...]]:
-        images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
-        return [self.look(image_HWC, key) for image_HWC, key in zip(images_BHWC, batch.keys, strict=True)]
+        return self.look(to_uint8(batch.images_BCHW).cpu().numpy(), batch.keys)
 
-    def look(self, image_HWC: NDArray[np.uint8], image: str) -> tuple[Box, ...]:
-        """The boxes of one image; a line in the log for each that cannot be used. image: its name."""
-        height, width = image_HWC.shape[:2]
-        boxes, problems = usable_boxes(map(_found, self._detect(image_HWC)), (height, width), image)
+    def look(self, images_BHWC: NDArray[np.uint8], names: Sequence[str]) -> list[tuple[Box, ...]]:
+        """The boxes of each image; a line in the log for each that cannot be used. names: of the images."""
+        found_B = self._detect(images_BHWC)
+        if len(found_B) != len(names):
+            raise ConfigError(f"a detector gives the boxes of each of {len(names)} images, not of {len(found_B)}")
+        return [self._usable(found, images_BHWC.shape, name) for found, name in zip(found_B, names, strict=True)]
+
+    def _usable(self, found: Iterable[Mapping[str, Any]], shape: tuple[int, ...], name: str) -> tuple[Box, ...]:
+        boxes, problems = usable_boxes(map(_found, found), (shape[1], shape[2]), name)
         for problem in problems:
             warn(problem)
         return boxes

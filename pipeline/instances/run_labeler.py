@@ -110,24 +110,25 @@ def fit_instances(settings: InstanceSettings, sampler: Sampler, detector: Detect
         row = 1  # no variant is ever made
     if row == "auto":
         with repeatable_kernels():
-            kept, num_boxes = _kept(settings, sampler, detector, donors_NLD)
-        row = choose_row(kept, settings.min_kept)
+            kept, num_boxes, least = _kept(settings, sampler, detector, donors_NLD)
+        row = choose_row(kept, least)
     provenance = InstancesProvenance(settings=settings, crossover=row, kept=kept, num_boxes=num_boxes)
     return FittedInstances(provenance, donors_NLD, labeler)
 
 
 def _kept(
     settings: InstanceSettings, sampler: Sampler, detector: Detector, donors_NLD: Tensor
-) -> tuple[dict[int, float], int]:
-    """How much each row keeps, and of how many boxes."""
+) -> tuple[dict[int, float], int, float]:
+    """How much each row keeps, of how many boxes, and how much it must keep."""
     batches = sampler.batches(_seeds_to_look_at(settings, detector))
     looked = [(batch, detector(batch)) for batch in batches]
     num_boxes = sum(len(boxes) for _, boxes_B in looked for boxes in boxes_B)
     if num_boxes and isinstance(detector, FromFunction):
-        return kept_by_detector(sampler, looked, donors_NLD, detector), num_boxes
+        kept = kept_by_detector(sampler, looked, donors_NLD, detector)
+        return kept, num_boxes, settings.min_box_iou
     if not num_boxes:
         looked = [(batch, [_whole(batch)] * len(batch)) for batch, _ in looked]
-    return kept_by_edges(sampler, looked, donors_NLD), num_boxes
+    return kept_by_edges(sampler, looked, donors_NLD), num_boxes, settings.min_layout_agreement
 
 
 def _seeds_to_look_at(settings: InstanceSettings, detector: Detector) -> Sequence[int]:

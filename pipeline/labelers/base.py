@@ -29,8 +29,6 @@ class Labels:
     """float32 in [0, 1]: how opaque the foreground is; None where the method gives none."""
     instances_BHW: Tensor | None = None
     """int64: index of each pixel's instance from 1, 0 for none; None where the method gives none."""
-    instances_B: tuple[tuple[Instance, ...], ...] | None = None
-    """What each image's instances are, by index; None where nothing is known of them."""
     probabilities_BKHW: Tensor | None = None
     """float32 in [0, 1]: how likely each pixel is of each class, in the order of `classes`; they sum to 1 over K. Of
     pixels to be ignored as well. None where the method gives none."""

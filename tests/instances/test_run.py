@@ -3,11 +3,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers.discs import disc, write_discs
+from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from labelmill.pipeline.annotations.formats.coco_shapes import run_lengths
 from labelmill.pipeline.check_run import check_run
+from labelmill.pipeline.cli import app
+from labelmill.pipeline.dataset.export_coco import export_coco
 from labelmill.pipeline.dataset.manifest import read_manifest
 from labelmill.pipeline.dataset.verify import verify
 from labelmill.pipeline.pictures.png import decode_gray
@@ -15,6 +22,7 @@ from labelmill.pipeline.shards.reader import members_in
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.instances import Instance
 from labelmill.schemas.sample import SampleMetadata
 from labelmill.schemas.yaml_file import load_config
 from labelmill.workers.generate import generate
@@ -33,6 +41,48 @@ LINES = [
 SECTION = {"detector": {"kind": "file", "path": "boxes.jsonl"}, "clusters": [4], "variants": 4, "fit_samples": 2}
 
 
+def read_instances(store: Store) -> tuple[dict[str, NDArray[Any] | None], dict[str, tuple[Instance, ...] | None]]:
+    """Pictures and records by key."""
+    numbers, said = {}, {}
+    for member in members_in(store.read("shards/tiny-000000.tar")):
+        if member.ending == "instances.png":
+            numbers[member.key] = decode_gray(member.data)
+        elif member.ending == "json":
+            said[member.key] = SampleMetadata.model_validate_json(bytes(member.data)).instances
+    return numbers, said
+
+
+def check_coco(store: Store, folder: Path) -> None:
+    """An export says to the pixel what the dataset says, to our reader and to COCO's own."""
+    done = CliRunner().invoke(app, ["export", store.url, str(folder), "--format", "coco"], catch_exceptions=False)
+    assert done.exit_code == 0 and "6 images" in done.output
+    coco = json.loads((folder / "annotations.json").read_text())
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    numbers, said = read_instances(store)
+    assert [image["file_name"] for image in coco["images"]] == [f"{key}.jpg" for key in numbers]
+    assert sorted(path.name for path in (folder / "images").iterdir()) == [f"{key}.jpg" for key in numbers]
+    read: dict[str, list[Instance]] = {key: [] for key in numbers}
+    for each in coco["annotations"]:
+        key = f"{each['image_id']:010d}"
+        number = len(read[key]) + 1
+        inside_HW = run_lengths(each["segmentation"]["counts"], (32, 32))
+        assert np.array_equal(inside_HW, numbers[key] == number) and each["area"] == inside_HW.sum()
+        label = names[each["category_id"]]
+        read[key].append(Instance(id=number, label=label, score=each["score"], box=tuple(each["bbox"])))
+    assert read == {key: list(instances or ()) for key, instances in said.items()}
+
+
+def test_pycocotools_reads_an_export(tmp_path: Path) -> None:
+    coco_tools = pytest.importorskip("pycocotools.coco")
+    store = Store.open(write_discs(tmp_path / "out", samples=6))
+    counts = export_coco(store, tmp_path / "coco", None)
+    coco = coco_tools.COCO(str(tmp_path / "coco" / "annotations.json"))
+    assert (counts.images, counts.annotations) == (6, len(coco.anns)) and len(coco.imgs) == 6
+    for annotation in coco.anns.values():
+        _, mask_HW = disc(annotation["image_id"])
+        assert np.array_equal(coco.annToMask(annotation), mask_HW == annotation["category_id"])
+
+
 def run_with(write: Callable[..., Path], folder: Path, **section: object) -> RunConfig:
     (folder / "boxes.jsonl").write_text("\n".join(map(json.dumps, LINES)))
     path = write(instances={**SECTION, **section}, dataset={"samples": 6, "samples_per_shard": 6})
@@ -49,13 +99,9 @@ def test_samples_have_instances(
     store = Store.open(config.output)
     assert read_manifest(store).optional_files == ("instances.png",)
     assert not verify(store, deep=True).problems
-    numbers, said = {}, {}
-    for member in members_in(store.read("shards/tiny-000000.tar")):
-        if member.ending == "instances.png":
-            numbers[member.key] = decode_gray(member.data)
-        elif member.ending == "json":
-            said[member.key] = SampleMetadata.model_validate_json(bytes(member.data)).instances
+    numbers, said = read_instances(store)
     assert len(numbers) == 6
+    check_coco(store, tmp_path / "coco")
     for key, numbers_HW in numbers.items():
         assert numbers_HW is not None and numbers_HW.dtype == np.uint8 and numbers_HW.shape == (32, 32)
         assert [number for number in np.unique(numbers_HW) if number] == [each.id for each in said[key] or ()]

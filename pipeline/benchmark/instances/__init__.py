@@ -1,0 +1,1 @@
+"""Whether instances are masks of things, and no better than their boxes."""
