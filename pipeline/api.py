@@ -1,23 +1,35 @@
-"""labelmill from Python: `import labelmill`. The command is made of the same parts."""
+"""labelmill from Python: `import labelmill`. The command is made of the same parts, and works by the same settings.
+
+Shape suffixes: B batch, C channels, H height, W width.
+"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
-from labelmill.pipeline.generator.sampling import Batch, Sampler
+from labelmill.pipeline.generator.sampling import Batch, Sampler, to_uint8
 from labelmill.pipeline.labelers.base import Labeler, Labels
 from labelmill.pipeline.labelers.methods import fit_to_bytes, method_of, open_fitted
+from labelmill.pipeline.pictures.overlay import Captioned, sheet
 from labelmill.pipeline.process.device import choose_device
+from labelmill.pipeline.process.interruption import Interrupted, interrupted_words, interruptible
+from labelmill.pipeline.segmentation.random_access import LabeledDataset, Pair, to_pair
 from labelmill.pipeline.segmentation.reading import LabeledImage, open_split, read_samples
-from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig
+from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig, RunConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.section import Section
-from labelmill.schemas.yaml_file import validate
+from labelmill.schemas.yaml_file import apply_overrides, load_config, validate
+from labelmill.workers.generate import generate
+
+Item = TypeVar("Item")
 
 
 class _LabelerFile(Section):
@@ -28,8 +40,8 @@ def open_generator(checkpoint: str | Path, *, device: str = "auto", **settings: 
     """A generator that turns seeds into images, as a run file's does.
 
     checkpoint and settings: the fields of a run file's `generator` section, such as truncation_psi. device: auto (a GPU
-    where there is one), cpu, cuda or cuda:N. `sample(seeds)` gives a batch of images_BCHW, float32, nominally in
-    [-1, 1]. Raises CheckpointError or ConfigError.
+    where there is one), cpu, cuda or cuda:N. `sample(seeds)` gives a batch of at most 16 images: images_BCHW, float32,
+    nominally in [-1, 1], and ws_BLD, the rows of w. Raises CheckpointError or ConfigError.
     """
     config = validate({"checkpoint": str(checkpoint), **_plain(settings)}, "open_generator", GeneratorConfig)
     chosen, numerics = choose_device(device), NumericsConfig()
@@ -37,23 +49,80 @@ def open_generator(checkpoint: str | Path, *, device: str = "auto", **settings: 
     return Sampler(open_checkpoint(config.checkpoint, chosen).generator, config, numerics, chosen)
 
 
-def fit_labeler(sampler: Sampler, method: str, **settings: Any) -> Labeler:
-    """A labeling method, fitted to a generator: takes a minute or so.
+def fit_labeler(generator: Sampler, method: str, **settings: Any) -> Labeler:
+    """A labeling method, fitted to a generator: takes a minute or so. `classes` of what it gives names the mask values.
 
     method and settings: the fields of a run file's `labeler` section. Raises ConfigError.
     """
     config = validate({"labeler": {"method": method, **_plain(settings)}}, "fit_labeler", _LabelerFile).labeler
-    method_of(config).check(config, sampler)
-    return open_fitted(config, sampler, fit_to_bytes(config, sampler)).labeler
+    method_of(config).check(config, generator)
+    return open_fitted(config, generator, fit_to_bytes(config, generator)).labeler
 
 
-def label(sampler: Sampler, labeler: Labeler, seeds: Sequence[int]) -> Iterator[tuple[Batch, Labels]]:
-    """Images of seeds and their masks, batch by batch, on the sampler's device.
+def label(generator: Sampler, labeler: Labeler, seeds: Sequence[int]) -> Iterator[tuple[Batch, Labels]]:
+    """Images of seeds and their masks, batch by batch, on the generator's device.
 
-    masks_BHW: uint8 class indices, 255 is ignore; confidence_B: float32 in [0, 1]. What a dataset drops by its quality
-    rules is here.
+    images_BCHW: float32, nominally in [-1, 1]; masks_BHW: uint8 class indices, 255 is ignore; confidence_B: float32 in
+    [0, 1]. What a dataset drops by its quality rules is here.
     """
-    return ((batch, labeler.label(batch)) for batch in sampler.batches(seeds, labeler.layers))
+    return ((batch, labeler.label(batch)) for batch in generator.batches(seeds, labeler.layers))
+
+
+def show(
+    labeled: Iterable[tuple[Batch, Labels]] | Iterable[LabeledImage],
+    classes: Sequence[str],
+    *,
+    columns: int = 4,
+    edge: int = 128,
+) -> Image.Image:
+    """A picture of images beside their masks, under a legend: the value of a notebook's cell, or `.save("a.png")`.
+
+    labeled: what `label` gives, or samples of a dataset; all of them are drawn, so give tens. classes: names of the
+    mask values, `labeler.classes` or `dataset.classes`. columns: pairs per row. edge: the shorter side of an image in
+    the picture, in pixels. Raises ConfigError where there is nothing to show, LabelmillError for masks with other
+    values.
+    """
+    pictures = [picture for item in labeled for picture in _pictures_of(item)]
+    if not pictures:
+        raise ConfigError("show: there are no samples; give at least one seed or sample")
+    return Image.fromarray(sheet(pictures, classes, columns, edge))
+
+
+def make_dataset(run: str | Path | Mapping[str, Any] | RunConfig, *, overrides: Sequence[str] = ()) -> str:
+    """Make the dataset of a run, as `labelmill generate` does, and return its output, for `open_dataset`.
+
+    run: a run file, its values as a mapping, or a checked configuration. overrides: as after `--set`, such as
+    "dataset.samples=320". Takes as long as the run does; interrupted (Ctrl-C, a notebook's stop button), it raises
+    KeyboardInterrupt: call it again to resume. Raises LabelmillError kinds as the command ends with their exit status:
+    ConfigError, CheckpointError, OutputError, ShardError and StalledError.
+    """
+    config = _run_config(run, overrides)
+    with _ended_by_signals():
+        generate(config)
+    return config.output
+
+
+@overload
+def open_dataset(place: str | Path, split: str | None = None) -> LabeledDataset[Pair]: ...
+
+
+@overload
+def open_dataset(
+    place: str | Path, split: str | None = None, *, transform: Callable[[LabeledImage], Item]
+) -> LabeledDataset[Item]: ...
+
+
+def open_dataset(
+    place: str | Path, split: str | None = None, *, transform: Callable[[LabeledImage], Any] = to_pair
+) -> LabeledDataset[Any]:
+    """A finished dataset as a torch Dataset, for DataLoader: any order, any number of its processes.
+
+    place: its folder or bucket. split: one of its splits; None for all. transform: makes an item of a sample as it is
+    stored (`LabeledImage`); without one an item is image_CHW float32 RGB in [0, 1] and mask_HW int64 class indices, 255
+    to ignore. `classes` names the mask values, `sample(index)` is the sample as it is stored. Raises OutputError,
+    naming what is not as it should be.
+    """
+    return LabeledDataset(open_split(str(place), split), transform)
 
 
 def read_dataset(place: str | Path, split: str | None = None) -> Iterator[LabeledImage]:
@@ -63,6 +132,43 @@ def read_dataset(place: str | Path, split: str | None = None) -> Iterator[Labele
     OutputError, naming what is not as it should be.
     """
     return read_samples(open_split(str(place), split))
+
+
+def _pictures_of(item: tuple[Batch, Labels] | LabeledImage) -> list[Captioned]:
+    if isinstance(item, LabeledImage):
+        confidence = item.metadata.candidate.confidence
+        return [Captioned(item.image_HWC, item.mask_HW, f"{item.key}  ·  confidence {confidence:.2f}")]
+    batch, labels = item
+    images_BHWC = to_uint8(batch.images_BCHW).cpu().numpy()
+    masks_BHW, confidences = labels.masks_BHW.cpu().numpy(), labels.confidence_B.tolist()
+    return [
+        Captioned(image_HWC, mask_HW, f"seed {seed}  ·  confidence {confidence:.2f}")
+        for image_HWC, mask_HW, seed, confidence in zip(images_BHWC, masks_BHW, batch.seeds, confidences, strict=True)
+    ]
+
+
+def _run_config(run: str | Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str]) -> RunConfig:
+    if isinstance(run, str | Path):
+        return load_config(run, RunConfig, overrides)
+    if isinstance(run, RunConfig) and not overrides:
+        return run
+    values = run.model_dump(mode="json") if isinstance(run, RunConfig) else _plain(run)
+    apply_overrides(values, overrides)
+    folder = run.generator.folder if isinstance(run, RunConfig) else None
+    return validate(values, "make_dataset", RunConfig, folder)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Signals as the command takes them, so that `labelmill status` tells the truth; then as Python raises them."""
+    if threading.current_thread() is not threading.main_thread():  # which gets no signals
+        yield
+        return
+    try:
+        with interruptible():
+            yield
+    except Interrupted as error:
+        raise KeyboardInterrupt(interrupted_words(str(error))) from None
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What libraries read from the environment before a process starts."""
 
+import ctypes
 import os
 import sys
 
@@ -12,6 +13,10 @@ PROCESS_SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+# Names of malloc.h, and the most that `mallopt` takes: as good as the 4 GiB above.
+_MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
+_MOST_BYTES = 2**31 - 1
+
 
 def restart_with_process_settings() -> None:
     """Replace this process by itself with the settings in its environment. What the user has set stays."""
@@ -20,3 +25,18 @@ def restart_with_process_settings() -> None:
         return
     os.environ.update(missing)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def take_process_settings() -> None:
+    """The same for a process that is not to be replaced, such as a notebook's: what can still be set is set.
+
+    OpenMP reads its setting once, when PyTorch is imported: call this before. What the user has set stays.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    for name, parameter in _MALLOPT.items():
+        if name not in os.environ and hasattr(libc, "mallopt"):
+            libc.mallopt(parameter, _MOST_BYTES)
+    for name, value in PROCESS_SETTINGS.items():
+        os.environ.setdefault(name, value)

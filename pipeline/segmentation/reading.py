@@ -219,7 +219,7 @@ class ShardReader:
             self._shards[place.shard] = self._load(self._split.shards[place.shard])
         self._shards.move_to_end(place.shard)
         try:
-            return _decode(self._shards[place.shard][place.sample], self._split)
+            return decode(self._shards[place.shard][place.sample], self._split)
         except (MaskError, DamagedTarError) as error:
             raise OutputError(f"{self._split.url}/{self._split.shards[place.shard].url}: {error}") from error
 
@@ -227,7 +227,7 @@ class ShardReader:
         name = f"{self._split.url}/{shard.url}"
         advice = f"`labelmill verify {self._split.url}` shows the details"
         try:
-            samples = _grouped(self._store.read(shard.url))
+            samples = grouped(self._store.read(shard.url))
         except FileNotFoundError as error:
             raise OutputError(f"{name}: is not there, though index.json lists it; {advice}") from error
         except DamagedTarError as error:
@@ -237,8 +237,8 @@ class ShardReader:
         return samples
 
 
-def _grouped(tar: bytes) -> list[dict[str, Member]]:
-    """The files of each sample by their endings, in order. Raises DamagedTarError."""
+def grouped(tar: bytes) -> list[dict[str, Member]]:
+    """The files of each sample by their endings, in order, of a tar or of a part of one. Raises DamagedTarError."""
     content, samples = memoryview(tar), dict[str, dict[str, Member]]()
     for member in members_of(io.BytesIO(tar)):
         data = content[member.offset : member.offset + member.num_bytes]
@@ -251,8 +251,8 @@ def _grouped(tar: bytes) -> list[dict[str, Member]]:
     return list(samples.values())
 
 
-def _decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
-    """Raises DamagedTarError, or MaskError, naming the file in the tar."""
+def decode(files: Mapping[str, Member], split: Split) -> LabeledImage:
+    """A sample from its files by ending. Raises DamagedTarError, or MaskError, naming the file in the tar."""
     key = next(iter(files.values())).key
     _check_files(key, files, split.files)
     members = {file.field: files[file.ending] for file in split.files if file not in split.unread}

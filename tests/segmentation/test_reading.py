@@ -15,6 +15,7 @@ from helpers.s3_server import S3Server
 from helpers.small_dataset import CLASSES, paint, write_dataset
 
 from labelmill.pipeline.segmentation.epoch_order import EpochOrder, SampleIndex
+from labelmill.pipeline.segmentation.random_access import LabeledDataset
 from labelmill.pipeline.segmentation.reading import PairBatch, Split, open_split, read_samples, training_loader
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
@@ -256,3 +257,12 @@ def test_an_unfinished_dataset_is_refused(tmp_path: Path) -> None:
     Store.open(store.url).delete("manifest.json")
     with pytest.raises(OutputError, match=r"manifest\.json: not a labelmill dataset, or not complete"):
         open_split(store.url, "train")
+
+
+def test_samples_of_a_bucket_by_number(s3: S3Server) -> None:
+    s3.create_bucket("numbered")
+    write_dataset("s3://numbered/data")
+    split = open_split("s3://numbered/data", None)
+    keys = [sample.key for sample in read_samples(split)]
+    dataset = LabeledDataset(split, lambda sample: sample.key)
+    assert [dataset[index] for index in (9, 0, 5)] == [keys[9], keys[0], keys[5]]
