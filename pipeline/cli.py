@@ -20,6 +20,7 @@ from labelmill.pipeline.commands.export import export
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.commands.photos import invert, segment
 from labelmill.pipeline.commands.reproduce import reproduce
+from labelmill.pipeline.commands.stats import stats
 from labelmill.pipeline.process.interruption import (
     Interrupted,
     end_soon_after_signals,
@@ -60,6 +61,7 @@ app.add_typer(
 app.command()(invert)
 app.command()(segment)
 app.command()(reproduce)
+app.command()(stats)
 
 
 def _print_version(asked: bool) -> None:
