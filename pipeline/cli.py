@@ -17,6 +17,7 @@ from labelmill.pipeline.commands.benchmark import benchmark
 from labelmill.pipeline.commands.demo import demo
 from labelmill.pipeline.commands.evaluate import evaluate
 from labelmill.pipeline.commands.export import export
+from labelmill.pipeline.commands.init import init
 from labelmill.pipeline.commands.nightly import nightly
 from labelmill.pipeline.commands.photos import invert, segment
 from labelmill.pipeline.commands.reproduce import reproduce
@@ -58,6 +59,7 @@ app.add_typer(
     help="Make a dataset every night and publish it only if it passes its gates: `labelmill nightly NIGHTLY.YAML`.",
 )
 
+app.command()(init)
 app.command()(invert)
 app.command()(segment)
 app.command()(reproduce)
