@@ -21,6 +21,7 @@ from labelmill.schemas.errors import LabelmillError
 
 if TYPE_CHECKING:
     from labelmill.pipeline.api import (
+        find_instances,
         fit_labeler,
         label,
         make_dataset,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LabelmillError",
     "__version__",
+    "find_instances",
     "fit_labeler",
     "label",
     "make_dataset",

@@ -12,10 +12,14 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from labelmill.pipeline.generator.checkpoints import open_checkpoint
 from labelmill.pipeline.generator.sampling import Batch, Sampler, to_uint8
+from labelmill.pipeline.instances.detectors import FromFunction
+from labelmill.pipeline.instances.labeler import InstanceLabeler
+from labelmill.pipeline.instances.run_labeler import fit_instances
 from labelmill.pipeline.labelers.base import Labeler, Labels
 from labelmill.pipeline.labelers.methods import fit_to_bytes, method_of, open_fitted
 from labelmill.pipeline.pictures.overlay import Captioned, sheet
@@ -25,6 +29,7 @@ from labelmill.pipeline.segmentation.random_access import LabeledDataset, Pair, 
 from labelmill.pipeline.segmentation.reading import LabeledImage, open_split, read_samples
 from labelmill.schemas.config import GeneratorConfig, LabelerConfig, NumericsConfig, RunConfig
 from labelmill.schemas.errors import ConfigError
+from labelmill.schemas.instances import InstanceSettings
 from labelmill.schemas.section import Section
 from labelmill.schemas.yaml_file import apply_overrides, load_config, validate
 from labelmill.workers.generate import generate
@@ -57,6 +62,25 @@ def fit_labeler(generator: Sampler, method: str, **settings: Any) -> Labeler:
     config = validate({"labeler": {"method": method, **_plain(settings)}}, "fit_labeler", _LabelerFile).labeler
     method_of(config).check(config, generator)
     return open_fitted(config, generator, fit_to_bytes(config, generator)).labeler
+
+
+def find_instances(
+    generator: Sampler,
+    labeler: Labeler,
+    detect: Callable[[NDArray[np.uint8]], Iterable[Mapping[str, Any]]],
+    **settings: Any,
+) -> Labeler:
+    """The same labeler, which gives instances of what a function detects as well: `label` then gives instances_BHW,
+    int64 and 0 for none, and instances_B, what each image's instances are.
+
+    detect: from an image [H, W, C] uint8, RGB or gray, to boxes {"class": "person", "score": 0.9, "box": [x, y, width,
+    height]} in its pixels. settings: the fields of a run file's `instances` section but `detector`. Looks at images to
+    choose the row of w to mix from, unless `crossover` names it. Raises ConfigError.
+    """
+    chosen = validate(_plain(settings), "find_instances", InstanceSettings)
+    detector = FromFunction(lambda images_BHWC: [detect(image_HWC) for image_HWC in images_BHWC])
+    fitted = fit_instances(chosen, generator, detector, labeler=b"")
+    return InstanceLabeler(labeler, detector, chosen, generator, fitted.donors_NLD, fitted.provenance.crossover)
 
 
 def label(generator: Sampler, labeler: Labeler, seeds: Sequence[int]) -> Iterator[tuple[Batch, Labels]]:

@@ -6,12 +6,14 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from torch import Tensor
 
 from labelmill.pipeline.generator.sampling import Batch, Sampler
-from labelmill.pipeline.instances.box_file import BoxFile, content_sha256, read_boxes
+from labelmill.pipeline.instances.box_file import content_sha256, read_boxes
 from labelmill.pipeline.instances.boxes import Box
 from labelmill.pipeline.instances.crossover import choose_row, kept_by_detector, kept_by_edges
+from labelmill.pipeline.instances.detection_model import DetectionModel, model_sha256
 from labelmill.pipeline.instances.detectors import Detector, FromFile, FromFunction
 from labelmill.pipeline.instances.fitted import FittedInstances, InstancesProvenance
 from labelmill.pipeline.instances.labeler import InstanceLabeler
@@ -21,7 +23,7 @@ from labelmill.pipeline.process.device import repeatable_kernels
 from labelmill.pipeline.process.log import warn
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError
-from labelmill.schemas.instances import BoxFileConfig, DetectorConfig, InstancesConfig, InstanceSettings
+from labelmill.schemas.instances import BoxFileConfig, DetectionModelConfig, DetectorConfig, InstanceSettings
 from labelmill.schemas.labeler_findings import LabelerFindings
 from labelmill.schemas.sample import sample_key
 from labelmill.schemas.section import SEED_LIMIT
@@ -41,7 +43,12 @@ class _WithInstances:
 
 def instance_inputs(config: RunConfig) -> dict[str, str]:
     """Content hashes of what instances read beside the generator, by name. Raises ConfigError."""
-    return {} if config.instances is None else {"boxes": content_sha256(_detector_of(config.instances))}
+    if config.instances is None:
+        return {}
+    detector = config.instances.detector
+    if isinstance(detector, BoxFileConfig):
+        return {"boxes": content_sha256(detector)}
+    return {"detector": model_sha256(detector)}
 
 
 def check_instances(config: RunConfig, sampler: Sampler) -> None:
@@ -54,16 +61,30 @@ def check_instances(config: RunConfig, sampler: Sampler) -> None:
         raise ConfigError(
             f"instances.crossover: {crossover}, but this generator has {num_ws} rows of w; 1 to {num_ws - 1}, or `auto`"
         )
-    boxes = _read(config.instances, sampler)
+    detector = config.instances.detector
+    if isinstance(detector, BoxFileConfig):
+        _check_boxes(config, detector, sampler)
+    else:
+        _check_model(detector, sampler)
+
+
+def _check_boxes(config: RunConfig, detector: BoxFileConfig, sampler: Sampler) -> None:
+    boxes = read_boxes(detector, sampler.generator.spec.image_size)
     for problem in boxes.problems:
         warn(problem)
     first, dataset = config.dataset.first_seed, config.dataset
     keys = {sample_key(seed) for seed in range(first, first + dataset.num_shards * dataset.seeds_per_shard)}
     if keys.isdisjoint(boxes.boxes):
         warn(
-            f"instances: none of the {len(boxes.boxes)} images of {_detector_of(config.instances).path} is of this "
-            f"run's seeds, which are called {sample_key(first)} and so on: its samples will have no instances"
+            f"instances: none of the {len(boxes.boxes)} images of {detector.path} is of this run's seeds, which are "
+            f"called {sample_key(first)} and so on: its samples will have no instances"
         )
+
+
+def _check_model(detector: DetectionModelConfig, sampler: Sampler) -> None:
+    """Looks at one image: what a model takes is seen no other way."""
+    shape = sampler.generator.spec.image_shape
+    DetectionModel(detector, sampler.device)(np.zeros((1, shape.height, shape.width, shape.channels), np.uint8))
 
 
 def fit_run_labeler(config: RunConfig, sampler: Sampler, checkpoint_sha256: str | None, work: Path) -> bytes:
@@ -97,8 +118,9 @@ def open_run_labeler(
 
 def open_detector(config: DetectorConfig, sampler: Sampler) -> Detector:
     """Who finds boxes. Raises ConfigError where it cannot be read."""
-    assert isinstance(config, BoxFileConfig)
-    return FromFile(read_boxes(config, sampler.generator.spec.image_size).boxes)
+    if isinstance(config, BoxFileConfig):
+        return FromFile(read_boxes(config, sampler.generator.spec.image_size).boxes)
+    return FromFunction(DetectionModel(config, sampler.device))
 
 
 def fit_instances(settings: InstanceSettings, sampler: Sampler, detector: Detector, labeler: bytes) -> FittedInstances:
@@ -157,12 +179,3 @@ def _words(provenance: InstancesProvenance) -> list[str]:
     share, row = provenance.kept[provenance.crossover], provenance.crossover
     of = f"{provenance.num_boxes} boxes" if provenance.num_boxes else "whole images, as no box was found"
     return [f"instances: variants from row {row} of w on keep {share:.0%} of what is seen in {of}"]
-
-
-def _detector_of(config: InstancesConfig) -> BoxFileConfig:
-    assert isinstance(config.detector, BoxFileConfig)
-    return config.detector
-
-
-def _read(config: InstancesConfig, sampler: Sampler) -> BoxFile:
-    return read_boxes(_detector_of(config), sampler.generator.spec.image_size)
