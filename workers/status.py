@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ValidationError
 
 from labelmill.pipeline.dataset.manifest import INDEX_PATH, MANIFEST_PATH, RUN_PATH, read_index
+from labelmill.pipeline.nightly.latest import LATEST_PATH
+from labelmill.pipeline.nightly.snapshots import SNAPSHOTS
 from labelmill.pipeline.shards.publisher import TAR_PATH
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
@@ -32,8 +34,13 @@ class Status(BaseModel):
 
 
 def status(store: Store) -> Status:
-    """Raises OutputError where the output is not labelmill's."""
+    """Raises OutputError where the output is not labelmill's, or is a nightly root."""
     if not store.exists(RUN_PATH):
+        if store.exists(LATEST_PATH) or store.folders(SNAPSHOTS):
+            raise OutputError(
+                f"{store.url}: is a nightly root, not an output; `labelmill nightly status {store.url}` shows it, and "
+                f"`labelmill status` one of its snapshots"
+            )
         raise OutputError(f"{store.url}: has no {RUN_PATH}: no run has started there")
     run = _run_state(store)
     sizes = {file.path: file.num_bytes for file in store.list("shards") if TAR_PATH.fullmatch(file.path)}

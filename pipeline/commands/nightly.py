@@ -1,5 +1,6 @@
 """The `labelmill nightly` commands."""
 
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,13 @@ class _NightlyGroup(TyperGroup):
     """`labelmill nightly CONFIG` is short for `labelmill nightly run CONFIG`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_command = not args or args[0] in self.commands or args[0] in HELP_OPTIONS
-        return super().parse_args(ctx, args if is_command else ["run", *args])
+        is_file = bool(args) and args[0] not in (*self.commands, *HELP_OPTIONS) and not _is_mistyped(args[0])
+        return super().parse_args(ctx, ["run", *args] if is_file else args)
+
+
+def _is_mistyped(word: str) -> bool:
+    """Whether a word is meant as a command: it is written like one, and there is no such file."""
+    return re.fullmatch(r"[A-Za-z][A-Za-z-]*", word) is not None and not Path(word).exists()
 
 
 nightly = typer.Typer(no_args_is_help=True, cls=_NightlyGroup)

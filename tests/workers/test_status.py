@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from helpers.small_dataset import write_dataset
 
+from labelmill.pipeline.store.store import Store
+from labelmill.schemas.errors import OutputError
 from labelmill.workers.status import status, status_lines
 
 
@@ -24,3 +27,13 @@ def test_a_shard_that_is_gone_or_cut_since(tmp_path: Path) -> None:
     )
     store.delete("index.json")
     assert status(store).damaged == ("index.json",)
+
+
+@pytest.mark.parametrize("file", ["latest.json", "snapshots/2026-12-01-0a1b/run.json"])
+def test_a_nightly_root_is_told_as_one(tmp_path: Path, file: str) -> None:
+    root = Store.open(str(tmp_path))
+    with pytest.raises(OutputError, match="no run has started there"):
+        status(root)
+    root.create(file, b"{}")
+    with pytest.raises(OutputError, match=rf"is a nightly root.*`labelmill nightly status {tmp_path}`"):
+        status(root)
