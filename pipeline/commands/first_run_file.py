@@ -97,7 +97,7 @@ def _text(loaded: LoadedCheckpoint, name: str, reference: str, device: torch.dev
             _line("  splits: {train: 0.9, val: 0.1}", "whole shards are split"),
             "numerics:",
             _line(f"  batch_size: {batch_size}", batch_reason),
-            _line("  precision: float32", _precision_reason(spec, device)),
+            _precision_line(spec),
             _line("# execution: {executor: ray}", "on a cluster, one GPU per worker; needs a bucket as output"),
             "",
         ]
@@ -108,12 +108,12 @@ def _line(text: str, reason: str) -> str:
     return f"{text:<33} # {reason}"
 
 
-def _precision_reason(spec: GeneratorSpec, device: torch.device) -> str:
-    if device.type != "cuda":
-        return "half precisions need a GPU, and there is none here"
+def _precision_line(spec: GeneratorSpec) -> str:
     if spec.conv_clamp is None:
-        return "the file has no conv_clamp, so float16 may overflow; bfloat16 has the range"
-    return "float16 is faster here, and the file has the conv_clamp that it needs"
+        return _line("  precision: float32", "the file has no conv_clamp, without which float16 may overflow on GPUs")
+    return _line(
+        "  precision: auto", "float16 on GPUs that are fast at it, as the file has the conv_clamp that it needs"
+    )
 
 
 def _batch_size(spec: GeneratorSpec, device: torch.device) -> tuple[int, str]:
