@@ -279,6 +279,9 @@ def predict(
     side: Annotated[
         int | None, typer.Option(min=8, help="Photos' shorter side in the network (default: as in training).")
     ] = None,
+    overlays: Annotated[
+        Path | None, typer.Option(help="Folder for the photos tinted by their masks (PNG), to look at.")
+    ] = None,
 ) -> None:
     """Label a folder of photos with a trained network."""
     from labelmill.pipeline.networks.segmenter import load_segmenter
@@ -286,7 +289,14 @@ def predict(
     from labelmill.pipeline.segmentation.predict import predict_folder
 
     segmenter, card = load_segmenter(model, choose_device())
-    count = predict_folder(segmenter, photos, out, side or min(card.image_shape.size))
+    count = predict_folder(
+        segmenter,
+        photos,
+        out,
+        side or min(card.image_shape.size),
+        overlays=overlays,
+        num_classes=len(card.classes),
+    )
     classes = ", ".join(f"{value} {name}" for value, name in enumerate(card.classes))
     print(f"{out}: {count} masks of {classes}")
 

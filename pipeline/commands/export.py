@@ -14,6 +14,9 @@ def export(
     cutouts: Annotated[
         bool, typer.Option("--cutouts", help="KEY.png for each sample: RGB, and alpha.png as the alpha channel.")
     ] = False,
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="KEY.png for each sample: the image tinted by its mask, to look at.")
+    ] = False,
     file_format: Annotated[
         str | None,
         typer.Option(
@@ -23,19 +26,19 @@ def export(
     split: Annotated[str | None, typer.Option(help="Only the samples of this split, such as train.")] = None,
 ) -> None:
     """Write a dataset's samples as files for other programs."""
-    from labelmill.pipeline.dataset.export import export_cutouts
+    from labelmill.pipeline.dataset.export import export_cutouts, export_overlays
     from labelmill.pipeline.dataset.export_coco import export_coco
     from labelmill.pipeline.store.store import Store
 
     if file_format not in (None, "coco"):
         raise typer.BadParameter(f"--format {file_format}: there is coco")
-    if cutouts == (file_format is not None):
-        raise typer.BadParameter("choose what to export: --cutouts or --format coco")
+    if cutouts + overlays + (file_format is not None) != 1:
+        raise typer.BadParameter("choose what to export: --cutouts, --overlays or --format coco")
     if file_format is not None:
         with writing_to(out):
             counts = export_coco(Store.open(output), out, split)
         print(f"{out}: {counts.images} images, {counts.annotations} annotations")
         return
     with writing_to(out):
-        count = export_cutouts(Store.open(output), out, split)
-    print(f"{out}: {count} cutouts")
+        count = (export_cutouts if cutouts else export_overlays)(Store.open(output), out, split)
+    print(f"{out}: {count} {'cutouts' if cutouts else 'overlays'}")

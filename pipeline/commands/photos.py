@@ -41,6 +41,9 @@ def segment(
     sheets: Annotated[
         Path | None, typer.Option(help="Folder for pictures of photo, reconstructions, difference and mask.")
     ] = None,
+    overlays: Annotated[
+        Path | None, typer.Option(help="Folder for the photos tinted by their masks (PNG), to look at.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Label photos with a run's labeler through the generator. Fits the labeler and inverts photos where needed."""
@@ -55,7 +58,12 @@ def segment(
     labeler = prepare(config, sampler, checkpoint).labeler
     chosen = radius_for(sampler.generator.spec.image_size) if radius is None else radius
     rows = segment_folder(
-        PhotoLabeler(sampler, labeler, inversion, chosen), photos, out, reject_below=reject_below, sheets=sheets
+        PhotoLabeler(sampler, labeler, inversion, chosen),
+        photos,
+        out,
+        reject_below=reject_below,
+        sheets=sheets,
+        overlays=overlays,
     )
     classes = ", ".join(f"{value} {name}" for value, name in enumerate(labeler.classes))
     rejected = sum(row.rejected for row in rows)

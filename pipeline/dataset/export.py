@@ -1,21 +1,22 @@
-"""A dataset's samples as files for other programs: cutouts, whose alpha channel is how opaque the foreground is.
+"""A dataset's samples as files for other programs and for eyes: cutouts, whose alpha channel is how opaque the
+foreground is, and overlays, images tinted by their masks.
 
 Shape suffixes: H height, W width, C the channels red, green, blue and alpha.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from labelmill.pipeline.dataset.manifest import read_index, read_manifest
-from labelmill.pipeline.pictures.png import decode_gray, encode_cutout, read_png_header
+from labelmill.pipeline.pictures.overlay import Pixels, class_colours, overlay
+from labelmill.pipeline.pictures.png import decode_gray, encode_cutout, encode_picture, read_png_header
 from labelmill.pipeline.process.files import made_whole
 from labelmill.pipeline.shards.reader import Member, members_in
-from labelmill.pipeline.shards.sample_files import ALPHA, image_file
+from labelmill.pipeline.shards.sample_files import ALPHA, MASK, SampleFile, image_file
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
 from labelmill.schemas.manifest import IndexedShard, Manifest
@@ -33,12 +34,36 @@ def export_cutouts(store: Store, folder: Path, split: str | None) -> int:
             f"{store.url}: its samples have no {ALPHA.ending}, which cutouts need; label with labeler.method: "
             f"alpha_network"
         )
+    return _export_pictures(store, manifest, folder, split, ALPHA, lambda *pair: encode_cutout(np.dstack(pair)))
+
+
+def export_overlays(store: Store, folder: Path, split: str | None) -> int:
+    """Write KEY.png, the image tinted by its mask, for every sample of a split (None: of all) into a new folder, and
+    count them. Behaves as `export_cutouts` does."""
+    manifest = read_manifest(store)
+    colours = class_colours(len(manifest.classes))
+
+    def encode(image_HWC: Pixels, mask_HW: Pixels) -> bytes:
+        return encode_picture(overlay(image_HWC, mask_HW, colours))
+
+    return _export_pictures(store, manifest, folder, split, MASK, encode)
+
+
+def _export_pictures(
+    store: Store,
+    manifest: Manifest,
+    folder: Path,
+    split: str | None,
+    file: SampleFile,
+    encode: Callable[[Pixels, Pixels], bytes],
+) -> int:
+    """Write what `encode` makes of each image and its file of a kind; how many that were."""
     shards, count = shards_to_export(store, folder, split), 0
     with made_whole(folder) as unfinished:
         unfinished.mkdir()
         for shard in shards:
-            for key, cutout_HWC in _cutouts(store, shard, manifest):
-                (unfinished / f"{key}.png").write_bytes(encode_cutout(cutout_HWC))
+            for key, image_HWC, gray_HW in _pairs(store, shard, manifest, file):
+                (unfinished / f"{key}.png").write_bytes(encode(image_HWC, gray_HW))
                 count += 1
     return count
 
@@ -63,30 +88,32 @@ def checked_tar(store: Store, shard: IndexedShard) -> bytes:
     return tar
 
 
-def _cutouts(store: Store, shard: IndexedShard, manifest: Manifest) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Keys and pixels [H, W, 4] of a shard's samples."""
+def _pairs(
+    store: Store, shard: IndexedShard, manifest: Manifest, file: SampleFile
+) -> Iterator[tuple[str, Pixels, Pixels]]:
+    """Keys, images [H, W, 3] and files of a kind [H, W] of a shard's samples."""
     image_ending = image_file(manifest.image_format).ending
     images: dict[str, Member] = {}
     for member in members_in(checked_tar(store, shard)):
         if member.ending == image_ending:
             images[member.key] = member
-        elif member.ending == ALPHA.ending:
+        elif member.ending == file.ending:
             size = manifest.image_shape.size
-            alpha_HW, image_HWC = _alpha(member, size), _image(images.pop(member.key, None), size)
-            if alpha_HW is None or image_HWC is None:
+            gray_HW, image_HWC = _gray(member, size), _image(images.pop(member.key, None), size)
+            if gray_HW is None or image_HWC is None:
                 raise OutputError(f"{store.url}/{shard.url}: sample {member.key} is damaged; run `labelmill verify`")
-            yield member.key, np.dstack([image_HWC, alpha_HW])
+            yield member.key, image_HWC, gray_HW
 
 
-def _alpha(member: Member, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+def _gray(member: Member, size: tuple[int, int]) -> Pixels | None:
     header = read_png_header(member.data)  # first: memory follows from the size that it states
     if header is None or (header.height, header.width) != size:
         return None
-    alpha_HW = decode_gray(member.data)
-    return None if alpha_HW is None or alpha_HW.dtype != np.uint8 else np.asarray(alpha_HW, np.uint8)
+    gray_HW = decode_gray(member.data)
+    return None if gray_HW is None or gray_HW.dtype != np.uint8 else np.asarray(gray_HW, np.uint8)
 
 
-def _image(member: Member | None, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+def _image(member: Member | None, size: tuple[int, int]) -> Pixels | None:
     if member is None or not len(member.data):
         return None
     image = cv2.imdecode(np.frombuffer(member.data, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -28,8 +28,8 @@ from labelmill.pipeline.photos.sheet import write_sheet
 from labelmill.pipeline.photos.snap import Snapping, mask_agreement
 from labelmill.pipeline.pictures.checked_photos import CheckedPhoto, check_photos
 from labelmill.pipeline.pictures.overlay import class_colours, overlay, rgb
-from labelmill.pipeline.pictures.photos import PhotoError, read_photo
-from labelmill.pipeline.pictures.png import encode_gray
+from labelmill.pipeline.pictures.photos import PhotoError, Pixels, read_photo
+from labelmill.pipeline.pictures.png import encode_gray, encode_picture
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.process.log import warn
 from labelmill.schemas.config import GeneratorConfig
@@ -157,12 +157,19 @@ def open_inversion(generator: GeneratorConfig, output: Path, device: torch.devic
 
 
 def segment_folder(
-    labeler: PhotoLabeler, photos: Path, out: Path, *, reject_below: float | None = None, sheets: Path | None = None
+    labeler: PhotoLabeler,
+    photos: Path,
+    out: Path,
+    *,
+    reject_below: float | None = None,
+    sheets: Path | None = None,
+    overlays: Path | None = None,
 ) -> list[PhotoQuality]:
     """Label every photo of a folder and its subfolders, inverting first what has no latents yet.
 
     Writes masks as 8-bit gray PNG of the photos' sizes and names, `.alpha.png` and 16-bit `.instances.png` beside
-    them where the labeler gives them, and last quality.csv. Raises PhotoError and OutputError kinds as
+    them where the labeler gives them, and last quality.csv. overlays: a folder for the photos tinted by their masks, by
+    the same names. Raises PhotoError and OutputError kinds as
     `labelmill predict` does.
     """
     inversion = labeler.inversion
@@ -179,6 +186,8 @@ def segment_folder(
                 _write(out, latents, labels)
                 if sheets is not None:
                     _write_sheet(labeler, sheets, latents, labels)
+                if overlays is not None:
+                    _write_overlay(overlays, latents, labels, class_colours(len(labeler.labeler.classes)))
                 rows.append(labels.quality)
         write_atomically(out / QUALITY_FILE, _table(rows))
     except OSError as error:
@@ -201,6 +210,11 @@ def _write(out: Path, latents: Latents, labels: PhotoLabels) -> None:
     if labels.instances_HW is not None:
         instances_HW = labels.instances_HW.numpy().astype(np.uint16)
         write_atomically(path.with_name(f"{path.stem}.instances.png"), encode_gray(instances_HW))
+
+
+def _write_overlay(overlays: Path, latents: Latents, labels: PhotoLabels, colours: Pixels) -> None:
+    picture_HWC = overlay(read_photo(latents.photo.file), labels.mask_HW.numpy(), colours)
+    write_atomically(overlays / f"{latents.photo.name}.png", encode_picture(picture_HWC))
 
 
 def _write_sheet(labeler: PhotoLabeler, sheets: Path, latents: Latents, labels: PhotoLabels) -> None:

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from labelmill.pipeline.networks.segmenter import Segmenter
 from labelmill.pipeline.pictures.checked_photos import check_photos
+from labelmill.pipeline.pictures.overlay import class_colours, overlay
 from labelmill.pipeline.pictures.photos import Pixels, read_photo
-from labelmill.pipeline.pictures.png import encode_gray
+from labelmill.pipeline.pictures.png import encode_gray, encode_picture
 from labelmill.pipeline.process.files import write_atomically
 from labelmill.pipeline.process.host_copy import to_device
 from labelmill.pipeline.process.log import warn
@@ -64,22 +65,31 @@ def _classes(logits_KHW: Tensor, height: int, width: int) -> Tensor:
     return classes_HW
 
 
-def predict_folder(segmenter: Segmenter, photos: Path, out: Path, side: int) -> int:
+def predict_folder(
+    segmenter: Segmenter, photos: Path, out: Path, side: int, *, overlays: Path | None = None, num_classes: int = 0
+) -> int:
     """Label every photo of a folder and its subfolders; returns how many. Masks are 8-bit gray PNG of the photos'
     sizes, named by the photos' paths below the folder.
+
+    overlays: a folder for the photos tinted by their masks, by the same names; num_classes: how many colours it takes.
 
     Raises PhotoError for a folder without photos; UnreadablePhotosError, once all others are labeled, for what is not
     a readable image or shares its name with another; OutputError when masks cannot be written.
     """
     checked = check_photos(photos, out, warn)
     for photo in checked.good:
-        _write_mask(out / f"{photo.name}.png", predict(segmenter, read_photo(photo.file), side), out)
+        image_HWC = read_photo(photo.file)
+        mask_HW = predict(segmenter, image_HWC, side)
+        _write(out / f"{photo.name}.png", encode_gray(mask_HW), f"--out {out}")
+        if overlays is not None:
+            picture = encode_picture(overlay(image_HWC, mask_HW, class_colours(num_classes)))
+            _write(overlays / f"{photo.name}.png", picture, f"--overlays {overlays}")
     checked.raise_problems(f"the masks of the other {len(checked.good)} are in {out}")
     return len(checked.good)
 
 
-def _write_mask(path: Path, mask_HW: Pixels, out: Path) -> None:
+def _write(path: Path, png: bytes, option: str) -> None:
     try:
-        write_atomically(path, encode_gray(mask_HW))
+        write_atomically(path, png)
     except OSError as error:
-        raise OutputError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+        raise OutputError(f"{option}: cannot be written: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Cutouts: each sample's image with its alpha as the fourth channel, all of them or none."""
+"""Cutouts and overlays: each sample's image with its alpha as the fourth channel, or tinted by its mask."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from labelmill.pipeline.cli import app
 from labelmill.pipeline.dataset.export import export_cutouts
+from labelmill.pipeline.pictures.overlay import class_colours, overlay
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
 
@@ -30,6 +31,20 @@ def test_cutouts_are_image_and_alpha_to_the_pixel(dataset: str, tmp_path: Path) 
         image_HWC, mask_HW = disc(int(file.stem))
         assert np.array_equal(pixels_HWC[:, :, 2::-1], image_HWC)
         assert np.array_equal(pixels_HWC[:, :, 3], alpha_of(mask_HW))
+
+
+def test_overlays_are_images_tinted_by_masks(dataset: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", dataset, str(tmp_path / "seen"), "--overlays"], catch_exceptions=False)
+    assert done.exit_code == 0 and "10 overlays" in done.output
+    files = sorted((tmp_path / "seen").iterdir())
+    assert len(files) == 10
+    for file in files:
+        image_HWC, mask_HW = disc(int(file.stem))
+        expected_HWC = overlay(image_HWC, mask_HW, class_colours(3))
+        assert np.array_equal(cv2.imread(str(file), cv2.IMREAD_COLOR_RGB), expected_HWC)
+        assert (expected_HWC != image_HWC).any()
+    refused = CliRunner().invoke(app, ["export", dataset, str(tmp_path / "both"), "--overlays", "--cutouts"])
+    assert refused.exit_code == 2 and "choose what to export" in refused.output
 
 
 def test_a_split_alone_and_what_is_refused(dataset: str, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from labelmill.pipeline.photos.frame import Frame
 from labelmill.pipeline.photos.invert import Inversion
 from labelmill.pipeline.photos.segment import PhotoLabeler, open_inversion, segment_folder
 from labelmill.pipeline.photos.snap import Snapping, mask_agreement
-from labelmill.pipeline.pictures.photos import UnreadablePhotosError
+from labelmill.pipeline.pictures.overlay import class_colours, overlay
+from labelmill.pipeline.pictures.photos import UnreadablePhotosError, find_photos, read_photo
 from labelmill.schemas.config import RunConfig
 from labelmill.schemas.errors import ConfigError
 from labelmill.schemas.inversion import EncoderConfig, InversionSettings, StepsConfig
@@ -78,7 +79,9 @@ def opened(folder: Path) -> tuple[Sampler, Labeler, Inversion]:
 def test_masks_have_the_photos_names_and_sizes(folder: Path, opened: tuple[Sampler, Labeler, Inversion]) -> None:
     sampler, labeler, inversion = opened
     photo_labeler = PhotoLabeler(sampler, WithAlphaAndInstances(labeler), inversion, 2)
-    rows = segment_folder(photo_labeler, folder / "photos", folder / "masks", sheets=folder / "sheets")
+    rows = segment_folder(
+        photo_labeler, folder / "photos", folder / "masks", sheets=folder / "sheets", overlays=folder / "seen"
+    )
     assert [row.photo for row in rows] == ["a", "b", "more/c"]
     assert all(0 <= row.agreement <= 1 and abs(row.quality - row.agreement * row.confidence) < 1e-3 for row in rows)
     for name, size in (("a", (32, 32)), ("b", (50, 90)), ("more/c", (70, 40))):
@@ -88,6 +91,9 @@ def test_masks_have_the_photos_names_and_sizes(folder: Path, opened: tuple[Sampl
         instances_HW = cv2.imread(str(folder / "masks" / f"{name}.instances.png"), -1)
         assert instances_HW.dtype == np.uint16 and set(np.unique(instances_HW)) <= {0, 300}
         assert (folder / "sheets" / f"{name}.png").exists()
+        photo_HWC = read_photo(find_photos(folder / "photos").files[name])
+        seen_HWC = cv2.imread(str(folder / "seen" / f"{name}.png"), cv2.IMREAD_COLOR_RGB)
+        assert np.array_equal(seen_HWC, overlay(photo_HWC, np.asarray(mask_HW, np.uint8), class_colours(2)))
     with (folder / "masks" / "quality.csv").open() as file:
         assert [row["photo"] for row in csv.DictReader(file)] == ["a", "b", "more/c"]
 

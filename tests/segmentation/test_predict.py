@@ -13,7 +13,8 @@ from helpers.discs import ByColour, disc, write_photos
 from torch.nn import functional
 
 from labelmill.pipeline.networks.segmenter import Segmenter, build, save_segmenter
-from labelmill.pipeline.pictures.photos import PhotoError, UnreadablePhotosError, find_photos
+from labelmill.pipeline.pictures.overlay import class_colours, overlay
+from labelmill.pipeline.pictures.photos import PhotoError, UnreadablePhotosError, find_photos, read_photo
 from labelmill.pipeline.segmentation.evaluate import evaluate
 from labelmill.pipeline.segmentation.mask_source import open_masks
 from labelmill.pipeline.segmentation.predict import predict, predict_folder
@@ -49,6 +50,16 @@ def test_logits_not_masks_are_enlarged(segmenter: Segmenter) -> None:
     logits = functional.interpolate(small.clamp(0, 1)[:, [1, 2, 0]], size=(40, 24), mode="bilinear")
     found = predict(segmenter, image_HWC, 16)
     assert found.dtype == np.uint8 and np.array_equal(found, logits[0].argmax(0).numpy())
+
+
+def test_masks_are_laid_over_photos(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
+    seen, masks = tmp_path / "seen", tmp_path / "out"
+    predict_folder(segmenter, photos, masks, 16, overlays=seen, num_classes=len(CLASSES))
+    assert sorted(path.name for path in seen.iterdir()) == sorted(path.name for path in masks.iterdir())
+    for name, photo in find_photos(photos).files.items():
+        mask_HW = cv2.imread(str(masks / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        expected_HWC = overlay(read_photo(photo), np.asarray(mask_HW, np.uint8), class_colours(len(CLASSES)))
+        assert np.array_equal(cv2.imread(str(seen / f"{name}.png"), cv2.IMREAD_COLOR_RGB), expected_HWC)
 
 
 def test_a_folder_of_photos_becomes_a_folder_of_masks(segmenter: Segmenter, photos: Path, tmp_path: Path) -> None:
