@@ -120,17 +120,23 @@ def test_the_loader_in_the_card_takes_more_processes_than_shards(dataset: tuple[
     assert int(done.stdout) == next(count for count in manifest.samples_by_split.values() if count)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
 def test_hugging_face_loads_the_folder_by_its_card(
-    dataset: tuple[Store, Manifest], monkeypatch: pytest.MonkeyPatch
+    dataset: tuple[Store, Manifest], streaming: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Splits, and masks as images whose pixels are class indices."""
     store, manifest = dataset
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(Path(store.url).parent / "cache"))
     from datasets import load_dataset
 
-    loaded = load_dataset(store.url, streaming=True)
-    counts = {split: sum(1 for _ in samples) for split, samples in loaded.items()}
+    loaded = load_dataset(store.url, streaming=streaming, cache_dir=str(tmp_path))
+    rows = {split: list(samples) for split, samples in loaded.items()}
+    counts = {split: len(samples) for split, samples in rows.items()}
     assert counts == {split: count for split, count in manifest.samples_by_split.items() if count}
+    for row in (row for samples in rows.values() for row in samples):
+        image_HWC, mask_HW = paint(int(row["__key__"].rpartition("/")[2]))
+        assert row["mask.png"].mode == "L" and np.array_equal(np.asarray(row["mask.png"]), mask_HW)
+        assert np.array_equal(np.asarray(row[manifest.image_format]), image_HWC)
 
 
 @pytest.mark.parametrize("image_format", ["jpg", "png", "webp"])
