@@ -237,6 +237,7 @@ def _judged(run: LoadedRun, row: _Row) -> Sample:
         run.labeler.classes,
         run.config.quality,
         uncertain=row.is_uncertain,
+        num_instances=len(row.instances or ()),
     )
     generator = run.config.generator
     means, deviations = (values[:, 0] / 255 for values in cv2.meanStdDev(row.pixels["image_HWC"]))

@@ -22,6 +22,7 @@ class Evidence:
     """Its share of the image."""
     uncertain: bool
     """The labeler asks to drop it."""
+    num_instances: int
 
 
 Rule = Callable[[Candidate, Evidence, QualityConfig], bool]
@@ -48,12 +49,17 @@ def _uncertain(candidate: Candidate, evidence: Evidence, config: QualityConfig) 
     return evidence.uncertain
 
 
+def _too_few_instances(candidate: Candidate, evidence: Evidence, config: QualityConfig) -> bool:
+    return config.min_instances is not None and evidence.num_instances < config.min_instances
+
+
 RULES: dict[str, Rule] = {
     "foreground_too_small": _foreground_too_small,
     "foreground_too_large": _foreground_too_large,
     "low_confidence": _low_confidence,
     "fragmented": _fragmented,
     "uncertain": _uncertain,
+    "too_few_instances": _too_few_instances,
 }
 """Drop reasons in the order in which they are tried."""
 
@@ -67,10 +73,11 @@ def judge_sample(
     config: QualityConfig,
     *,
     uncertain: bool = False,
+    num_instances: int = 0,
 ) -> Candidate:
     """Measure a mask (class indices; 0 is background, 255 ignore) and apply the rules.
 
-    uncertain: whether the labeler asks to drop it.
+    uncertain: whether the labeler asks to drop it. num_instances: that the image has.
     Raises ValueError when the mask holds a value that is neither a class nor ignore.
     """
     pixels = count_values(mask_HW)
@@ -88,7 +95,7 @@ def judge_sample(
     )
     if not config.enabled:
         return candidate
-    evidence = Evidence(float(pixels[1:IGNORE].sum()) / mask_HW.size, uncertain)
+    evidence = Evidence(float(pixels[1:IGNORE].sum()) / mask_HW.size, uncertain, num_instances)
     reason = next((name for name, breaks in RULES.items() if breaks(candidate, evidence, config)), None)
     return candidate.model_copy(update={"drop_reason": reason})
 

@@ -132,6 +132,8 @@ class QualityConfig(Section):
     """Drop as `low_confidence` if the labeler's confidence is lower."""
     largest_component_min: float = Field(0.8, ge=0, le=1)
     """Drop as `fragmented` if the largest connected component holds a smaller share of the foreground."""
+    min_instances: int | None = Field(None, ge=1, exclude_if=lambda least: least is None)
+    """Drop as `too_few_instances` if an image has fewer instances. null: none are needed."""
     promise: PromiseConfig | None = Field(None, exclude_if=lambda promise: promise is None)
     """A promise about the kept samples' masks, which sets a higher `confidence_min` where it needs one."""
 
@@ -222,6 +224,12 @@ class RunConfig(Section):
     def computing(self, numerics: NumericsConfig) -> "RunConfig":
         """The same run with the numerics that `auto` means on the device that makes it."""
         return self.model_copy(update={"numerics": numerics})
+
+    @model_validator(mode="after")
+    def _check_instances(self) -> "RunConfig":
+        if self.quality.min_instances is not None and self.instances is None:
+            raise ValueError("quality.min_instances: set, but there are no `instances`; add the section or remove it")
+        return self
 
     def keeping(self, promise: Promise | None) -> "RunConfig":
         """The same run with the confidence limit that keeps a promise: for labeling, never for the run's identity."""

@@ -66,7 +66,14 @@ def test_components_touch_at_corners_and_join_all_classes() -> None:
 
 
 def test_the_first_broken_rule_is_the_reason() -> None:
-    assert list(RULES) == ["foreground_too_small", "foreground_too_large", "low_confidence", "fragmented", "uncertain"]
+    assert list(RULES) == [
+        "foreground_too_small",
+        "foreground_too_large",
+        "low_confidence",
+        "fragmented",
+        "uncertain",
+        "too_few_instances",
+    ]
     assert judged(mask_with(0.01), confidence=0.1).drop_reason == "foreground_too_small"
 
 
@@ -138,3 +145,11 @@ def test_the_largest_of_few_and_of_many_components(share: float) -> None:
     mask = (np.random.default_rng(1).random((120, 90)) < share).astype(np.uint8)
     _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     assert largest_component_share(mask) == statistics[1:, cv2.CC_STAT_AREA].max() / mask.sum()
+
+
+@pytest.mark.parametrize(("least", "count", "reason"), [(None, 0, None), (2, 2, None), (2, 1, "too_few_instances")])
+def test_an_image_has_as_many_instances_as_are_asked_for(least: int | None, count: int, reason: str | None) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 1
+    judged = judge_sample(mask, 0.9, None, 7, CLASSES, QualityConfig(min_instances=least), num_instances=count)
+    assert judged.drop_reason == reason

@@ -180,6 +180,7 @@ class MaskJudge:
                 self._classes,
                 self._quality,
                 uncertain=uncertain[row],
+                num_instances=0 if labels.instances_B is None else len(labels.instances_B[row]),
             )
             self._confidences.append(candidate.confidence)
             self._passes.append(candidate.kept)

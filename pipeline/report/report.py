@@ -178,6 +178,7 @@ def _reason_bars(manifest: Manifest, quality: QualityConfig) -> list[Bar]:
         "foreground_too_small": f"foreground below {quality.foreground_min:g}",
         "foreground_too_large": f"foreground above {quality.foreground_max:g}",
         "low_confidence": f"confidence below {quality.confidence_min:g}",
+        "too_few_instances": f"fewer than {quality.min_instances} instances",
         "fragmented": f"largest component below {quality.largest_component_min:g} of the foreground",
         "uncertain": "among the share that labeler.drop_portion drops",
     }

@@ -13,9 +13,11 @@ from pydantic import TypeAdapter
 
 import labelmill
 from labelmill.pipeline.generator.sampling import Batch
+from labelmill.pipeline.instances.boxes import Box
 from labelmill.pipeline.instances.crossover import choose_row
 from labelmill.pipeline.instances.detection_model import DetectionModel, model_sha256
-from labelmill.pipeline.instances.detectors import FromFunction
+from labelmill.pipeline.instances.detectors import FromFile, FromFunction
+from labelmill.pipeline.instances.labeler import InstanceLabeler
 from labelmill.pipeline.instances.run_labeler import fit_instances
 from labelmill.pipeline.labelers.base import Labels
 from labelmill.pipeline.process.torchvision_import import import_torchvision
@@ -55,6 +57,17 @@ def test_a_function_finds_instances(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(each.label in ("light", "all") for each in instances)
     again = labeler.label(batch.select([2]))
     assert again.instances_BHW is not None and torch.equal(again.instances_BHW[0], labels.instances_BHW[2])
+
+
+def test_photos_go_by_their_names() -> None:
+    sampler, settings = make_sampler(16), InstanceSettings(variants=4, clusters=[3], crossover=2)
+    ws_BLD, _ = sampler.ws([5, 6])
+    detector = FromFile({"holiday": (Box("person", 1.0, 2, 2, 12, 14),), "0000000000": (Box("a", 1.0, 1, 1, 9, 9),)})
+    fitted = fit_instances(settings, sampler, detector, b"")
+    labeler = InstanceLabeler(Nothing(), detector, settings, sampler, fitted.donors_NLD, 2)
+    labels = labeler.label(sampler.of_ws(ws_BLD, names=("beach", "holiday")))
+    assert labels.instances_B is not None
+    assert [[each.label for each in instances] for instances in labels.instances_B] == [[], ["person"]]
 
 
 def test_the_row_is_chosen_by_what_the_detector_still_sees() -> None:

@@ -120,6 +120,19 @@ def test_what_cannot_be_is_refused_before_work(write_run_file: Callable[..., Pat
         run_with(write_run_file, tmp_path, detector={"kind": "function", "path": "os:system"})
 
 
+def test_images_with_too_few_instances_are_dropped(write_run_file: Callable[..., Path], tmp_path: Path) -> None:
+    config = run_with(write_run_file, tmp_path)
+    quality = {"min_instances": 1, "foreground_min": 0, "foreground_max": 1, "confidence_min": 0}
+    values = {**config.model_dump(), "quality": {**quality, "largest_component_min": 0, "allow_weak_labeler": True}}
+    values["dataset"] = {"samples": 2, "samples_per_shard": 2, "max_candidates_per_sample": 2}
+    values["instances"]["detector"]["path"] = str(tmp_path / "boxes.jsonl")
+    generate(RunConfig.model_validate(values))
+    manifest = read_manifest(Store.open(config.output))
+    assert manifest.dropped_by_reason == {"too_few_instances": 2}
+    with pytest.raises(ValueError, match=r"quality\.min_instances: set, but there are no `instances`"):
+        RunConfig.model_validate({**values, "instances": None})
+
+
 def test_boxes_are_part_of_a_runs_identity(write_run_file: Callable[..., Path], tmp_path: Path) -> None:
     from labelmill.pipeline.check_run import read_inputs
     from labelmill.schemas.fingerprint import identity
