@@ -30,11 +30,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme") / "labelmill"
     ignored = shutil.ignore_patterns(".git", ".venv", "out", "build", "*.egg-info", ".*_cache", ".hypothesis")
     shutil.copytree(ROOT, folder, ignore=ignored)
-    # The demo on fewer images: `make demo`, `plan` and `preview` fit a labeler each.
+    # The demo on fewer and smaller images: `make demo`, `plan` and `preview` fit a labeler each.
     demo = folder / "deploy" / "runs" / "demo.yaml"
     text = demo.read_text(encoding="utf-8")
     assert "  method: style_mixing\n" in text
-    demo.write_text(text.replace("  method: style_mixing\n", "  method: style_mixing\n  fit_samples: 32\n"))
+    text = text.replace("  method: style_mixing\n", "  method: style_mixing\n  fit_samples: 32\n")
+    demo.write_text(text.replace("bundled:avatars-64", "bundled:avatars-32"))
     (folder / ".venv").mkdir()
     for name in ("demo", "dev"):
         (folder / ".venv" / name).touch()

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-SMALL = ("generator.checkpoint=bundled:avatars-32", "labeler.fit_samples=32", "dataset.samples=32")
+SMALL = ("generator.checkpoint=bundled:avatars-32", "labeler.fit_samples=16", "dataset.samples=16")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_demo_runs_from_a_wheel_beside_a_folder_called_pipeline(command: Pat
     run_file = Path(said.split(":")[0])
     assert run_file.is_relative_to(command.parents[1]) and run_file.read_bytes() == _demo()
     assert (tmp_path / "out" / "demo" / "report" / "index.html").exists()
-    assert "32 samples in 1 shards" in said
+    assert "16 samples in 1 shards" in said
 
 
 def _demo() -> bytes:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from labelmill.pipeline.benchmark.reach import Place, Reach
+from labelmill.pipeline.generator.checkpoints.source import read_bytes
 from labelmill.pipeline.generator.sampling import Sampler
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.fingerprint import canonical_json
@@ -102,8 +103,9 @@ def code_digest(*measuring: Measuring) -> str:
 
 
 def reach_of(*measuring: Measuring) -> Reach:
-    """The code that decides what they measure. Where rows are stored and how keys are made decide no number."""
-    return Reach(_ROOT, map(_place, measuring), without=[_place(Store), _place(row_key)])
+    """The code that decides what they measure. Where rows are stored, how keys are made and where files are read from
+    decide no number."""
+    return Reach(_ROOT, map(_place, measuring), without=[_place(each) for each in (Store, row_key, read_bytes)])
 
 
 def _place(definition: Measuring) -> Place:

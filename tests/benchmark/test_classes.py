@@ -41,8 +41,8 @@ TINY = benchmark.ClassesExtent(
         "iterations": 4,
         "passes": 1,
         "restarts": 1,
-        "edited_samples": 16,
-        "discovery_samples": 400,
+        "edited_samples": 8,
+        "discovery_samples": 160,
         "style_mixing": {"variants": 4, "fit_samples": 16, "restarts": 1, "crossover": 3},
     },
     students=StudentsExtent(

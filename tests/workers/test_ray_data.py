@@ -1,4 +1,4 @@
-"""Ray Data reads shards back exactly, with the README's own lines."""
+"""Ray Data reads shards back exactly, with the lines of the page about datasets."""
 
 import json
 import pickle
@@ -17,8 +17,8 @@ from labelmill.schemas.config import RunConfig
 from labelmill.schemas.yaml_file import load_config
 from labelmill.workers.generate import generate
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-(RECIPE,) = re.findall(r"^```python\n([^`]*?ray\.data[^`]*?)^```$", README, flags=re.MULTILINE)
+PAGE = (Path(__file__).resolve().parents[2] / "pipeline" / "dataset" / "README.md").read_text(encoding="utf-8")
+(RECIPE,) = re.findall(r"^```python\n([^`]*?ray\.data[^`]*?)^```$", PAGE, flags=re.MULTILINE)
 KEEP = "import pickle\nfrom pathlib import Path\nPath('rows.pickle').write_bytes(pickle.dumps(data.take_all()))\n"
 
 
