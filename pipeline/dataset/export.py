@@ -10,13 +10,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from labelmill.pipeline.dataset.manifest import read_index, read_manifest
 from labelmill.pipeline.pictures.overlay import Pixels, class_colours, overlay
 from labelmill.pipeline.pictures.png import decode_gray, encode_cutout, encode_picture, read_png_header
 from labelmill.pipeline.process.files import made_whole
 from labelmill.pipeline.shards.reader import Member, members_in
-from labelmill.pipeline.shards.sample_files import ALPHA, MASK, SampleFile, image_file
+from labelmill.pipeline.shards.sample_files import ALPHA, MASK, SampleFile, image_file, sample_files
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
 from labelmill.schemas.manifest import IndexedShard, Manifest
@@ -86,6 +87,23 @@ def checked_tar(store: Store, shard: IndexedShard) -> bytes:
     if hashlib.sha256(tar).hexdigest() != shard.sha256:
         raise OutputError(f"{store.url}/{shard.url}: is not the shard that the index lists; run `labelmill verify`")
     return tar
+
+
+def unpacked(store: Store, shard: IndexedShard, manifest: Manifest) -> Iterator[dict[str, Member]]:
+    """Members of each of a shard's samples, by field of Sample."""
+    files = sample_files(manifest.image_format, manifest.optional_files)
+    members = list(members_in(checked_tar(store, shard)))
+    for start in range(0, len(members), len(files)):
+        yield dict(zip((file.field for file in files), members[start : start + len(files)], strict=True))
+
+
+def pixels_of(member: Member, size: tuple[int, int]) -> NDArray[np.uint16]:
+    """[H, W] of a gray PNG. Raises ValueError for what is none of the dataset's size."""
+    header = read_png_header(member.data)  # first: memory follows from the size that it states
+    pixels_HW = decode_gray(member.data) if header and (header.height, header.width) == size else None
+    if pixels_HW is None:
+        raise ValueError(f"{member.name} is damaged")
+    return pixels_HW.astype(np.uint16)
 
 
 def _pairs(

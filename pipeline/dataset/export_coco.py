@@ -16,12 +16,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labelmill.pipeline.dataset.export import checked_tar, shards_to_export
+from labelmill.pipeline.dataset.export import pixels_of, shards_to_export, unpacked
 from labelmill.pipeline.dataset.manifest import read_manifest
-from labelmill.pipeline.pictures.png import decode_gray, read_png_header
 from labelmill.pipeline.process.files import made_whole
-from labelmill.pipeline.shards.reader import Member, members_in, parse_metadata
-from labelmill.pipeline.shards.sample_files import INSTANCES, MASK, METADATA, sample_files
+from labelmill.pipeline.shards.reader import Member, parse_metadata
+from labelmill.pipeline.shards.sample_files import INSTANCES, MASK, METADATA
 from labelmill.pipeline.store.store import Store
 from labelmill.schemas.errors import OutputError
 from labelmill.schemas.manifest import IndexedShard, Manifest
@@ -72,10 +71,7 @@ class _Export:
         self.num_images = self.num_annotations = 0
 
     def add(self, store: Store, shard: IndexedShard) -> None:
-        files = sample_files(self._manifest.image_format, self._manifest.optional_files)
-        members = list(members_in(checked_tar(store, shard)))
-        for start in range(0, len(members), len(files)):
-            sample = dict(zip((file.field for file in files), members[start : start + len(files)], strict=True))
+        for sample in unpacked(store, shard, self._manifest):
             try:
                 self._add(sample)
             except ValueError as error:
@@ -110,12 +106,12 @@ class _Export:
     ) -> Iterator[dict[str, Any]]:
         """Annotations without their ids."""
         if not self._has_instances:
-            mask_HW = _pixels(sample[MASK.field], size)
+            mask_HW = pixels_of(sample[MASK.field], size)
             for value, name in enumerate(self._manifest.classes[1:], start=1):
                 if (mask_HW == value).any():
                     yield self._annotation(mask_HW == value, name, {})
             return
-        numbers_HW = _pixels(sample[INSTANCES.field], size)
+        numbers_HW = pixels_of(sample[INSTANCES.field], size)
         known = {instance.id: instance for instance in metadata.instances or ()}
         for number in np.unique(numbers_HW[numbers_HW > 0]).tolist():
             instance = known.get(number)
@@ -154,12 +150,3 @@ def _numbered(names: list[str]) -> dict[str, int]:
 
 def _append(file: IO[str], count: int, values: Mapping[str, Any]) -> None:
     file.write((",\n" if count else "") + json.dumps(values))
-
-
-def _pixels(member: Member, size: tuple[int, int]) -> NDArray[np.uint16]:
-    """Raises ValueError for what is no gray PNG of the dataset's size."""
-    header = read_png_header(member.data)  # first: memory follows from the size that it states
-    pixels_HW = decode_gray(member.data) if header and (header.height, header.width) == size else None
-    if pixels_HW is None:
-        raise ValueError(f"{member.name} is damaged")
-    return pixels_HW.astype(np.uint16)

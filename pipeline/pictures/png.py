@@ -3,11 +3,13 @@
 Shape suffixes: H, W height and width; C the channels red, green, blue, or gray alone.
 """
 
+import io
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Gray = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -41,6 +43,15 @@ def encode_cutout(image_HWC: NDArray[np.uint8]) -> bytes:
     """RGB with straight alpha [H, W, 4] uint8 as an 8-bit PNG."""
     assert image_HWC.dtype == np.uint8 and image_HWC.ndim == 3 and image_HWC.shape[2] == 4, image_HWC.shape
     return _encoded(np.asarray(cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGBA2BGRA), np.uint8))
+
+
+def encode_palette(indices_HW: NDArray[np.uint8], colours_N3: NDArray[np.uint8]) -> bytes:
+    """[H, W] uint8 as a palette PNG whose index n is shown in colour n [N, 3], N at most 256; indices stay as they
+    are."""
+    image, content = Image.fromarray(indices_HW, "P"), io.BytesIO()
+    image.putpalette(colours_N3.tobytes())
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def encode_gray(pixels_HW: Gray) -> bytes:
