@@ -73,10 +73,11 @@ def check_coco(store: Store, folder: Path) -> None:
 
 
 def test_pycocotools_reads_an_export(tmp_path: Path) -> None:
-    coco_tools = pytest.importorskip("pycocotools.coco")
+    from pycocotools.coco import COCO
+
     store = Store.open(write_discs(tmp_path / "out", samples=6))
     counts = export_coco(store, tmp_path / "coco", None)
-    coco = coco_tools.COCO(str(tmp_path / "coco" / "annotations.json"))
+    coco = COCO(str(tmp_path / "coco" / "annotations.json"))
     assert (counts.images, counts.annotations) == (6, len(coco.anns)) and len(coco.imgs) == 6
     for annotation in coco.anns.values():
         _, mask_HW = disc(annotation["image_id"])
