@@ -48,7 +48,9 @@ def markdown(benchmark: ClassBenchmark) -> str:
         if group in ("discovery", "untruncated") and rows:
             parts += [_changes(rows), *_found(rows)]
     parts += ["## Clusters of the default", _clusters(benchmark.result(DEFAULT))]
-    parts += ["## Networks that learned the masks", _students(benchmark.students), _PUBLISHED]
+    if benchmark.students:
+        parts += ["## Networks that learned the masks", _students(benchmark.students)]
+    parts.append(_PUBLISHED)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
